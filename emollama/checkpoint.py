@@ -152,6 +152,7 @@ class StoredModel(HasParameters, Protocol):
 
     ignored_tensors: tuple[str, ...]
     optional_tensor_group: tuple[str, ...]
+    optional_tensors: tuple[str, ...]
     shape_keys: tuple[str, ...]
     architecture: str
 
@@ -167,7 +168,8 @@ def load_trainable(
 
     Args:
         model: the model. Its attributes define names (``stored_name``), tensors that may be unused or missing
-            (``ignored_tensors``, ``optional_tensor_group``), and names for messages (``shape_keys``, ``architecture``).
+            (``ignored_tensors``, ``optional_tensor_group``, ``optional_tensors``), and names for messages (``shape_keys``,
+            ``architecture``).
         stored: name in the file -> tensor.
         path: path of the file, for messages.
         allow_missing: glob patterns of trained tensors that may be missing.
@@ -186,7 +188,12 @@ def load_trainable(
     unexpected = [name for name in stored if name not in parameters]
     unused = [name for name in unexpected if _matches(name, naming.ignored_tensors)]
     notes = [f"{path}: ignored {listing(unused, 'unused tensor')}"] if unused else []
-    together, allowed = set(naming.optional_tensor_group), {name for name in missing if _matches(name, allow_missing)}
+    new = [name for name in missing if _matches(name, naming.optional_tensors)]
+    missing = [name for name in missing if name not in new]
+    if new:
+        notes.append(f"{path}: initialized {listing(new, 'missing tensor')} of slots that the checkpoint was not trained with")
+    together = {name for name in naming.optional_tensor_group if name in parameters}
+    allowed = {name for name in missing if _matches(name, allow_missing)}
     # Only if all of them are missing is this a MiniGPT-v2 file; otherwise the missing tensors are reported.
     if together and together <= set(missing) <= together | allowed:
         notes.append(f"{path} is a MiniGPT-v2 checkpoint; initialized {listing(sorted(together), 'missing tensor')}")

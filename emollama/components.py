@@ -5,7 +5,8 @@ datasets in ``data/dataset.py``, encoders in ``encoders/encoder.py``, extractors
 ``runners/runner.py``, metrics in ``evaluation/metrics.py``, judges in ``evaluation/judges/judge.py``, and learning rate schedules
 in ``lr_schedules.py``.
 
-Shape letters: B = sequences, W = width of the padded cache, Q = new tokens per sequence, L = labelled tokens, V = size of the
+Shape letters: n = feature vectors of a slot in a micro-batch, D = size of a feature vector of the slot, H = hidden size of the
+language model, B = sequences, W = width of the padded cache, Q = new tokens per sequence, L = labelled tokens, V = size of the
 vocabulary.
 """
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from emollama.data.batch import Batch, PackedFeatures
 from emollama.data.dataset import SampleDataset
+from emollama.data.fusion_layout import FusionLayout
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.prompts.prompt_style import LossAverage
 from emollama.data.slots import SlotShape
@@ -29,21 +31,46 @@ from emollama.stores.manifest import Manifest
 
 
 class Fusion(Protocol):
-    """What a registered fusion module, a :class:`torch.nn.Module`, must provide."""
+    """What a registered fusion module, a :class:`torch.nn.Module`, must provide.
 
-    def __init__(self, slot_dims: Mapping[str, int], hidden_size: int, dropout: float = 0.0) -> None: ...
+    Every parameter must take part in every forward pass, also if its slot is empty, because data parallelism expects a gradient
+    for each parameter on every rank. The tokens of a sample must not depend on the other samples of the micro-batch: an operation
+    along time is applied to each element of :meth:`~emollama.data.batch.PackedFeatures.split`.
 
-    @staticmethod
-    def num_feature_tokens(counts: Mapping[str, int]) -> dict[str, int]:
-        """Convert the number of a sample's feature vectors by slot to the number of feature tokens by name.
+    Attributes:
+        Config: dataclass of the keys of ``model.fusion``, each with a docstring; without keys, it is empty.
+    """
+
+    Config: ClassVar[type[Any]]
+
+    def __init__(self, cfg: Any, slots: Mapping[str, SlotShape], hidden_size: int) -> None:
+        """Build the module.
+
+        Args:
+            cfg: an instance of ``Config``.
+            slots: slot -> shape of its feature vectors, in the order in which the model declares them.
+            hidden_size: H.
+        """
+        ...
+
+    @classmethod
+    def layout(cls, cfg: Any, slots: Mapping[str, SlotShape]) -> FusionLayout:
+        """Return names and numbers of the feature tokens.
 
         Raises:
-            ValueError: If the module cannot process these numbers.
+            UserError: If the module does not accept these slots.
         """
         ...
 
     def __call__(self, slots: Mapping[str, PackedFeatures]) -> dict[str, Tensor]:
-        """Convert feature vectors (n, D) by slot to feature tokens (count, H) by name."""
+        """Turn feature vectors into feature tokens; a :class:`torch.nn.Module` implements ``forward``.
+
+        Args:
+            slots: slot -> feature vectors (n, D) of all samples.
+
+        Returns:
+            part of an output -> (number of feature tokens, H), the tokens of one sample after the other.
+        """
         ...
 
 
@@ -98,6 +125,7 @@ class Model(Protocol):
         Config: dataclass with the keys of the ``model`` block.
         ignored_tensors: glob patterns of checkpoint tensors that the model does not use.
         optional_tensor_group: trained tensors that may be missing from a checkpoint if all of them are.
+        optional_tensors: glob patterns of further trained tensors that may be missing from a checkpoint.
         shape_keys: keys of the ``model`` block that determine tensor shapes, for messages.
         architecture: the value of ``model.arch``, for messages.
         llm_config: the configuration of the language model, an object of transformers.
@@ -106,6 +134,7 @@ class Model(Protocol):
     Config: ClassVar[type[Any]]
     ignored_tensors: tuple[str, ...]
     optional_tensor_group: tuple[str, ...]
+    optional_tensors: tuple[str, ...]
     shape_keys: tuple[str, ...]
     architecture: str
     llm_config: Any
@@ -115,6 +144,15 @@ class Model(Protocol):
     @staticmethod
     def slot_shapes(cfg: Any) -> dict[str, SlotShape]:
         """Return the expected shape of a sample's features for each slot."""
+        ...
+
+    @classmethod
+    def feature_layout(cls, cfg: Any) -> FusionLayout:
+        """Return names and numbers of a sample's feature tokens, without building the fusion module.
+
+        Raises:
+            UserError: If the fusion module is unknown, or does not accept the slots of the model.
+        """
         ...
 
     @staticmethod

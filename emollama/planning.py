@@ -120,10 +120,11 @@ def _tokens(config: RunConfig, model: Model) -> tuple[dict[str, int], list[str]]
     folder = Path(config.model.llama_model)
     exact = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     texts = [text for block in config.datasets.values() for text in block.turns()] or [""]
-    feature_tokens = model.fusion.num_feature_tokens({slot: shape.num_vectors for slot, shape in shapes.items()})
+    layout = model.feature_layout(config.model)
+    feature_tokens = layout.num_feature_tokens({slot: shape.num_zeros for slot, shape in shapes.items()})
     if exact:
         prompt = model.prompt_format(config.model)
-        features = {slot: torch.zeros(shape.num_vectors, shape.dim) for slot, shape in shapes.items()}
+        features = {slot: torch.zeros(shape.num_zeros, shape.dim) for slot, shape in shapes.items()}
         lengths = [len(prompt.tokenize(Record("", "", [(text, None)], features)).input_ids) for text in texts]
         text_tokens = max(lengths) - sum(feature_tokens.values())
     else:

@@ -37,7 +37,10 @@ def _with_config(package: str, classes: Mapping[str, str]) -> dict[str, str | Bu
 MODELS: Registry[type[Model]] = Registry(
     "model", _with_config("emollama.models", {"minigpt_v2": "minigpt_v2:MiniGPTv2", "minigpt4": "minigpt4:MiniGPT4"})
 )
-FUSIONS: Registry[type[Fusion]] = Registry("fusion", {"linear": "emollama.models.fusion:LinearFusion"}, needs_config=False)
+_FUSIONS = {"linear": "LinearFusion", "image_projection": "ImageProjection"}
+FUSIONS: Registry[type[Fusion]] = Registry(
+    "fusion", {name: f"emollama.models.fusion.linear:{cls}" for name, cls in _FUSIONS.items()}
+)
 _DATASETS = {
     "feature_face_caption": "feature_face_caption:FeatureFaceCaption",
     "mer2024_caption": "mer2024_caption:MER2024Caption",

@@ -7,11 +7,12 @@ import pytest
 import torch
 from helpers import FOLDERS, NAMES, golden_tree, loaded
 
-from emollama.data.augmentation import MODALITIES, Augmentation
+from emollama.data.augmentation import Augmentation
 from emollama.data.loader import BatchLayout, TrainingSamples, step_batches, training_loader
 from emollama.data.sampling import MixtureSampler
 from emollama.errors import UserError
 
+MODALITIES = (("image", "cls"), ("face",), ("video",), ("audio",))
 KINDS = ("noise", "drop_modality", "mask_rows")
 
 
@@ -24,7 +25,7 @@ def features(num_vectors=64, absent=()):
 
 
 def augmented(original, kinds, k=0, prob=1.0, noise=0.1, mask=0.25):
-    return Augmentation(prob, kinds, noise, mask)(dict(original), np.random.default_rng([9, k]))
+    return Augmentation(prob, kinds, noise, mask, MODALITIES)(dict(original), np.random.default_rng([9, k]))
 
 
 def changed(original, result):

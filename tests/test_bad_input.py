@@ -69,9 +69,28 @@ def test_an_unknown_fusion_names_its_key(refused, tree):
     assert "fusion" in message and "Did you mean 'linear'?" in message
 
 
-def test_slots_that_the_fusion_does_not_use_are_refused(refused, tree):
+def test_a_declared_slot_that_no_dataset_fills_is_refused(refused, tree):
     tree["model"]["slot_dims"]["gait"] = 3
-    assert "slot_dims" in refused()
+    message = refused()
+    assert "model.slots declares 'gait', but no block under 'datasets' has features for it. Set features.gait" in message
+
+
+def test_features_without_a_slot_are_refused_with_the_declaration_to_add(refused, tree):
+    tree["datasets"]["golden"]["features"] = {"gaze": "gaze_npy"}
+    message = refused()
+    assert "datasets.golden.features: the model has no slot for gaze. Its slots are image, face, video, audio." in message
+    assert "slots: {gaze: {dim: D}}" in message
+
+
+def test_a_slot_that_is_set_under_both_of_its_names_is_refused(refused, tree):
+    tree["datasets"]["golden"] |= {"features": {"audio": "a"}, "audio_feature_path": "b"}
+    message = refused()
+    assert "'datasets.golden.audio_feature_path' and 'datasets.golden.features.audio' set the same slot. Keep one" in message
+
+
+def test_a_slot_with_the_name_of_a_class_token_is_declared_twice(refused, tree):
+    tree["model"]["slots"] = {"cls": {"dim": 3}}
+    assert "model: slots.image.class_token: the slot 'cls' is declared twice." in refused()
 
 
 def test_an_unknown_task_in_the_pool_is_refused_with_the_nearest_name(refused, tree):
@@ -157,9 +176,9 @@ def test_missing_captions_transcripts_and_features_are_reported_together(refused
     assert f"no caption for task reason for 2 clips: {NAMES[0]}, {NAMES[1]}. Remedy" in message
     assert f"no caption for task reason_v2 for 1 clip: {NAMES[5]}. Remedy" in message
     assert f"no row in transcription_en_all.csv for 1 clip: {NAMES[1]}. Remedy" in message
-    assert f"image_feature_path ({corpus}/eva) for 1 clip: {NAMES[0]}. Remedy" in message
+    assert f"features.image ({corpus}/eva) for 1 clip: {NAMES[0]}. Remedy" in message
     for slot in ("face", "video", "audio"):
-        assert f"{slot}_feature_path ({corpus}/{FOLDERS[slot]}) for 1 clip: {NAMES[4]}. Remedy" in message
+        assert f"features.{slot} ({corpus}/{FOLDERS[slot]}) for 1 clip: {NAMES[4]}. Remedy" in message
 
 
 def test_problems_of_several_blocks_are_reported_together(refused, tree, corpus):
@@ -171,7 +190,7 @@ def test_problems_of_several_blocks_are_reported_together(refused, tree, corpus)
 
 def test_a_missing_feature_folder_is_refused_with_its_key(refused, corpus):
     shutil.rmtree(corpus / "HL-UTT")
-    assert f"datasets.golden.audio_feature_path: no folder '{corpus}/HL-UTT'" in refused()
+    assert f"datasets.golden.features.audio: no folder '{corpus}/HL-UTT'" in refused()
 
 
 def test_invalid_json_of_captions_is_refused_with_file_and_line(refused, corpus, tree):
@@ -403,7 +422,7 @@ def test_resuming_with_an_annotation_list_of_another_length_is_refused(tmp_path,
     ("options", "expected"),
     [
         (["datasets.golden.transcription_path=null"], ["datasets.golden.transcription_path", "None in this run"]),
-        (["datasets.golden.audio_feature_path=null"], ["datasets.golden.audio_feature_path", "None in this run"]),
+        (["datasets.golden.audio_feature_path=null"], ["datasets.golden.features.audio", "None in this run"]),
         (
             ["run.amp=True"],
             [

@@ -187,7 +187,7 @@ def test_an_unreadable_block_does_not_prevent_the_check_of_the_others(checked, t
     report = checked()
     assert [block.label for block in report.blocks] == [BLOCK]
     assert {finding.block for finding in report.findings if finding.kind == "unreadable"} == {"datasets.second", "datasets.third"}
-    assert "absent.txt" in texts(report) and "face_feature_path: no folder" in texts(report)
+    assert "absent.txt" in texts(report) and "features.face: no folder" in texts(report)
     assert reported_names(report, "missing features") == [NAMES[2]]
 
 
@@ -210,7 +210,7 @@ class Bare:
         held_out: float = 0.0
         labels: list[str] = field(default_factory=list)
 
-    features = ()
+    features, slot_sources = (), dict.fromkeys(("image", "face", "video", "audio"), "computed")
 
     def __init__(self, cfg, **built_with):
         self.cfg, self.notes, self.pool = cfg, ["bare note"], TaskPool("emotion", {}, ["happy"])
@@ -709,7 +709,7 @@ def test_the_table_shows_a_few_of_many_clips_and_the_json_report_all_of_them(tmp
     table, plain = text_of(report), report.plain()
     assert max(map(len, table.splitlines())) < 800 and "absent_150" not in table
     assert "and 190 more" in table and "and 25 more of this kind" in table
-    (face, *_) = (finding for finding in plain["findings"] if "face_feature_path" in finding["text"])
+    (face, *_) = (finding for finding in plain["findings"] if "features.face" in finding["text"])
     assert len(face["clips"]) == 170
     assert table.splitlines()[-1] == report.summary == f"{plain['problems']} problems, {plain['notes']} notes"
 

@@ -152,7 +152,7 @@ def test_tensors_of_another_shape_are_reported_with_both_shapes(laid_out, stored
     stored["llama_proj.weight"] = torch.zeros(64, 700)
     stored["llama_proj.bias"] = torch.zeros(1, 64)
     message = refusal(checked, laid_out, stored)
-    assert "2 tensors with different shapes: " in message and "(do lora_r, slot_dims, llama_model differ?)" in message
+    assert "2 tensors with different shapes: " in message and "(do lora_r, slots, llama_model differ?)" in message
     assert (
         "llama_proj.weight has shape (64, 700), expected (64, 704)" in message and "llama_proj.bias has shape (1, 64)" in message
     )

@@ -429,7 +429,7 @@ def test_the_released_emotion_recognition_configuration_has_two_evaluation_datas
     assert cfg.datasets == {}
     assert mer2023.dataset.labels == ["neutral", "angry", "happy", "sad", "worried", "surprise"]
     assert mer2024.dataset.annotation_file == f"{tmp_path}/data/MER2024-noise_NCE.txt"
-    assert (mer2024.dataset.face_feature_path, mer2024.task.max_new_tokens) == ("mae_340_23_UTT", 500)
+    assert (mer2024.dataset.features["face"], mer2024.task.max_new_tokens) == ("mae_340_23_UTT", 500)
 
 
 # Names
@@ -439,7 +439,7 @@ def test_the_keys_of_build_info_are_read_as_keys_of_the_block(tmp_path):
     info = {"ann_path": "a.txt", "image_path": "v", "transcription_path": "t.csv", "face_feature_path": "f"}
     block = loaded(tmp_path, train_block(build_info=info)).datasets["feature_face_caption"]
     assert (block.annotation_file, block.image_path) == ("a.txt", "v")
-    assert (block.transcription_path, block.face_feature_path) == ("t.csv", "f")
+    assert (block.transcription_path, block.features["face"]) == ("t.csv", "f")
 
 
 def test_the_old_keys_of_an_evaluation_are_accepted(tmp_path):

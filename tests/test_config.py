@@ -571,7 +571,7 @@ def test_the_source_is_the_last_layer_that_gave_the_value(tmp_path, presets):
 
 def test_each_entry_of_a_mapping_has_its_own_source(tmp_path):
     sources = loaded(tmp_path, small(model={"slot_dims": {"image": 176}})).sources
-    assert (sources["model.slot_dims.image"], sources["model.slot_dims.face"]) == (f"{tmp_path}/config.yaml", "default")
+    assert (sources["model.slots.image.dim"], sources["model.slots.face.dim"]) == (f"{tmp_path}/config.yaml", "default")
 
 
 def test_the_source_of_a_value_includes_the_old_key(tmp_path):

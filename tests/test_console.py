@@ -195,7 +195,7 @@ def test_a_failed_phase_is_not_logged_as_complete(level, caplog):
 
 def test_a_progress_bar_fits_80_columns_and_is_erased_at_the_end(terminal):
     clock = Clock()
-    label = "checking datasets.feature_face_caption.face_feature_path"
+    label = "checking datasets.feature_face_caption.features.face"
     with Progress(28618, label, unit="clips", clock=clock) as bar:
         clock.now = 3600.0
         bar.update(12861)

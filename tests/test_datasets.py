@@ -96,7 +96,7 @@ def test_mer2024_reads_its_own_transcript_and_feature_folders(build, tmp_path, t
     )
     shutil.rmtree(tmp_path / "HL_23_UTT")
     text = refusal(build, "mer2024_caption", {}, training=training, features=True, annotation_file="list.txt")
-    assert "mer2024_caption.audio_feature_path: no folder" in text and "HL_23_UTT" in text
+    assert "mer2024_caption.features.audio: no folder" in text and "HL_23_UTT" in text
 
 
 def test_mer2024_scores_six_labels_and_shows_nine_in_the_prompt(build):
@@ -482,7 +482,7 @@ def test_a_run_reports_all_problems_of_all_blocks_at_once(tmp_path):
         "datasets.custom: curriculum.by 'hardness': ",
         f"datasets.dfew: {tmp_path}/train(single-labeled)/set_1.csv, line 4: clip '0001' is '00001'",
         f"datasets.dfew: {tmp_path}/train(single-labeled)/set_1.csv: 1 unknown label: ",
-        "datasets.dfew: no array in datasets.dfew.image_feature_path",
+        "datasets.dfew: no array in datasets.dfew.features.image",
         f"datasets.dfew: {tmp_path}/HL-UTT/00002.npy (slot audio): contains NaN or inf",
         f"datasets.emer: {tmp_path}/EMER_NCE.txt, line 2: expected 3 or 4 fields",
         f"datasets.emer: {tmp_path}/EMER_NCE.txt, line 3: the second field of",

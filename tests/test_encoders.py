@@ -18,6 +18,7 @@ from media_files import write_video
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from emollama.data.slots import SlotShape
 from emollama.encoders.hubert import Hubert, chunk_lengths
 from emollama.encoders.mae import Mae
 from emollama.encoders.videomae import VideoMae
@@ -283,7 +284,7 @@ def test_an_original_mae_file_equals_transformers_with_the_same_weights(clips, t
     with torch.no_grad():
         tokens = model.eval()(pixels, noise=torch.arange(float(PATCHES)).repeat(len(pixels), 1)).last_hidden_state
     assert close(encoder.encode([pixels])[0], tokens[:, 0].mean(0))
-    assert Mae.describe(encoder.cfg, "encoders.m").shape == (1, 64)
+    assert Mae.describe(encoder.cfg, "encoders.m").shape == SlotShape(1, 64)
 
 
 def test_an_original_mae_file_gets_the_normalisation_of_imagenet(folders, clips, tmp_path):
@@ -523,7 +524,7 @@ SETTINGS = {
 def test_the_provenance_is_plain_json_and_contains_every_setting_that_affects_features(folders, name):
     cfg = CLASSES[name].Config(weights=str(folders / name))
     plain = CLASSES[name].describe(cfg, "encoders.x")
-    assert plain.shape == (1, 64)
+    assert plain.shape == SlotShape(1, 64)
     assert json.loads(json.dumps(plain.settings)) == plain.settings
     all_settings = [plain.settings] + [
         CLASSES[name].describe(replace(cfg, **keys), "encoders.x").settings for keys in SETTINGS[name]

@@ -274,9 +274,7 @@ def test_face_images_replace_the_keys_of_face_detection_in_the_manifest(tmp_path
         extract(path)
     manifest = Manifest.read(str(tmp_path / "out/mae_340_UTT"))
     assert manifest.inputs == {"faces": "images"} and not {"face", "max_frames"} & manifest.settings.keys()
-    source = SimpleNamespace(
-        slots=("face",), filled_slots=("face",), path=str(tmp_path / "out/mae_340_UTT"), key="datasets.a.face"
-    )
+    source = SimpleNamespace(slots=("face",), frame_selection=None, path=str(tmp_path / "out/mae_340_UTT"), key="datasets.a.face")
     config = configuration.load(path, [], needs_model=False)
     assert mismatches(config, [SimpleNamespace(features=[source])]) == []
     config.encoders["mae"].pooling = "patches"
@@ -295,7 +293,7 @@ REFUSED = {
     "no folder": ({"videos": "nowhere"}, ["extraction.videos", "nowhere"]),
     "no faces": ({"face_path": "nowhere"}, ["extraction.face_path", "nowhere"]),
     "no list": ({"annotation_file": "nowhere.txt"}, ["annotation_file", "nowhere.txt"]),
-    "other width": ({"encoders": {"bytes": {"width": 16}}, "model": LLM}, ["encoders.bytes", "16", "model.slot_dims", "24"]),
+    "other width": ({"encoders": {"bytes": {"width": 16}}, "model": LLM}, ["encoders.bytes", "16", "model.slots", "24"]),
     "other size": (
         {"encoders": ["grid"], "model": LLM | {"image_size": 56}},
         ["encoders.grid.image_size", "model.image_size", "16"],

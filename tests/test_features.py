@@ -241,8 +241,8 @@ def test_missing_features_are_reported_with_clip_names_count_and_key(build, corp
     problems = build().problems()
     assert len(problems) == 2
     face, audio = (problem.text for problem in problems)
-    assert "datasets.golden.face_feature_path" in face and f"for 1 clip: {NAMES[2]}." in face
-    assert "datasets.golden.audio_feature_path" in audio and f"for 2 clips: {NAMES[0]}, {NAMES[4]}." in audio
+    assert "datasets.golden.features.face" in face and f"for 1 clip: {NAMES[2]}." in face
+    assert "datasets.golden.features.audio" in audio and f"for 2 clips: {NAMES[0]}, {NAMES[4]}." in audio
     assert "missing_features: zero or skip" in audio
 
 
@@ -256,8 +256,8 @@ def test_the_policy_zero_fills_every_slot_of_a_missing_file_and_notes_the_count(
     assert second["image"].shape == (64, 176) and second["cls"].shape == (1, 176)
     assert not second["image"].any() and not second["cls"].any()
     assert sorted(dataset.notes) == [
-        "datasets.golden.image_feature_path: 1 of 6 clips have no array (missing_features: zero)",
-        "datasets.golden.video_feature_path: 1 of 6 clips have no array (missing_features: zero)",
+        "datasets.golden.features.image: 1 of 6 clips have no array (missing_features: zero)",
+        "datasets.golden.features.video: 1 of 6 clips have no array (missing_features: zero)",
     ]
 
 
@@ -410,5 +410,5 @@ def test_an_array_that_vanishes_during_a_run_is_an_error(build, corpus):
     remove(corpus, "face", NAMES[0])
     with pytest.raises(UserError, match="sample_00000104"):
         dataset.record(0, "emotion", "?")
-    with pytest.raises(UserError, match=r"face_feature_path: no array of 'sample_00000104'"):
+    with pytest.raises(UserError, match=r"features.face: no array of 'sample_00000104'"):
         build().record(0, "emotion", "?")

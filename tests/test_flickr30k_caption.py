@@ -19,7 +19,7 @@ from emollama.checks.report import text_of
 from emollama.cli import parse_run
 from emollama.commands import eval as evaluate
 from emollama.data.instructions import TaskPool
-from emollama.data.slots import PIXELS, CachedShape, SlotShape
+from emollama.data.slots import PIXELS, SlotShape
 from emollama.data.text_processors import blip_caption
 from emollama.datasets.configs import CAPTION_INSTRUCTIONS
 from emollama.datasets.flickr30k_caption import Flickr30kCaption
@@ -164,7 +164,7 @@ def test_a_record_contains_pixels_resized_like_blip2_and_no_image_features(root)
 
 
 def test_a_record_has_a_cache_key_or_the_cached_features(root):
-    shapes = SHAPES | {"image": CachedShape.of(SlotShape(32, 768), str(root / "cache"))}
+    shapes = SHAPES | {"image": SlotShape(32, 768, cache_folder=str(root / "cache"))}
     dataset = build_dataset(root, shapes=shapes)
     record = dataset.record(0, "caption", "")
     cache = FeatureCache(str(root / "cache"), (32, 768))
@@ -253,7 +253,7 @@ def test_a_folder_without_any_of_the_images_is_reported_with_one_name(root):
 
 
 def test_an_image_that_vanishes_during_a_run_is_named_in_the_error(root):
-    shapes = SHAPES | {"image": CachedShape.of(SlotShape(32, 768), str(root / "cache"))}
+    shapes = SHAPES | {"image": SlotShape(32, 768, cache_folder=str(root / "cache"))}
     for dataset in (build_dataset(root), build_dataset(root, shapes=shapes)):
         os.rename(root / "images/12.jpg", root / "gone")
         with pytest.raises(UserError, match=r"12\.jpg"):

@@ -12,7 +12,9 @@ from emollama.data.prompts.formats import MiniGPT4Format
 from emollama.data.prompts.image_tag import read_prompts
 from emollama.data.prompts.prompt import FeatureTokenLayout
 from emollama.data.prompts.prompt_style import PromptStyle
+from emollama.data.slots import SlotShape
 from emollama.errors import UserError
+from emollama.models.fusion.linear import ImageProjection
 from emollama.models.llm import load_tokenizer
 
 ROWS = 5
@@ -22,7 +24,7 @@ PROMPTS = ("<Img><ImageHere></Img> Describe it.", "See <ImageHere> and tell.", "
 
 def make_prompt(template="[INST] {} [/INST] ", end="</s>", *, prompts=PROMPTS, max_txt_len=160, max_context_len=3800):
     style = PromptStyle(template, True, end, max_txt_len, max_context_len)
-    feature_tokens = FeatureTokenLayout({"image": ("image",)}, FIRST_ID, lambda counts: {"image": counts["image"]})
+    feature_tokens = FeatureTokenLayout(ImageProjection.layout(ImageProjection.Config(), {"image": SlotShape(4, 8)}), FIRST_ID)
     cfg = MiniGPT4Format.Config(prompts=list(prompts))
     return MiniGPT4Format(cfg, tokenizer=load_tokenizer(str(GOLDEN / "llama")), style=style, feature_tokens=feature_tokens)
 

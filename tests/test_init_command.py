@@ -155,7 +155,12 @@ def test_a_complete_folder_gives_a_configuration_that_passes_check_data(data, ki
     add_golden(data)
     config = loaded(kind)
     assert missing(kind) == []
-    assert config.model.slot_dims == {"image": 176, "face": 1024, "video": 1024, "audio": 1024}
+    assert {slot: keys["dim"] for slot, keys in config.model.slots.items()} == {
+        "image": 176,
+        "face": 1024,
+        "video": 1024,
+        "audio": 1024,
+    }
     assert config.model.image_size == 112
     assert [str(finding) for finding in check(config).of_level("problem")] == []
     out = capsys.readouterr().out
@@ -247,8 +252,8 @@ def test_missing_files_are_marked_in_the_configuration_and_printed_with_a_remedy
     config = loaded("stage1")
     block = config.datasets["feature_face_caption"]
     assert block.task_pool == ["emotion"]
-    assert (block.annotation_file, block.audio_feature_path) == ("mine.txt", "HL-UTT")
-    assert config.model.slot_dims["audio"] == 16
+    assert (block.annotation_file, block.features["audio"]) == ("mine.txt", "HL-UTT")
+    assert config.model.slots["audio"]["dim"] == 16
     assert set(missing("stage1")) == {
         "llama_model", "ckpt", "transcription_path", "image_feature_path", "face_feature_path", "video_feature_path"
     }  # fmt: skip
@@ -279,7 +284,7 @@ def test_features_in_another_folder_are_used_and_clips_without_them_counted(data
     names = write_list(data / "lists/train.txt", ["happy", "sad", "angry"])
     write_features(data / "features", names[:2])
     config = loaded("stage1")
-    assert config.datasets["feature_face_caption"].image_feature_path == str(data / "features/eva")
+    assert config.datasets["feature_face_caption"].features["image"] == str(data / "features/eva")
     assert "for 2 clips; 1 clips have no array" in Path("stage1.yaml").read_text()
 
 
@@ -302,7 +307,7 @@ def test_an_eva_cache_with_another_number_of_vectors_is_marked(data):
 def test_names_with_subfolders_are_matched_with_feature_folders(data):
     (data / "mine.txt").write_text("a/clip happy\nb/clip sad\n")
     write_features(data, ["a/clip", "b/clip"])
-    assert loaded("stage1").datasets["feature_face_caption"].face_feature_path == "mae_340_UTT"
+    assert loaded("stage1").datasets["feature_face_caption"].features["face"] == "mae_340_UTT"
 
 
 @pytest.mark.parametrize("form", ["packed", "tar"])
@@ -313,8 +318,8 @@ def test_packed_and_tar_features_are_detected(data, form, capsys):
     pack.add_arguments(parser)
     pack.run(parser.parse_args(["--source", str(source), "--output", str(data / "hubert_shards"), "--to", form]))
     config = loaded("stage1")
-    assert config.datasets["feature_face_caption"].audio_feature_path == "hubert_shards"
-    assert config.model.slot_dims["audio"] == 16
+    assert config.datasets["feature_face_caption"].features["audio"] == "hubert_shards"
+    assert config.model.slots["audio"]["dim"] == 16
 
 
 # The other kinds
@@ -326,7 +331,7 @@ def test_recognition_contains_only_blocks_whose_data_exists(data):
     write_features(data / "DFEW", ["00001", "00002"])
     config = loaded("recognition")
     assert config.evaluation_datasets.keys() == {"mer2024", "dfew"}
-    assert config.evaluation_datasets["mer2024"].dataset.face_feature_path == "mae_340_UTT"  # the existing file, not the default
+    assert config.evaluation_datasets["mer2024"].dataset.features["face"] == "mae_340_UTT"  # the existing file, not the default
     assert config.evaluation_datasets["dfew"].dataset.data_root == str(data / "DFEW")
 
 
@@ -599,7 +604,7 @@ def test_the_starter_uses_the_default_names_and_widths_of_the_components():
     from emollama.registry import DATASETS, MODELS
     from emollama.starter.defaults import defaults, feature_folders
 
-    assert defaults(MODELS, "minigpt_v2")["slot_dims"] == MiniGPTv2Config(llama_model="x").slot_dims
+    assert defaults(MODELS, "minigpt_v2")["slots"] == MiniGPTv2Config(llama_model="x").slots
     assert "llama_model" not in defaults(MODELS, "minigpt_v2")
     for name in DATASETS.names():
         config = DATASETS.config(name)(annotation_file="x", image_path="y")
@@ -613,7 +618,7 @@ def test_a_mer2024_list_uses_the_feature_folders_of_its_dataset(data):
     write_features(data / "MER2024", names)
     write_arrays(data / "MER2024/HL_23_UTT", names, (8,))
     config = loaded("recognition")
-    assert config.evaluation_datasets["mer2024"].dataset.audio_feature_path == "HL_23_UTT"
+    assert config.evaluation_datasets["mer2024"].dataset.features["audio"] == "HL_23_UTT"
 
 
 # Edits of YAML text

@@ -383,7 +383,7 @@ class Projection(nn.Module):
         MiniGPT4.optional_tensor_group,
         MiniGPT4.shape_keys,
     )
-    stored_name, architecture = staticmethod(MiniGPT4.stored_name), MiniGPT4.architecture
+    stored_name, architecture, optional_tensors = staticmethod(MiniGPT4.stored_name), MiniGPT4.architecture, ()
 
     def __init__(self):
         super().__init__()

@@ -14,10 +14,12 @@ from helpers import GOLDEN, TASKS, golden_tree, loaded
 from torch import zeros
 
 from emollama.data.batch import IGNORED, PackedFeatures, Record, collate
+from emollama.data.slots import SlotShape
 from emollama.errors import UserError
 from emollama.models import llm, llm_weights
 from emollama.models.decoding import generate
-from emollama.models.fusion import LinearFusion, place_feature_tokens
+from emollama.models.fusion.feature_tokens import place_feature_tokens
+from emollama.models.fusion.linear import LinearFusion
 from emollama.models.sampling_params import SamplingParams
 from emollama.optim import trainable
 
@@ -83,10 +85,18 @@ def fusion_inputs(clips=2, image=8):
     }
 
 
+SLOTS = {
+    "image": SlotShape(16, 6, class_token="cls"),
+    "cls": SlotShape(1, 6),
+    **{slot: SlotShape(1, dim) for slot, dim in (("face", 3), ("video", 4), ("audio", 5))},
+}
+LAYOUT = LinearFusion.layout(LinearFusion.Config(), SLOTS)
+
+
 @pytest.fixture
 def fusion():
     torch.manual_seed(0)
-    return LinearFusion({"image": 6, "face": 3, "video": 4, "audio": 5}, hidden_size=7)
+    return LinearFusion(LinearFusion.Config(), SLOTS, hidden_size=7)
 
 
 def test_image_vectors_are_grouped_by_four_in_raster_order(fusion):
@@ -110,7 +120,7 @@ def test_each_slot_uses_the_projection_with_its_published_name(fusion):
 
 def test_the_fusion_returns_as_many_feature_tokens_as_num_tokens_states(fusion):
     slots = fusion_inputs(clips=1, image=12)
-    expected = fusion.num_feature_tokens({slot: len(features.values) for slot, features in slots.items()})
+    expected = LAYOUT.num_feature_tokens({slot: len(features.values) for slot, features in slots.items()})
     assert (
         {name: len(value) for name, value in fusion(slots).items()}
         == expected
@@ -127,7 +137,7 @@ def test_the_fusion_returns_as_many_feature_tokens_as_num_tokens_states(fusion):
 @pytest.mark.parametrize("count", [1, 63, 1025])
 def test_a_number_of_image_vectors_that_is_not_a_multiple_of_four_is_refused(count):
     with pytest.raises(ValueError, match=f"{count} image vectors cannot be joined in groups of 4"):
-        LinearFusion.num_feature_tokens({"image": count, "cls": 1})
+        LAYOUT.num_feature_tokens({"image": count, "cls": 1})
 
 
 def test_feature_tokens_replace_their_placeholders():
@@ -150,14 +160,21 @@ def test_a_batch_with_a_missing_feature_vector_is_refused_with_both_numbers(gold
         golden_model(batch)
 
 
-@pytest.mark.parametrize("slots", [{"gait": 3}, {"image": 0}])
-def test_slots_that_the_fusion_does_not_support_raise_a_user_error(build, slots):
-    with pytest.raises(UserError, match="slot_dims"):
-        build(slot_dims=slots)
+def test_a_further_slot_gets_a_layer_of_its_own_and_tokens_after_the_published_ones():
+    slots = SLOTS | {"gaze": SlotShape(2, 8), "pulse": SlotShape(None, 1)}
+    fusion, layout = LinearFusion(LinearFusion.Config(), slots, hidden_size=7), LinearFusion.layout(LinearFusion.Config(), slots)
+    assert layout.outputs["feature"] == ("face", "video", "audio", "cls", "gaze", "pulse")
+    assert fusion.feats_llama_proj_gaze.weight.shape == (7, 8) and fusion.feats_llama_proj_pulse.weight.shape == (7, 1)
+
+
+@pytest.mark.parametrize(("slots", "message"), [({"gaze": {"dim": 0}}, "slots.gaze.dim is 0"), ({"a b": {"dim": 1}}, "'a b'")])
+def test_slots_with_an_invalid_name_or_size_raise_a_user_error(build, slots, message):
+    with pytest.raises(UserError, match=message):
+        build(slots=slots)
 
 
 def test_an_unknown_fusion_is_reported_with_the_registered_names(build):
-    with pytest.raises(UserError, match=r"Unknown fusion 'liner'. Did you mean 'linear'\? Registered: linear"):
+    with pytest.raises(UserError, match=r"Unknown fusion 'liner'. Did you mean 'linear'\? Registered: image_projection, linear"):
         build(fusion="liner")
 
 

@@ -139,7 +139,7 @@ def test_videos_without_an_image_encoder_are_refused_with_three_remedies(tmp_pat
     config_tree = tree(tmp_path, clips, online=True)
     config_tree["model"]["vit_weights"] = None
     message = refused(tmp_path, config_tree)
-    assert all(word in message for word in ("model.vit_weights is null", "image_feature_path", "image_path: null"))
+    assert all(word in message for word in ("model.vit_weights is null", "features.image", "image_path: null"))
 
 
 def test_without_image_features_and_videos_the_image_slot_is_empty(tmp_path, clips):
@@ -167,7 +167,7 @@ def test_peak_frames_without_their_file_and_an_encoder_of_another_width_are_refu
     config_tree["model"]["slot_dims"] = {"image": 352}
     config_tree["model"]["ckpt"] = None
     message = refused(tmp_path, config_tree)
-    assert "has hidden size 176, but model.slot_dims.image is 352" in message
+    assert "has hidden size 176, but model.slots.image.dim is 352" in message
 
 
 def test_peak_frames_are_selected_by_the_peak_index_of_the_captions(tmp_path, clips):
@@ -224,7 +224,9 @@ def cache_with_manifest(tmp_path, clips, choice):
     folder.mkdir()
     for path in (clips / "eva").iterdir():
         (folder / path.name).symlink_to(path)
-    Manifest(("image", "cls"), *described.shape, described.settings, digest(WEIGHTS), "float32").write(folder)
+    Manifest(
+        ("image", "cls"), described.shape.num_vectors, described.shape.dim, described.settings, digest(WEIGHTS), "float32"
+    ).write(folder)
     return str(folder)
 
 

@@ -37,7 +37,8 @@ def styled(prompt, loss_average="sample", **style):
 
 
 def placeholder_counts(prompt, sample):
-    return {name: int((sample.input_ids == prompt.feature_tokens.id_of(name)).sum()) for name in prompt.feature_tokens.parts}
+    feature_tokens = prompt.feature_tokens
+    return {part: int((sample.input_ids == feature_tokens.id_of(part)).sum()) for part in feature_tokens.fusion.parts}
 
 
 def text_of(prompt, ids):
@@ -175,7 +176,7 @@ def test_special_tokens_in_user_texts_or_answers_are_text(golden_prompt, part, s
 
 def test_placeholder_ids_are_unique_and_outside_the_embedding_table(golden_prompt):
     feature_tokens = golden_prompt.feature_tokens
-    ids = [feature_tokens.id_of(name) for name in feature_tokens.parts]
+    ids = [feature_tokens.id_of(name) for name in feature_tokens.fusion.parts]
     assert ids == list(range(800, 805)) and len(golden_prompt.tokenizer) <= 800
 
 

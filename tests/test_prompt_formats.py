@@ -16,6 +16,7 @@ from running import ROOT
 from torch import zeros
 
 from emollama.data.batch import IGNORED, Record
+from emollama.data.fusion_layout import FusionLayout
 from emollama.data.instructions import user_text
 from emollama.data.prompts.formats import EmotionLlamaFormat, MiniGPT4Format, TemplateFormat
 from emollama.data.prompts.prompt import FeatureTokenLayout
@@ -42,7 +43,7 @@ def build(golden_prompt, block, outputs=OUTPUTS, **style):
     """Return the format of a ``prompt_format`` block with the tokenizer of the golden Llama."""
     format_class, cfg = PROMPT_FORMATS.configured(yaml.safe_load(block) if isinstance(block, str) else block, "prompt_format")
     style = dataclasses.replace(golden_prompt.style, **{"template": "###Human: {}###Assistant: ", "end_sym": "###"} | style)
-    feature_tokens = FeatureTokenLayout(outputs, FIRST_ID, lambda counts: dict(counts))
+    feature_tokens = FeatureTokenLayout(FusionLayout(outputs, lambda counts: dict(counts)), FIRST_ID)
     return format_class(cfg, tokenizer=golden_prompt.tokenizer, style=style, feature_tokens=feature_tokens)
 
 

@@ -92,8 +92,8 @@ def test_features_without_a_manifest_are_accepted(tmp_path, two_corpora):
 def test_blocks_with_differently_pooled_features_are_refused(tmp_path, two_corpora):
     describe(tmp_path, HUBERT, changed(pooling="max"))
     message = refused(tmp_path, two_corpora)
-    assert "datasets.golden.audio_feature_path" in message
-    assert "evaluation_datasets.answers.audio_feature_path" in message
+    assert "datasets.golden.features.audio" in message
+    assert "evaluation_datasets.answers.features.audio" in message
     assert "pooling: 'mean' and 'max'" in message
     assert not (tmp_path / "out").exists()
 
@@ -180,7 +180,9 @@ def test_the_configured_encoders_are_compared_with_the_manifests(tmp_path, two_c
     two_corpora["encoders"] = {"eva": {"weights": weights, "image_size": 112, "frame_selection": "middle"}}
     for frame, fits in (("first", False), ("middle", True)):
         described = Eva.describe(Eva.Config(weights=weights, image_size=112, frame_selection=frame), "k")
-        manifest = Manifest(("image", "cls"), *described.shape, described.settings, digest(weights), "float32")
+        manifest = Manifest(
+            ("image", "cls"), described.shape.num_vectors, described.shape.dim, described.settings, digest(weights), "float32"
+        )
         for name in ("train", "test"):
             manifest.write(tmp_path / name / "eva")
         if fits:
@@ -188,7 +190,7 @@ def test_the_configured_encoders_are_compared_with_the_manifests(tmp_path, two_c
         else:
             assert "frame_selection: 'middle' and 'first'" in refused(tmp_path, two_corpora)
     dataclasses.replace(manifest, weights="ef" * 32).write(tmp_path / "train/eva")
-    assert "encoders.eva and datasets.golden.image_feature_path" in refused(tmp_path, two_corpora)
+    assert "encoders.eva and datasets.golden.features.image" in refused(tmp_path, two_corpora)
 
 
 def test_an_encoder_with_missing_weights_does_not_prevent_training(tmp_path, two_corpora):

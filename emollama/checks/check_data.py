@@ -17,7 +17,7 @@ from emollama.data.dataset import DatasetContent, FeatureSource, SampleDataset
 from emollama.data.prompts.configs import TRAIN
 from emollama.errors import UserError
 from emollama.runners import provenance
-from emollama.runners.build import batch_size, missing_files
+from emollama.runners.build import batch_size, missing_files, unfilled_slot_problems
 
 
 def check(config: RunConfig) -> CheckReport:
@@ -94,6 +94,10 @@ class _DataCheck:
     def check_across_blocks(self) -> None:
         """Find clips in both training and evaluation, features that do not fit each other, and arrays without a clip."""
         self._add(*arrays.overlaps(self._digests))
+        for group in ("datasets", "evaluation_datasets"):
+            datasets = {label: dataset for label, dataset in self._datasets.items() if label.startswith(f"{group}.")}
+            unfilled = unfilled_slot_problems(self._shapes, datasets, group) if datasets else []
+            self._add(*(Finding("problem", "empty slot", text) for text in unfilled))
         mismatches = provenance.mismatches(self._config, self._datasets.values())
         self._add(*(Finding("problem", "different features", f"{text}. {provenance.REMEDY}") for text in mismatches))
         for path, source in self._sources.items():

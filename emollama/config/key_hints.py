@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from emollama.config import compat
+from emollama.config import aliases, compat
 from emollama.config.blocks import ConfigBlock
 from emollama.config.layers import GROUPS, TOP_LEVEL
 from emollama.config.sections import sections
@@ -63,7 +63,8 @@ def key_hint(key: str, block: ConfigBlock, blocks: Iterable[ConfigBlock]) -> str
         return f" It is a key of {location.components()}." if own else location.suggestion()
     if old := _old_key(key, block.kind, paths):
         return old
-    if own_key := did_you_mean(key, [*map(str, block.node), *compat.old_names(block.kind)]):
+    names = [*map(str, block.node), *compat.old_names(block.kind), *aliases.alias_names([*map(str, block.node)])]
+    if own_key := did_you_mean(key, names):
         return own_key
     return _similar(key, [*others, *possible])
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from emollama.config import compat
+from emollama.config import aliases, compat
 from emollama.config.blocks import ConfigBlock, chosen_blocks
 from emollama.config.key_hints import top_level_hint
 from emollama.config.layers import (
@@ -201,6 +201,7 @@ def from_dict(tree: dict[str, Any], name: str) -> RunConfig:
 def _block_layers(block: ConfigBlock, layers: list[Layer]) -> Iterator[Layer]:
     """Yield the layers of one block in order of precedence, the preset first."""
     block.node = empty_node(block)
+    fields = {item.name for config in block.configs for item in dataclasses.fields(config)}
     preset = block.selectors.get("preset")
     if preset is not None:
         folder = PRESETS / ("models" if block.kind == "model" else "datasets")
@@ -209,11 +210,12 @@ def _block_layers(block: ConfigBlock, layers: list[Layer]) -> Iterator[Layer]:
             hint = did_you_mean(preset, presets)
             raise UserError(f"{block.path}.preset: unknown preset '{preset}'.{hint} Presets: {abbreviated(presets)}")
         path = str(folder / f"{preset}.yaml")
-        yield Layer(f"preset {preset} ({path})", read_yaml(path))
+        yield aliases.with_current_keys(Layer(f"preset {preset} ({path})", read_yaml(path)), block.path, fields)
     group, _, block_name = block.path.partition(".")
     for layer in layers:
         keys = layer.tree.get(group, {})
-        yield Layer(layer.name, keys.get(block_name, {}) if block_name else keys, layer.old_keys)
+        own = Layer(layer.name, keys.get(block_name, {}) if block_name else keys, layer.old_keys)
+        yield aliases.with_current_keys(own, block.path, fields)
 
 
 def _resolved(tree: DictConfig, blocks: list[ConfigBlock], layers: list[Layer]) -> RunConfig:

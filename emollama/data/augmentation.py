@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 AugmentationKind = Literal["noise", "drop_modality", "mask_rows"]
-MODALITIES = (IMAGE, ("face",), ("video",), ("audio",))
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,8 @@ class Augmentation:
         prob: probability of each kind of augmentation, independently.
         kinds: the enabled kinds.
         noise: standard deviation of the noise, as a fraction of the standard deviation of each slot's values.
-        mask: fraction of the image feature vectors that become zeros.
+        mask: fraction of a slot's feature vectors that become zeros.
+        modalities: the slots of each modality, in the order of the model.
 
     Raises:
         ValueError: If a probability or fraction is outside 0 to 1, a kind is repeated, or the noise is negative. The message
@@ -39,6 +39,7 @@ class Augmentation:
     kinds: tuple[AugmentationKind, ...]
     noise: float
     mask: float
+    modalities: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         for key, value in (("augmentation_prob", self.prob), ("augmentation_mask", self.mask)):
@@ -77,7 +78,7 @@ class Augmentation:
         import torch
 
         frame = features.get(PIXELS, torch.zeros(0, 0))
-        present = [slots for slots in MODALITIES if any(features[slot].any() for slot in slots if slot in features)]
+        present = [slots for slots in self.modalities if any(features[slot].any() for slot in slots if slot in features)]
         present = [IMAGE, *present] if len(frame) else present
         if len(present) < 2:
             return {}
@@ -89,11 +90,16 @@ class Augmentation:
         return {slot: torch.zeros_like(features[slot]) for slot in dropped}
 
     def _mask_vectors(self, features: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
+        """Replace some vectors of each slot that has several by zeros. A class token is never masked."""
         import torch
 
-        vectors = features["image"].clone()
-        vectors[torch.from_numpy(rng.permutation(len(vectors))[: round(self.mask * len(vectors))])] = 0
-        return {"image": vectors}
+        masked = {}
+        for slot, *_ in self.modalities:
+            vectors = features[slot].clone()
+            if slot == IMAGE[0] or len(vectors) > 1:
+                vectors[torch.from_numpy(rng.permutation(len(vectors))[: round(self.mask * len(vectors))])] = 0
+                masked[slot] = vectors
+        return masked
 
 
 def _normal(vectors: Tensor, rng: np.random.Generator) -> Tensor:

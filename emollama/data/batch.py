@@ -6,8 +6,9 @@ Letters: T tokens of a sample or of a whole micro-batch, B samples, n feature ve
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -74,6 +75,17 @@ class PackedFeatures:
     values: Tensor
     offsets: tuple[int, ...]
 
+    @classmethod
+    def pack(cls, vectors: Sequence[Tensor]) -> PackedFeatures:
+        """Pack the feature vectors of samples: B tensors (n, D)."""
+        offsets = tuple(accumulate((len(part) for part in vectors), initial=0))
+        # torch.cat copies even a single tensor, and image features are large.
+        return cls(vectors[0] if len(vectors) == 1 else torch.cat(list(vectors)), offsets)
+
+    def split(self) -> list[Tensor]:
+        """Return the feature vectors of each sample: B tensors (n, D)."""
+        return [self.values[first:end] for first, end in pairwise(self.offsets)]
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -139,13 +151,7 @@ def collate(samples: list[Sample]) -> Batch:
         position_ids=torch.cat([torch.arange(len(sample.input_ids)) for sample in samples]),
         cu_seqlens=lengths.cumsum(0, dtype=torch.int32),
         max_length=int(lengths.max()),
-        slots={slot: _pack_features([sample.slots[slot] for sample in samples]) for slot in samples[0].slots},
+        slots={slot: PackedFeatures.pack([sample.slots[slot] for sample in samples]) for slot in samples[0].slots},
         tokens_cut=sum(sample.tokens_cut for sample in samples),
         cache_key=tuple(sample.cache_key for sample in samples),
     )
-
-
-def _pack_features(vectors: list[Tensor]) -> PackedFeatures:
-    counts = torch.tensor([0] + [len(part) for part in vectors])
-    # torch.cat copies even a single tensor, and image features are large.
-    return PackedFeatures(vectors[0] if len(vectors) == 1 else torch.cat(vectors), tuple(counts.cumsum(0).tolist()))

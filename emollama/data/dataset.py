@@ -163,6 +163,14 @@ class SampleDataset(Protocol):
         """The arrays that records are read from; empty if the dataset has none."""
         ...
 
+    @property
+    def slot_sources(self) -> Mapping[str, str | None]:
+        """The slots that the samples fill -> where the features come from, as tables show it.
+
+        None marks a slot that is empty on purpose. A run with a slot that no dataset mentions is rejected.
+        """
+        ...
+
     def __len__(self) -> int: ...
 
     def names(self) -> list[str]:

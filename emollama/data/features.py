@@ -1,7 +1,7 @@
 """Features of samples, read from an array store and checked against the shapes that the model expects.
 
-Utterance features (MAE, VideoMAE, HuBERT) are arrays of shape (D,) or (1, D). The EVA features of a clip are one array
-(1 + P, D) of the class token and P patches; it fills the slots ``cls`` and ``image``.
+A slot with one feature vector per clip (MAE, VideoMAE, HuBERT) has arrays of shape (D,) or (1, D), a slot with n vectors (n, D).
+The EVA features of a clip are one array (1 + P, D) of the class token and P patches; it fills the slots ``cls`` and ``image``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from emollama.data.slots import IMAGE, PATCH, PIXELS, SlotShape
 from emollama.data.validation_cache import ValidationCache
 from emollama.errors import UserError
 from emollama.logs.console import Progress
+from emollama.stores.feature_cache import FeatureCache
 from emollama.stores.npy import FLOAT_TYPES
 from emollama.stores.store import ArrayStore, open_store
 
@@ -70,7 +71,7 @@ class Features:
     Args:
         store: the arrays.
         path: the configured path of the store.
-        slots: the slots that each array fills; ``("image", "cls")`` for EVA features, else one name.
+        slots: the slots that each array fills: one, or two if its first vector is a class token, ("image", "cls").
         shape: the shape that the model expects of the first slot.
         key: the configuration key that named the store, for messages.
         remedy: what to do about an unusable array, for messages.
@@ -112,14 +113,17 @@ class Features:
         return IMAGE if self.slots == (PIXELS,) else self.slots
 
     def read(self, name: str) -> dict[str, Tensor]:
-        """Read a clip's feature vectors as float32: {"image": (P, D), "cls": (1, D)} or {slot: (n, D)}.
+        """Read a clip's feature vectors as float32: {slot: (n, D)}, and {"image": (P, D), "cls": (1, D)} with a class token.
 
         Raises:
             UserError: If an array has an unexpected shape or dtype, is truncated, or contains NaN or inf. The message names the
                 file and the slot.
         """
-        vectors = torch.from_numpy(np.atleast_2d(self._finite(name, self._from_store(self.store.load, name))))
-        return {"image": vectors[1:], "cls": vectors[:1]} if self._has_class_token else {self.slots[0]: vectors}
+        array = self._finite(name, self._from_store(self.store.load, name))
+        vectors = torch.from_numpy(array.reshape(-1, self.shape.dim))
+        if not self._has_class_token:
+            return {self.slots[0]: vectors}
+        return {self.slots[0]: vectors[1:], self.slots[1]: vectors[:1]}
 
     def problems(self, names: Iterable[str]) -> list[Problem]:
         """Return the problems of these clips' arrays, which are checked unless :meth:`check` has checked the same clips."""
@@ -146,7 +150,9 @@ class Features:
     def _checked(self, names: Sequence[str], advance: Callable[[int], Any]) -> FeatureCheck:
         limit = sys.maxsize if self.all_values else VALUES_CHECKED_UP_TO
         present = [name for name in names if name in self.store]
-        cache = ValidationCache.load("arrays", os.path.abspath(self.path), str(self.slots), str(tuple(self.shape)), str(limit))
+        cache = ValidationCache.load(
+            "arrays", os.path.abspath(self.path), str(self.slots), str((self.shape.num_vectors, self.shape.dim)), str(limit)
+        )
         result = FeatureCheck({}, [])
         for batch, outcomes in _in_batches(lambda name: self._check_cached(name, limit, cache), present):
             for name, outcome in zip(batch, outcomes, strict=True):
@@ -202,23 +208,50 @@ class Features:
         return array
 
     def _check_shape(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        num_vectors, dim = self.shape
         if dtype not in FLOAT_TYPES:
             raise UserError(self._complaint(name, f"dtype {dtype}, expected float16, float32 or float64"))
-        if not self._has_class_token and shape not in ((dim,), (1, dim)):
-            raise UserError(self._complaint(name, f"shape {shape}, expected ({dim},) or (1, {dim})"))
-        if self._has_class_token and shape != (1 + num_vectors, dim):
+        if not self._fits(shape):
+            raise UserError(self._complaint(name, f"shape {shape}, expected {self._expected(shape)}"))
+
+    def _fits(self, shape: tuple[int, ...]) -> bool:
+        """Return whether an array of this shape has the expected number of vectors of the expected size."""
+        several = self.shape.num_vectors != 1 and not self._has_class_token
+        # Extractors of several vectors often store the batch, a leading dimension of size 1.
+        stored = shape[1:] if several and len(shape) == 3 and shape[0] == 1 else shape
+        rows, dim = (1, *stored) if len(stored) == 1 else stored if len(stored) == 2 else (0, 0)
+        rows -= self._has_class_token
+        return dim == self.shape.dim and (rows >= 1 if self.shape.num_vectors is None else rows == self.shape.num_vectors)
+
+    def _expected(self, shape: tuple[int, ...]) -> str:
+        """Return the expected shapes for a message about an array that does not fit, and the key that sets them."""
+        num_vectors, dim, slot = self.shape.num_vectors, self.shape.dim, self.slots[0]
+        if self.slots == IMAGE and num_vectors is not None:
             image_size, stored_size = round(num_vectors**0.5) * PATCH, _image_size(shape)
             mismatch = f"; it was computed at image_size {stored_size}" if stored_size and stored_size != image_size else ""
-            expected = f"expected ({1 + num_vectors}, {dim}), which is image_size {image_size}{mismatch}"
-            raise UserError(self._complaint(name, f"shape {shape}, {expected} (or set model.image_size)"))
+            return f"({1 + num_vectors}, {dim}), which is image_size {image_size}{mismatch} (or set model.image_size)"
+        token = "1 + " if self._has_class_token else ""
+        expected = f"({token}{'n' if num_vectors is None else num_vectors}, {dim})"
+        if num_vectors is None:
+            expected += " with any n"
+        elif num_vectors == 1 and not token:
+            expected = f"({dim},) or {expected}"
+        if slot == PIXELS or not shape or shape[-1] == dim:
+            return expected
+        return f"{expected} (or set model.slots.{slot}.dim: {shape[-1]}, if all arrays have this size)"
 
     def _complaint(self, name: str, problem: str) -> str:
         return f"{self.store.location(name)} (slot {' + '.join(self.slots)}): {problem}. {self.remedy}"
 
     @property
     def _has_class_token(self) -> bool:
-        return self.slots == IMAGE
+        return len(self.slots) == 2
+
+
+def feature_cache(shape: SlotShape) -> FeatureCache | None:
+    """Return the cache of a slot whose features the model computes from images; None if they are not cached."""
+    if shape.cache_folder is None or shape.num_vectors is None:
+        return None
+    return FeatureCache(shape.cache_folder, (shape.num_vectors, shape.dim))
 
 
 def _image_size(shape: tuple[int, ...]) -> int | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Union
 
 from emollama.config import MISSING
+from emollama.config.aliases import PATH_SUFFIX
 from emollama.data.annotations import LABELS
 from emollama.data.augmentation import Augmentation, AugmentationKind
 from emollama.data.curriculum import Curriculum
@@ -13,6 +15,13 @@ from emollama.data.instructions import TaskPool, check_labels, user_text
 from emollama.errors import require_at_least
 from emollama.listing import abbreviated
 from emollama.media.frame_selection import FrameSelection
+
+FEATURES: dict[str, str | None] = {
+    "image": "eva",
+    "face": "mae_340_UTT",
+    "video": "maeV_399_UTT",
+    "audio": "HL-UTT",
+}  # folders of MER2023
 
 
 @dataclass
@@ -27,7 +36,7 @@ class ClipConfig:
     data_root: str | None = None
     """Base folder for relative annotation_file and image_path. If null, they are relative to the current directory."""
     image_path: str | None = None
-    """Folder of the videos, <name>.mp4 or .avi. They are read only if image_feature_path is null."""
+    """Folder of the videos, <name>.mp4 or .avi. They are read only if features.image is null."""
     frame_selection: FrameSelection = "first"
     """The frame of a video that is read: first (as published), middle, random (the same frame each time), or peak."""
     peak_index_path: str | None = None
@@ -54,18 +63,15 @@ class ClipConfig:
     transcription_path: str | None = None
     """CSV of the spoken sentences (name,sentence). Relative to the folder of the annotation file. If null, the sentences of the
     annotation file are used; if it has none, prompts contain no sentence."""
-    image_feature_path: str | None = "eva"
-    """EVA features: a folder of .npy files or of packed shards, or tar shards (a folder, or name-{000..011}.tar). The array of a
-    clip, (1 + P, D), contains the class token and P patches. If null, the model encodes frames of the videos in image_path in
-    each step (model.vit_weights); without image_path, clips have no image and class features."""
-    face_feature_path: str | None = "mae_340_UTT"
-    """MAE features, in one of the formats of image_feature_path. If null, there are no face features."""
-    video_feature_path: str | None = "maeV_399_UTT"
-    """VideoMAE features, in one of the formats of image_feature_path. If null, there are no video features."""
-    audio_feature_path: str | None = "HL-UTT"
-    """HuBERT features, in one of the formats of image_feature_path. If null, there are no audio features."""
+    features: dict[str, str | None] = field(default_factory=lambda: dict(FEATURES))
+    """slot -> features of the clips: a folder of .npy files or of packed shards, or tar shards (a folder, or
+    name-{000..011}.tar). Slots that you add, such as {gaze: gaze_npy}, must be in model.slots. null: these clips have no such
+    features. If image is null, the model encodes frames of the videos in image_path in each step (model.vit_weights); without
+    image_path, clips have no image and class features. An array of image, (1 + P, D), contains the class token and P patches.
+    image_feature_path, face_feature_path and so on are other names of features.image, features.face and so on."""
     missing_features: Literal["error", "zero", "skip"] = "error"
-    """What to do with a clip without a feature array: stop, use zeros, or leave the clip out."""
+    """What to do with a clip without a feature array: stop, use zeros, or leave the clip out. zero also fills slots of the model
+    that features does not mention."""
     check_values: Literal["small", "all"] = "small"
     """Which arrays are checked for NaN and inf at the start: those up to 1 MiB (larger ones when they are used), or all."""
     text_processor: Literal["blip_caption", "verbatim"] = "blip_caption"
@@ -87,17 +93,20 @@ class ClipConfig:
     augmentation_prob: float = 0.5
     """Probability of each augmentation for each sample."""
     augmentations: list[AugmentationKind] = field(default_factory=lambda: ["noise", "drop_modality", "mask_rows"])
-    """noise: add Gaussian noise to face, video and audio features. drop_modality: replace one modality by zeros. mask_rows:
-    replace some image feature vectors by zeros."""
+    """noise: add Gaussian noise to all features but those of image. drop_modality: replace the features of one slot by zeros.
+    mask_rows: replace some feature vectors of each slot that has several, such as image, by zeros."""
     augmentation_noise: float = 0.1
     """Standard deviation of the noise, as a fraction of the standard deviation of each array."""
     augmentation_mask: float = 0.25
-    """Fraction of the image feature vectors that mask_rows replaces by zeros."""
+    """Fraction of a slot's feature vectors that mask_rows replaces by zeros."""
     curriculum: dict[str, Any] = field(default_factory=dict)
     """{by: modalities | answer_length | a column of the annotation file, epochs: n, descending: False}: epoch e of n uses only
     the easiest (e + 1) / n of the clips, those with the smallest values. If empty, all clips are used from the start."""
 
     def __post_init__(self) -> None:
+        # A subclass may declare a key for one slot, such as gaze_feature_path, with a default of its own.
+        own = {item.name: getattr(self, item.name) for item in fields(self) if item.name.endswith(PATH_SUFFIX)}
+        self.features = self.features | {key.removesuffix(PATH_SUFFIX): path for key, path in own.items()}
         check_labels(self.labels, "labels")
         check_labels(self.prompt_labels or [], "prompt_labels")
         require_at_least(1, self, "batch_size", "max_words", "shuffle_window")
@@ -121,10 +130,24 @@ class ClipConfig:
         pool = self.pool()
         return [user_text(task, instruction, "") for task in pool.tasks for instruction in pool.instructions[task]]
 
-    def augmentation(self) -> Augmentation | None:
-        """Create the augmentation; None if it is disabled. Invalid values are rejected even then."""
-        kinds = tuple(self.augmentations)
-        augmentation = Augmentation(self.augmentation_prob, kinds, self.augmentation_noise, self.augmentation_mask)
+    @property
+    def reads_frames(self) -> bool:
+        """Whether the model encodes frames of the videos, because there are no image features."""
+        return self.features.get("image") is None and self.image_path is not None
+
+    def augmentation(self, modalities: Sequence[tuple[str, ...]] = ()) -> Augmentation | None:
+        """Create the augmentation; None if it is disabled. Invalid values are rejected even then.
+
+        Args:
+            modalities: the slots of each modality, in the order of the model.
+        """
+        augmentation = Augmentation(
+            prob=self.augmentation_prob,
+            kinds=tuple(self.augmentations),
+            noise=self.augmentation_noise,
+            mask=self.augmentation_mask,
+            modalities=tuple(modalities),
+        )
         return augmentation if self.enable_augmentation else None
 
     def curriculum_schedule(self) -> Curriculum | None:

@@ -9,7 +9,7 @@ from emollama.config import MISSING
 from emollama.data.annotations import DFEW_LABELS, LABELS, AnnotationFormat
 from emollama.data.instructions import TaskPool
 from emollama.data.prompts.image_tag import check_instruction
-from emollama.datasets.clip_config import ClipConfig
+from emollama.datasets.clip_config import FEATURES, ClipConfig
 from emollama.errors import require_at_least
 
 CAPTION_TASK = "caption"
@@ -44,12 +44,10 @@ class MER2024CaptionConfig(FeatureFaceCaptionConfig):
     transcription_path: str | None = "transcription_all_new.csv"
     """CSV of the spoken sentences with the columns name and sentence, sentence_en or english. If null, prompts contain no
     sentence."""
-    face_feature_path: str | None = "mae_340_23_UTT"
-    """MAE features, in one of the formats of image_feature_path. If null, there are no face features."""
-    video_feature_path: str | None = "maeVideo_399_23_UTT"
-    """VideoMAE features, in one of the formats of image_feature_path. If null, there are no video features."""
-    audio_feature_path: str | None = "HL_23_UTT"
-    """HuBERT features, in one of the formats of image_feature_path. If null, there are no audio features."""
+    features: dict[str, str | None] = field(
+        default_factory=lambda: FEATURES | {"face": "mae_340_23_UTT", "video": "maeVideo_399_23_UTT", "audio": "HL_23_UTT"}
+    )
+    """slot -> features of the clips, as in feature_face_caption."""
 
 
 @dataclass

@@ -15,22 +15,13 @@ from torch import zeros
 from emollama.data.annotations import missing_names
 from emollama.data.batch import Record
 from emollama.data.curriculum import column_values
-from emollama.data.features import Features
 from emollama.data.problems import Problem
 from emollama.data.sampling import DatasetSampling
-from emollama.data.slots import IMAGE, PIXELS, SlotShape
+from emollama.data.slots import PIXELS, SlotShape, declared_slots
+from emollama.datasets.clip_features import open_features, slot_sources
 from emollama.datasets.clip_texts import ClipTexts
-from emollama.datasets.frame_store import open_frames
 from emollama.errors import UserError
 from emollama.listing import listing
-from emollama.paths import join
-
-SLOTS_BY_KEY = {  # configuration key -> the slots that its arrays fill
-    "image_feature_path": IMAGE,
-    "face_feature_path": ("face",),
-    "video_feature_path": ("video",),
-    "audio_feature_path": ("audio",),
-}
 
 
 class FeatureClips(ClipTexts):
@@ -44,6 +35,8 @@ class FeatureClips(ClipTexts):
 
     Attributes:
         features: the features of each configured store.
+        slot_sources: slot -> path of its features, None if the clips have none; slots that ``features`` does not mention are
+            not included, unless they get zeros.
 
     Raises:
         UserError: If a file is missing or unreadable. Problems of single clips are returned by :meth:`problems`.
@@ -51,27 +44,18 @@ class FeatureClips(ClipTexts):
 
     def __init__(self, cfg: Any, *, slot_shapes: Mapping[str, SlotShape], block_path: str, training: bool = True) -> None:
         super().__init__(cfg, block_path=block_path, training=training)
-        self._augmentation = cfg.augmentation()
-        folders = {key: path for key in SLOTS_BY_KEY if (path := getattr(cfg, key)) is not None}
-        if unknown := {slot: key for key in folders for slot in SLOTS_BY_KEY[key] if slot not in slot_shapes}:
-            text = f"{block_path}: the model has no slots for the features {', '.join(unknown)}; it has {', '.join(slot_shapes)}"
-            keys = " and ".join(dict.fromkeys(f"{key}: null" for key in unknown.values()))
-            raise UserError(f"{text}. Set {keys}; or model.arch: minigpt_v2. Use flickr30k_caption for images with captions.")
-        self.features = [
-            Features.open(self.resolve_path(path), SLOTS_BY_KEY[key], slot_shapes[SLOTS_BY_KEY[key][0]], f"{block_path}.{key}")
-            for key, path in folders.items()
-        ]
-        if cfg.image_feature_path is None and cfg.image_path is not None:
-            if training and cfg.enable_augmentation and "mask_rows" in cfg.augmentations:
-                text = f"{block_path}.augmentations: mask_rows cannot mask features that the model computes from frames"
-                raise UserError(f"{text} (image_feature_path: null). Remove it from the list, or extract EVA features.")
-            peaks = None if cfg.peak_index_path is None else self.resolve_path(cfg.peak_index_path)
-            folder = join(cfg.data_root, cfg.image_path)
-            self.features.append(open_frames(folder, slot_shapes.get(PIXELS), block_path, cfg.frame_selection, peaks))
-        all_values = cfg.check_values == "all"
-        self.features = [dataclasses.replace(source, all_values=all_values) for source in self.features]
-        self._zeros = {slot: zeros(shape.num_vectors, shape.dim) for slot, shape in slot_shapes.items()}
+        if training and cfg.reads_frames and cfg.enable_augmentation and "mask_rows" in cfg.augmentations:
+            text = f"{block_path}.augmentations: mask_rows cannot mask features that the model computes from frames"
+            raise UserError(f"{text} (features.image: null). Remove it from the list, or extract EVA features.")
+        self.features = open_features(cfg, slot_shapes, block_path, self.resolve_path)
+        self.slot_sources = slot_sources(cfg, slot_shapes)
+        groups = declared_slots(slot_shapes)
+        self._augmentation = cfg.augmentation(list(groups.values()))
+        self._zeros = {slot: zeros(shape.num_zeros, shape.dim) for slot, shape in slot_shapes.items()}
         self._absent = {slot: zeros(0, shape.dim) for slot, shape in slot_shapes.items()}
+        # With missing_features: zero, slots that the block does not mention get zeros, too.
+        zero_slots = [slot for slot in self.slot_sources if slot not in cfg.features]
+        self._absent |= {slot: self._zeros[slot] for name in zero_slots for slot in groups[name]}
         self.notes += self._apply_missing_policy()
         self._difficulty = self._compute_difficulty()
 

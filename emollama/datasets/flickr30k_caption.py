@@ -16,9 +16,10 @@ from emollama.data.annotations import missing_names
 from emollama.data.batch import Record
 from emollama.data.captions import CaptionedImage, read_captioned_images
 from emollama.data.dataset import DatasetContent
+from emollama.data.features import feature_cache
 from emollama.data.problems import Problem
 from emollama.data.sampling import DatasetSampling
-from emollama.data.slots import PIXELS, CachedShape, SlotShape
+from emollama.data.slots import PIXELS, SlotShape, declared_slots
 from emollama.data.text_processors import TEXT_PROCESSORS
 from emollama.datasets.clip_texts import name_fraction
 from emollama.datasets.configs import CAPTION_TASK, Flickr30kCaptionConfig
@@ -27,7 +28,6 @@ from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
 from emollama.media.image_files import EXTENSIONS, image_files
 from emollama.paths import join
-from emollama.stores.feature_cache import FeatureCache
 
 
 class Flickr30kCaption:
@@ -43,6 +43,7 @@ class Flickr30kCaption:
         listed: names of the images in the caption file.
         images: the selected images.
         features: the pixels of the images.
+        slot_sources: slot -> source of its features; None for all slots but the image's.
         notes: lines for the log.
 
     Raises:
@@ -78,7 +79,9 @@ class Flickr30kCaption:
             )
         self._absent = {slot: zeros(0, shape.dim) for slot, shape in slot_shapes.items()}
         shape = slot_shapes["image"]
-        self._cache = FeatureCache(shape.cache_folder, shape) if isinstance(shape, CachedShape) else None
+        self._cache = feature_cache(shape)
+        # An image has no other features.
+        self.slot_sources = dict.fromkeys(declared_slots(slot_shapes)) | {"image": folder}
 
     def list_path(self) -> str:
         """Return the path of the caption file, relative to the current directory."""

@@ -37,9 +37,8 @@ def open_frames(folder: str, shape: SlotShape | None, block_path: str, choice: F
     """
     if shape is None:
         raise UserError(
-            f"{block_path}: image_feature_path is null, so the model would encode frames of image_path, but"
-            " model.vit_weights is null."
-            " Set model.vit_weights to the encoder's weights, or image_feature_path to EVA features, or image_path: null."
+            f"{block_path}: features.image is null, so the model would encode frames of image_path, but model.vit_weights is"
+            " null. Set model.vit_weights to the encoder's weights, or features.image to EVA features, or image_path: null."
         )
     if not path_exists(PATHS.isdir, folder, f"{block_path}.image_path"):
         raise not_found(f"{block_path}.image_path", folder, "It is relative to data_root. Correct the path.", what="folder")

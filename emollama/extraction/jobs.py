@@ -142,10 +142,10 @@ def _require_distinct(values: dict[str, str], what: str) -> None:
 def _require_model_shape(label: str, description: EncoderDescription, slot: str, shapes: dict[str, Any]) -> None:
     if slot not in shapes:
         return
-    (num_vectors, dim), key = description.shape, f"encoders.{label}"
+    num_vectors, dim, key = description.shape.num_vectors, description.shape.dim, f"encoders.{label}"
     if dim != shapes[slot].dim:
-        text = f"{key}.weights: features of slot '{slot}' have dimension {dim}; model.slot_dims expects {shapes[slot].dim}."
-        raise UserError(f"{text} Specify the weights that the model was trained with, or set model.slot_dims: {{{slot}: {dim}}}.")
+        text = f"{key}.weights: features of slot '{slot}' have dimension {dim}; model.slots expects {shapes[slot].dim}."
+        raise UserError(f"{text} Specify the weights that the model was trained with, or set model.slots.{slot}.dim: {dim}.")
     if num_vectors != shapes[slot].num_vectors:
         text = f"{key}.image_size: a clip has {num_vectors} feature vectors in slot '{slot}'"
         text += f"; model.image_size expects {shapes[slot].num_vectors}."
@@ -153,7 +153,7 @@ def _require_model_shape(label: str, description: EncoderDescription, slot: str,
 
 
 def _array_shape(slots: tuple[str, ...], description: EncoderDescription) -> tuple[int, ...]:
-    num_vectors, dim = description.shape
+    num_vectors, dim = description.shape.num_vectors or 1, description.shape.dim
     if "cls" in slots:
         return 1 + num_vectors, dim
     return (dim,) if num_vectors == 1 else (num_vectors, dim)
@@ -165,7 +165,8 @@ def _manifest(slots: tuple[str, ...], block: Any, description: EncoderDescriptio
     weights = "random" if block.random_weights else digest(block.weights)
     inputs = {"faces": "images"} if faces and "face" in settings else {}
     settings = {name: value for name, value in settings.items() if not (inputs and name in FACE_KEYS)}
-    return Manifest(slots, *description.shape, settings, weights, block.dtype, _versions(), inputs)
+    shape = description.shape
+    return Manifest(slots, shape.num_vectors or 1, shape.dim, settings, weights, block.dtype, _versions(), inputs)
 
 
 def _versions() -> dict[str, str]:

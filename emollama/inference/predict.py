@@ -13,8 +13,7 @@ from emollama import checkpoint
 from emollama.checkpoint_files import require_language_model
 from emollama.config import RunConfig
 from emollama.data.dataset import FeatureSource
-from emollama.data.slots import IMAGE
-from emollama.datasets.feature_clips import SLOTS_BY_KEY
+from emollama.data.slots import IMAGE, declared_slots
 from emollama.distributed import process_group
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
@@ -97,7 +96,8 @@ def predict(config: RunConfig, videos: Sequence[str], *, text: str | None = None
         folders, links = world.on_rank_zero(lambda: (_folders(template, extracted, folder), _link_videos(sources, folder)))
         video_config = template.for_videos(config, sources, sentence, folders, links)
         block = world.rank_zero_first(lambda: next(iter(build_blocks(video_config, check=world.is_main).values())))
-        modalities = {name: _modalities(template, block, name, extracted) for name in sources}
+        groups = declared_slots(config.model_class.slot_shapes(config.model))
+        modalities = {name: _modalities(template, block, groups, extracted, name) for name in sources}
         _require_features(sources, modalities)
         answers = {answer.name: answer for answer in _answers(video_config, template.key, block, world)}
     return [
@@ -193,17 +193,23 @@ def _link_videos(sources: Mapping[str, Source], folder: Path) -> Path:
     return videos
 
 
-def _modalities(template: Template, block: EvaluationSet, name: str, extracted: Mapping[str, Extracted]) -> dict[str, Modality]:
+def _modalities(
+    template: Template,
+    block: EvaluationSet,
+    groups: Mapping[str, tuple[str, ...]],
+    extracted: Mapping[str, Extracted],
+    name: str,
+) -> dict[str, Modality]:
     """Return slot -> the model's input for one video clip, according to the block's dataset."""
     present = {slot: name in source for source in block.dataset.features for slot in _filled(source)}
     modalities = {}
-    for key, slots in SLOTS_BY_KEY.items():
+    for declared, slots in groups.items():
         encoded = extracted.get(slots[0])
         online = slots == IMAGE and template.reads_frames
         source = "model.vit_weights" if online else encoded.encoder if encoded else ""
         for slot in slots:
             if slot not in present:
-                modalities[slot] = Modality("missing", f"{template.key}.{key} is null")
+                modalities[slot] = Modality("missing", f"{template.key}.features.{declared} is null")
             elif slot in block.options.mask_slots:
                 modalities[slot] = Modality("zero", f"{template.key}.mask_slots")
             elif present[slot]:

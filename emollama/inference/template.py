@@ -11,13 +11,12 @@ from typing import Any
 from emollama.config import EvaluationBlock, RunConfig
 from emollama.data.annotations import Clip, Table
 from emollama.data.instructions import TASK_NAMES
-from emollama.datasets.feature_clips import SLOTS_BY_KEY, FeatureClips
+from emollama.datasets.feature_clips import FeatureClips
 from emollama.errors import UserError
 from emollama.logs.logger import get_logger
 from emollama.media.source import Source
 from emollama.suggestions import did_you_mean
 
-WITHOUT_FEATURES = {**dict.fromkeys(SLOTS_BY_KEY), "image_path": None}
 # Keys that select clips or decide what happens to missing features, set so that no video is left out.
 WHOLE_LIST = {"exclude": [], "exclude_labels": [], "held_out": 0.0, "curriculum": {}, "missing_features": "zero"}
 
@@ -46,18 +45,18 @@ class Template:
     @property
     def reads_frames(self) -> bool:
         """Whether the model itself computes image features from frames."""
-        return self.cfg.image_feature_path is None and self.cfg.image_path is not None
+        return bool(self.cfg.reads_frames)
 
     @property
     def slots(self) -> set[str]:
-        """The first slot of each feature folder that the block uses."""
-        return {slots[0] for key, slots in SLOTS_BY_KEY.items() if getattr(self.cfg, key) is not None}
+        """The slots for which the block has features."""
+        return {slot for slot, path in self.cfg.features.items() if path is not None}
 
     def has_sentences(self, config: RunConfig) -> bool:
         """Whether the block's samples have sentences, from a transcript file or from the annotation file, which is then read."""
         if self.cfg.transcription_path is not None:
             return True
-        cfg = dataclasses.replace(self.cfg, **WITHOUT_FEATURES, **WHOLE_LIST)
+        cfg = dataclasses.replace(self.cfg, features=dict.fromkeys(self.cfg.features), image_path=None, **WHOLE_LIST)
         shapes = config.model_class.slot_shapes(config.model)
         try:
             dataset = self.dataset_class(cfg, slot_shapes=shapes, block_path=self.key, training=False)
@@ -76,16 +75,16 @@ class Template:
             config: the configuration that contains the block.
             sources: name -> video clip.
             sentence: the spoken sentence of every clip; None for prompts without a sentence.
-            folders: first slot -> folder of its arrays, for each slot in :attr:`slots`.
+            folders: slot -> folder of its arrays, for each slot in :attr:`slots`.
             videos: folder of the videos, from which frames are read.
         """
         sentences = None if sentence is None else dict.fromkeys(sources, sentence)
         table = Table([Clip(name, "", number) for number, name in enumerate(sources, 1)], sentences)
         dataset_class = type(self.dataset_class.__name__, (self.dataset_class,), {"read_table": lambda dataset: table})
-        paths = {key: str(folders[slots[0]]) for key, slots in SLOTS_BY_KEY.items() if slots[0] in folders}
+        features = {slot: str(folders[slot]) if slot in folders else None for slot in self.cfg.features}
         image_path = str(videos) if self.reads_frames else None
-        changes = {"task_pool": self.task, "transcription_path": None, "image_path": image_path, **paths, **WHOLE_LIST}
-        cfg = dataclasses.replace(self.cfg, **changes)
+        changes = {"task_pool": self.task, "transcription_path": None, "image_path": image_path, **WHOLE_LIST}
+        cfg = dataclasses.replace(self.cfg, features=features, **changes)
         label = self.key.partition(".")[2]
         block = EvaluationBlock(cfg, self.block.task, config.task_class.scoring.Config())
         replaced = {f"evaluation_datasets.{label}": dataset_class}

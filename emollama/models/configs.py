@@ -8,7 +8,7 @@ from typing import Any, Literal, Union
 
 from emollama.config import MISSING
 from emollama.data.prompts.prompt_style import PromptStyle
-from emollama.data.slots import PATCH
+from emollama.data.slots import PATCH, SlotConfig, parse_slots
 from emollama.dtypes import ComputeDtype
 from emollama.encoders.shapes import EvaShape, QFormerShape
 from emollama.errors import UserError, require_at_least
@@ -127,15 +127,25 @@ class MiniGPTv2Config(LLMConfig):
 
     checkpoint_description = "MiniGPT-v2 or Emotion-LLaMA"
 
-    fusion: str = "linear"
-    """Name of the registered fusion module."""
-    slot_dims: dict[str, int] = field(default_factory=lambda: {"image": 1408, "face": 1024, "video": 1024, "audio": 1024})
-    """Dimension of each slot's feature vectors. The class token has the dimension of image."""
+    fusion: Union[str, dict[str, Any]] = "linear"  # noqa: UP007
+    """Name of the registered fusion module, or a block with its keys: {type: name, ...}."""
+    slots: dict[str, Any] = field(
+        default_factory=lambda: {
+            "image": {"dim": 1408, "class_token": "cls"},
+            "face": {"dim": 1024},
+            "video": {"dim": 1024},
+            "audio": {"dim": 1024},
+        }
+    )
+    """slot -> {dim: size of its feature vectors, length: number of vectors per sample, class_token: slot of the first vector of
+    each array}. length is 1 if it is not set ((image_size / 14)^2 for image), or null for any number of vectors. A slot that you
+    add, such as {gaze: {dim: 7}}, needs features.gaze in a dataset block. null removes a slot. slot_dims: {face: 1024} is another
+    way to write slots: {face: {dim: 1024}}."""
     image_size: int = 448
     """Side in pixels of the frames from which EVA features were extracted: each frame has (image_size / 14)^2 patch vectors and a
     class token. Features of a different size are rejected."""
     vit_weights: str | None = None
-    """Weights of the image encoder (eva_vit_g.pth) for datasets whose image_feature_path is null: it encodes their frames in each
+    """Weights of the image encoder (eva_vit_g.pth) for datasets whose features.image is null: it encodes their frames in each
     step. The encoder is neither trained nor saved. If null, image features must have been extracted beforehand."""
     vit_precision: ComputeDtype = "fp16"
     """Precision of the image encoder's computations."""
@@ -145,14 +155,21 @@ class MiniGPTv2Config(LLMConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        FUSIONS.require(self.fusion, "fusion")
+        fusion = self.fusion if isinstance(self.fusion, dict) else {"type": self.fusion}
+        if "type" not in fusion:
+            raise ValueError(f"fusion: 'type' is missing. {FUSIONS.registered()}")
+        FUSIONS.require(str(fusion["type"]), "fusion")
         if self.image_size % (2 * PATCH):
             raise ValueError(
                 f"image_size is {self.image_size}; it must be a multiple of {2 * PATCH}, so that patches can be joined in groups"
                 " of four"
             )
-        if "image" not in self.slot_dims or min(self.slot_dims.values()) < 1:
-            raise ValueError(f"slot_dims {self.slot_dims} must contain 'image', and every size must be at least 1")
+        if "image" not in self.parsed_slots() and self.vit_weights is not None:
+            raise ValueError("vit_weights encodes frames for the slot image, but slots has no image. Set vit_weights: null.")
+
+    def parsed_slots(self) -> dict[str, SlotConfig]:
+        """Return the declared slots with their defaults filled in."""
+        return parse_slots(self.slots, {"image": (self.image_size // PATCH) ** 2})
 
     @classmethod
     def recognizes(cls, stored: Collection[str], expected: Collection[str]) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from emollama.data.batch import PackedFeatures
-from emollama.data.slots import IMAGE, PIXELS
+from emollama.data.slots import IMAGE, PIXELS, SlotShape
 from emollama.encoders.eva import Eva
 from emollama.encoders.eva_vit import EvaFiles, EvaVit, read_eva
 from emollama.encoders.shapes import IDENTITY, EvaShape
@@ -28,14 +28,15 @@ def build(weights: str, cfg: Any, device: torch.device) -> EvaVit:
     """Load the encoder that a ``model`` block configures, as in Emotion-LLaMA: 39 layers, and ``ln_vision`` is the identity.
 
     Raises:
-        UserError: If the file does not exist, is not an EVA transformer, or its hidden size differs from ``slot_dims.image``.
+        UserError: If the file does not exist, is not an EVA transformer, or its hidden size differs from ``slots.image.dim``.
     """
     key = "model.vit_weights"
     encoder = EvaVit.load(EvaFiles(weights, cfg.image_size, cfg.vit_precision), device=device, key=key)
-    if encoder.width != cfg.slot_dims["image"]:
+    dim = cfg.parsed_slots()["image"].dim
+    if encoder.width != dim:
         raise UserError(
-            f"{key}: the encoder in '{weights}' has hidden size {encoder.width}, but model.slot_dims.image is"
-            f" {cfg.slot_dims['image']}. Change one of them so that they agree."
+            f"{key}: the encoder in '{weights}' has hidden size {encoder.width}, but model.slots.image.dim is {dim}."
+            " Change one of them so that they agree."
         )
     encoder.visual_encoder.set_grad_checkpointing(cfg.use_grad_checkpoint_vit)
     return encoder
@@ -57,16 +58,17 @@ def manifest(weights: str, cfg: Any, choice: FrameSelection, ln_vision: str = ID
     read_eva(weights, "model.vit_weights", EvaShape.depth)
     eva = Eva.Config(weights, image_size=cfg.image_size, precision=cfg.vit_precision, frame_selection=choice, ln_vision=ln_vision)
     described = Eva.describe(eva, "model")
-    return Manifest(IMAGE, described.shape.num_vectors, described.shape.dim, described.settings, digest(weights), "float32")
+    return Manifest(IMAGE, described.shape.num_vectors or 1, described.shape.dim, described.settings, digest(weights), "float32")
 
 
-def count_tokens_with_pixels(num_feature_tokens: TokenCounter, vectors_per_frame: Mapping[str, int]) -> TokenCounter:
+def count_tokens_with_pixels(num_feature_tokens: TokenCounter, shapes: Mapping[str, SlotShape]) -> TokenCounter:
     """Wrap a fusion module's token count so that each frame or image adds the vectors that its encoder will return.
 
     Args:
-        num_feature_tokens: number of feature vectors by slot -> number of feature tokens by name.
-        vectors_per_frame: slot -> number of feature vectors that are encoded from one frame.
+        num_feature_tokens: number of feature vectors by slot -> number of feature tokens by part.
+        shapes: the slots of the model.
     """
+    vectors_per_frame = {slot: shapes[slot].num_vectors or 1 for slot in IMAGE if slot in shapes}
 
     def count_tokens(counts: Mapping[str, int]) -> dict[str, int]:
         rest = {slot: count for slot, count in counts.items() if slot != PIXELS}

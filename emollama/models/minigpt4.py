@@ -10,11 +10,11 @@ from emollama.data.batch import Batch, PackedFeatures
 from emollama.data.prompts.image_tag import read_prompts
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.prompts.prompt_style import LossAverage
-from emollama.data.slots import PIXELS, CachedShape, SlotShape
+from emollama.data.slots import PIXELS, SlotShape
 from emollama.media.frame_selection import FrameSelection
-from emollama.models import checkpoint_names, frames, llm, prompt_formats, vision
+from emollama.models import checkpoint_names, frames, prompt_formats, vision
 from emollama.models.configs import MiniGPT4Config
-from emollama.models.fusion import GROUP, ImageProjection
+from emollama.models.fusion.linear import GROUP
 from emollama.models.packed_llm import PackedLLM
 from emollama.stores.manifest import Manifest
 
@@ -34,20 +34,22 @@ class MiniGPT4(PackedLLM):
 
     def __init__(self, cfg: MiniGPT4Config, *, device: torch.device, frozen_dtype: torch.dtype) -> None:
         super().__init__(cfg, device=device, frozen_dtype=frozen_dtype)
-        image = self.slot_shapes(cfg)["image"]
-        with device:
-            self.fusion = ImageProjection(image.dim, llm.hidden_size(self.llm_config), cfg.dropout)
-        self.vision = vision.FrozenVision(cfg, image, device=device)
+        self.vision = vision.FrozenVision(cfg, self.slot_shapes(cfg)["image"], device=device)
 
     @staticmethod
     def slot_shapes(cfg: MiniGPT4Config) -> dict[str, SlotShape]:
         """Return the expected shape of a sample's features for each slot."""
         if cfg.has_qformer:
-            image = SlotShape(cfg.num_query_token, cfg.query_width)
+            num_vectors, dim = cfg.num_query_token, cfg.query_width
         else:
-            image = SlotShape(cfg.patches // GROUP, GROUP * cfg.vit_width)
-        cached = CachedShape.of(image, cfg.visual_cache_path) if cfg.cache_visual else image
-        return {"image": cached, PIXELS: SlotShape(1, 3 * cfg.image_size**2)}
+            num_vectors, dim = cfg.patches // GROUP, GROUP * cfg.vit_width
+        folder = cfg.visual_cache_path if cfg.cache_visual else None
+        return {"image": SlotShape(num_vectors, dim, cache_folder=folder), PIXELS: SlotShape(1, 3 * cfg.image_size**2)}
+
+    @staticmethod
+    def fusion_key(cfg: MiniGPT4Config) -> str:
+        """Return the name of the only fusion module of this architecture."""
+        return "image_projection"
 
     @staticmethod
     def frame_manifest(cfg: MiniGPT4Config, choice: FrameSelection) -> Manifest:
@@ -64,10 +66,7 @@ class MiniGPT4(PackedLLM):
         block = cfg.prompt_format_block()
         if cfg.prompt_path is not None:
             block["prompts"] = read_prompts(cfg.prompt_path, "model.prompt_path")
-        num_feature_tokens = frames.count_tokens_with_pixels(
-            ImageProjection.num_feature_tokens, {"image": MiniGPT4.slot_shapes(cfg)["image"].num_vectors}
-        )
-        return prompt_formats.build(cfg, block, {"image": ("image",)}, num_feature_tokens, loss_average)
+        return prompt_formats.build(cfg, block, MiniGPT4.feature_layout(cfg), loss_average)
 
     def features_for_fusion(self, batch: Batch) -> Mapping[str, PackedFeatures]:
         """Return the image features: cached ones, and those computed now from the samples' pixels."""

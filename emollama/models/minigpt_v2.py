@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
 from emollama.data.batch import Batch, PackedFeatures
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.prompts.prompt_style import LossAverage
-from emollama.data.slots import PATCH, PIXELS, SlotShape
+from emollama.data.slots import PIXELS, SlotShape, slot_shapes
 from emollama.media.frame_selection import FrameSelection
-from emollama.models import checkpoint_names, frames, llm, prompt_formats
+from emollama.models import checkpoint_names, frames, prompt_formats
 from emollama.models.configs import MiniGPTv2Config
 from emollama.models.packed_llm import PackedLLM
-from emollama.registry import FUSIONS
 from emollama.stores.manifest import Manifest
 
 
@@ -29,18 +27,13 @@ class MiniGPTv2(PackedLLM):
 
     def __init__(self, cfg: MiniGPTv2Config, *, device: torch.device, frozen_dtype: torch.dtype) -> None:
         super().__init__(cfg, device=device, frozen_dtype=frozen_dtype)
-        with device:
-            self.fusion = FUSIONS.get(cfg.fusion)(cfg.slot_dims, llm.hidden_size(self.llm_config), cfg.dropout)
         self.vit = frames.build(cfg.vit_weights, cfg, device) if cfg.vit_weights is not None else None
 
     @staticmethod
     def slot_shapes(cfg: MiniGPTv2Config) -> dict[str, SlotShape]:
         """Return the expected shape of a sample's features for each slot."""
-        dims = cfg.slot_dims
-        image = SlotShape((cfg.image_size // PATCH) ** 2, dims["image"])
-        others = {slot: SlotShape(1, dim) for slot, dim in dims.items() if slot != "image"}
         pixels = {PIXELS: SlotShape(1, 3 * cfg.image_size**2)} if cfg.vit_weights is not None else {}
-        return {"image": image, "cls": SlotShape(1, dims["image"])} | others | pixels
+        return slot_shapes(cfg.parsed_slots()) | pixels
 
     @staticmethod
     def frame_manifest(cfg: MiniGPTv2Config, choice: FrameSelection) -> Manifest:
@@ -55,12 +48,7 @@ class MiniGPTv2(PackedLLM):
     @staticmethod
     def prompt_format(cfg: MiniGPTv2Config, loss_average: LossAverage = "sample") -> PromptFormat:
         """Return the prompt format of this model. It reads the language model's folder, but not its weights."""
-        fusion: Any = FUSIONS.get(cfg.fusion)
-        outputs = {"video": fusion.VIDEO_TAG, "feature": fusion.FEATURE_TAG}
-        num_feature_tokens = frames.count_tokens_with_pixels(
-            fusion.num_feature_tokens, {"image": (cfg.image_size // PATCH) ** 2, "cls": 1}
-        )
-        return prompt_formats.build(cfg, cfg.prompt_format_block(), outputs, num_feature_tokens, loss_average)
+        return prompt_formats.build(cfg, cfg.prompt_format_block(), MiniGPTv2.feature_layout(cfg), loss_average)
 
     def features_for_fusion(self, batch: Batch) -> Mapping[str, PackedFeatures]:
         """Return the features by slot; those computed from frames are in ``image`` and ``cls``."""

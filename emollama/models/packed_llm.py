@@ -6,6 +6,7 @@ H = hidden size of the language model, V = size of its vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -14,12 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emollama.components import DecodingState, Fusion
+from emollama.components import DecodingState
 from emollama.data.batch import IGNORED, Batch, PackedFeatures
+from emollama.data.fusion_layout import FusionLayout
 from emollama.data.prompts.prompt import PromptFormat
-from emollama.models import checkpoint_names, llm
+from emollama.data.slots import PIXELS, SlotShape
+from emollama.models import checkpoint_names, frames, llm
 from emollama.models.decoding import empty_cache, unpacked_state
-from emollama.models.fusion import MIN_GEMM_ROWS, place_feature_tokens
+from emollama.models.fusion.build import build_fusion, fusion_layout
+from emollama.models.fusion.feature_tokens import MIN_GEMM_ROWS, place_feature_tokens
 
 
 class PackedLLM(nn.Module, ABC):
@@ -33,18 +37,18 @@ class PackedLLM(nn.Module, ABC):
     Attributes:
         ignored_tensors: glob patterns of checkpoint tensors that the model does not use.
         optional_tensor_group: trained tensors that may be missing from a checkpoint if all of them are.
+        optional_tensors: glob patterns of further trained tensors that may be missing from a checkpoint.
         shape_keys: keys of the ``model`` block that determine tensor shapes, for messages.
         architecture: the value of ``model.arch``, for messages.
         stored_name: function from a parameter's name to its name in a checkpoint.
-        fusion: the fusion module (features by slot -> feature tokens by name), which the subclass sets.
+        fusion: the fusion module (features by slot -> feature tokens by part).
     """
 
     ignored_tensors: tuple[str, ...] = checkpoint_names.IGNORED_TENSORS
     optional_tensor_group: tuple[str, ...] = ()
-    shape_keys: tuple[str, ...] = ("lora_r", "slot_dims", "llama_model")
+    shape_keys: tuple[str, ...] = ("lora_r", "slots", "llama_model")
     architecture = ""
     stored_name = staticmethod(checkpoint_names.stored_name)
-    fusion: Fusion
 
     def __init__(self, cfg: Any, *, device: torch.device, frozen_dtype: torch.dtype) -> None:
         # Imported here because it takes seconds, and most commands need no weights.
@@ -65,6 +69,34 @@ class PackedLLM(nn.Module, ABC):
         )
         self.llama_model: Any = llm_weights.build(options, self.llm_config, dtype=frozen_dtype, device=device)
         self.first_placeholder = llm.embedding_rows(self.llm_config)
+        slots = fusion_slots(self.slot_shapes(cfg))
+        layout = fusion_layout(self.fusion_key(cfg), slots)
+        self.fusion = build_fusion(self.fusion_key(cfg), slots, llm.hidden_size(self.llm_config), device)
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.optional_tensors = layout.optional_tensors
+        self._parts = layout.parts
+
+    @staticmethod
+    @abstractmethod
+    def slot_shapes(cfg: Any) -> dict[str, SlotShape]:
+        """Return the expected shape of a sample's features for each slot."""
+
+    @staticmethod
+    def fusion_key(cfg: Any) -> Any:
+        """Return the value of ``model.fusion``: a registered name, or a block with ``type``."""
+        return cfg.fusion
+
+    @classmethod
+    def feature_layout(cls, cfg: Any) -> FusionLayout:
+        """Return names and numbers of a sample's feature tokens, without building the fusion module.
+
+        Raises:
+            UserError: If the fusion module is unknown, or does not accept the slots of the model.
+        """
+        shapes = cls.slot_shapes(cfg)
+        layout = fusion_layout(cls.fusion_key(cfg), fusion_slots(shapes))
+        num_feature_tokens = frames.count_tokens_with_pixels(layout.num_feature_tokens, shapes)
+        return dataclasses.replace(layout, num_feature_tokens=num_feature_tokens)
 
     @abstractmethod
     def features_for_fusion(self, batch: Batch) -> Mapping[str, PackedFeatures]:
@@ -149,7 +181,14 @@ class PackedLLM(nn.Module, ABC):
         table = self.llama_model.get_input_embeddings()
         is_text = batch.input_ids < self.first_placeholder
         text = table(batch.input_ids.where(is_text, 0))
-        return place_feature_tokens(text, batch.input_ids, self.fusion(self.features_for_fusion(batch)), self.first_placeholder)
+        tokens = self.fusion(self.features_for_fusion(batch))
+        tokens = {part: self.dropout(tokens[part]) for part in self._parts}
+        return place_feature_tokens(text, batch.input_ids, tokens, self.first_placeholder)
+
+
+def fusion_slots(shapes: Mapping[str, SlotShape]) -> dict[str, SlotShape]:
+    """Return the slots whose feature vectors a fusion module gets: all but pixels."""
+    return {slot: shape for slot, shape in shapes.items() if slot != PIXELS}
 
 
 def _pad_positions(positions: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from emollama.data.fusion_layout import FusionLayout
 from emollama.data.prompts.prompt import FeatureTokenLayout, PromptFormat
 from emollama.data.prompts.prompt_style import LossAverage
 from emollama.errors import UserError
@@ -18,8 +19,7 @@ KEY = "model.prompt_format"
 def build(
     cfg: LLMConfig,
     block: Mapping[str, Any],
-    outputs: Mapping[str, tuple[str, ...]],
-    num_feature_tokens: Callable[[Mapping[str, int]], dict[str, int]],
+    layout: FusionLayout,
     loss_average: LossAverage,
 ) -> PromptFormat:
     """Return the prompt format of a ``model`` block. It reads the language model's folder, but not its weights.
@@ -27,15 +27,14 @@ def build(
     Args:
         cfg: the ``model`` block.
         block: the prompt format: its ``type`` and its keys.
-        outputs: output of the fusion module -> its parts.
-        num_feature_tokens: number of feature vectors by slot -> number of feature tokens by part.
+        layout: names and numbers of the feature tokens.
         loss_average: how the loss of a sample is averaged.
 
     Raises:
         UserError: If the folder is not that of a language model, or the format does not fit its tokenizer or the outputs.
     """
     format_class, format_cfg = PROMPT_FORMATS.configured(block, KEY)
-    feature_tokens = FeatureTokenLayout(outputs, llm.embedding_rows(llm.read_config(cfg.llama_model)), num_feature_tokens)
+    feature_tokens = FeatureTokenLayout(layout, llm.embedding_rows(llm.read_config(cfg.llama_model)))
     tokenizer, style = llm.load_tokenizer(cfg.llama_model), cfg.style()
     try:
         return format_class(

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emollama.data.slots import CachedShape, SlotShape
+from emollama.data.features import feature_cache
+from emollama.data.slots import SlotShape
 from emollama.encoders.encoder import in_batches
 from emollama.encoders.eva_vit import EvaFiles, EvaVit, read_eva, read_ln_vision
 from emollama.encoders.qformer import HEAD, QFormer, read_qformer
@@ -22,9 +23,8 @@ from emollama.encoders.weights import digest
 from emollama.errors import UserError
 from emollama.media.frame_selection import FrameSelection
 from emollama.models import frames
-from emollama.models.fusion import GROUP
+from emollama.models.fusion.linear import GROUP
 from emollama.paths import PATHS, path_exists
-from emollama.stores.feature_cache import FeatureCache
 from emollama.stores.manifest import Manifest
 
 VIT, QFORMER = "model.vit_weights", "model.q_former_model"  # keys of the files
@@ -53,7 +53,7 @@ class FrozenVision(nn.Module):
 
     def __init__(self, cfg: Any, shape: SlotShape, *, device: torch.device) -> None:
         super().__init__()
-        self._cache = FeatureCache(shape.cache_folder, shape) if isinstance(shape, CachedShape) else None
+        self._cache = feature_cache(shape)
         if device.type == "meta" and (absent := [path for path in _files(cfg) if not path_exists(PATHS.isfile, path, "model")]):
             text = "%s: file not found; the sizes of the published encoders are assumed"
             logging.getLogger("emollama").info(text, " and ".join(absent))
@@ -121,7 +121,7 @@ def manifest(cfg: Any, shape: SlotShape, choice: FrameSelection) -> Manifest:
         changes = {"q_former_model": digest(cfg.q_former_model)[:16]}
     else:
         changes = {"pooling": f"{GROUP} neighbouring rows joined"}
-    return replace(eva, slots=("image",), num_vectors=shape.num_vectors, dim=shape.dim, settings={**eva.settings, **changes})
+    return replace(eva, slots=("image",), num_vectors=shape.num_vectors or 1, dim=shape.dim, settings={**eva.settings, **changes})
 
 
 def _files(cfg: Any) -> list[str]:

@@ -15,6 +15,7 @@ from emollama.checkpoint_files import require_checkpoint_file, require_language_
 from emollama.components import Model
 from emollama.config import RunConfig
 from emollama.data.dataset import DatasetConfig, SampleDataset
+from emollama.data.slots import SlotShape, unfilled_slots
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.listing import LINES, abbreviated
@@ -73,6 +74,8 @@ def build_datasets(
             datasets[path] = cls(cfg, slot_shapes=shapes, block_path=path, training=training)
         except UserError as error:
             errors.append(str(error))  # the other blocks are checked as well, so that one message lists all errors
+    if not errors:
+        errors += unfilled_slot_problems(shapes, datasets, "datasets" if training else "evaluation_datasets")
     problems = [problem.text for dataset in datasets.values() for problem in dataset.problems()] if check else []
     if problems:
         errors.append(f"the data cannot be used:{LINES}{abbreviated(problems, LINES)}")
@@ -82,6 +85,21 @@ def build_datasets(
         for note in dataset.notes:
             get_logger().info("%s", note)
     return datasets
+
+
+def unfilled_slot_problems(shapes: Mapping[str, SlotShape], datasets: Mapping[str, Any], group: str) -> list[str]:
+    """Return a message for each declared slot that no dataset mentions, because the model would never get features there.
+
+    Args:
+        shapes: the slots of the model.
+        datasets: path of each block -> dataset, all of one group.
+        group: "datasets" or "evaluation_datasets", for messages.
+    """
+    return [
+        f"model.slots declares '{slot}', but no block under '{group}' has features for it. Set features.{slot} in a block to"
+        f" their path, or to null for no such features, or remove the slot (model.slots.{slot}: null)."
+        for slot in unfilled_slots(shapes, [dataset.slot_sources for dataset in datasets.values()])
+    ]
 
 
 def _command_for_other_blocks(config: RunConfig, training: bool) -> str:

@@ -25,6 +25,7 @@ RESUMABLE_OVERRIDES = (
     "imports",
     "paths*",
     "*_path",
+    "datasets.*.features.*",
     "*.data_root",
     "*.annotation_file",
     "encoders.*",

@@ -222,7 +222,7 @@ def _features(draft: Draft, block: StarterBlock, clip_file: ClipFile) -> None:
         key = f"{block.path}.{slot}_feature_path"
         folders = [folder for folder in draft.survey.features if folder.slot == slot]
         folders = [folder for folder in folders if folder.path.parent == here or not beside_only]
-        usual = block.defaults[f"{slot}_feature_path"]
+        usual = block.defaults["features"][slot]
         folder = _best_folder(folders, names, here, usual)
         if folder is None:
             if not optional:

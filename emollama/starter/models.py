@@ -100,7 +100,8 @@ def set_weights(draft: Draft, file: WeightFile, path: Path) -> None:
 def _feature_dimensions(draft: Draft) -> None:
     """Set ``slot_dims`` and ``image_size`` from the shapes of the arrays."""
     model = _defaults(draft)
-    dimensions = model["slot_dims"] | {slot: folder.width for slot, folder in draft.features.items()}
+    published = {slot: keys["dim"] for slot, keys in model["slots"].items()}
+    dimensions = published | {slot: folder.width for slot, folder in draft.features.items()}
     note = "dimensions of the arrays"
     if assumed := [slot for slot in dimensions if slot not in draft.features]:
         note += f"; defaults for {', '.join(assumed)}"

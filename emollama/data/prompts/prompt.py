@@ -5,7 +5,7 @@ The registered formats are described by templates (:mod:`emollama.data.prompts.f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from emollama.data.batch import IGNORED, Record, Sample
+from emollama.data.fusion_layout import FusionLayout
 from emollama.data.prompts.configs import TRAIN
 from emollama.data.prompts.prompt_style import LossAverage, PromptStyle
 from emollama.errors import UserError
@@ -26,24 +27,22 @@ class FeatureTokenLayout:
     model.
 
     Attributes:
-        outputs: name of an output, which a prompt format places in a prompt -> names of its parts, in order. The placeholder id
-            of a part is ``first_id`` plus its index among the parts of all outputs.
-        first_id: the first placeholder id, which is the size of the LLM's embedding table.
-        num_feature_tokens: function from the number of feature vectors by slot to the number of feature tokens by part.
+        fusion: names and numbers of the feature tokens.
+        first_id: the first placeholder id, which is the size of the LLM's embedding table. The placeholder id of a part is
+            ``first_id`` plus its index among the parts of all outputs.
     """
 
-    outputs: Mapping[str, tuple[str, ...]]
+    fusion: FusionLayout
     first_id: int
-    num_feature_tokens: Callable[[Mapping[str, int]], dict[str, int]]
 
     @property
-    def parts(self) -> tuple[str, ...]:
-        """The parts of all outputs, in the order of their placeholder ids."""
-        return tuple(part for parts in self.outputs.values() for part in parts)
+    def outputs(self) -> Mapping[str, tuple[str, ...]]:
+        """Name of an output, which a prompt format places in a prompt -> names of its parts, in order."""
+        return self.fusion.outputs
 
     def id_of(self, part: str) -> int:
         """Return the placeholder id of the feature tokens of a part."""
-        return self.first_id + self.parts.index(part)
+        return self.first_id + self.fusion.parts.index(part)
 
     def placeholder_ids(self, record: Record) -> dict[str, list[int]]:
         """Return the placeholder ids of a record's feature tokens by output.
@@ -52,7 +51,7 @@ class FeatureTokenLayout:
             UserError: If the fusion module cannot process this number of feature vectors. The message names the sample.
         """
         try:
-            counts = self.num_feature_tokens({slot: len(vectors) for slot, vectors in record.features.items()})
+            counts = self.fusion.num_feature_tokens({slot: len(vectors) for slot, vectors in record.features.items()})
         except ValueError as error:
             raise UserError(f"sample '{record.name}': {error}") from None
         ids = {part: [self.first_id + index] * counts[part] for index, part in enumerate(self.parts)}

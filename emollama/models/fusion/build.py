@@ -1,0 +1,116 @@
+"""Builds the fusion module of a ``model`` block, and checks that its layout and the module agree."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from emollama.data.batch import PackedFeatures
+from emollama.data.fusion_layout import FusionLayout
+from emollama.data.slots import SlotShape
+from emollama.errors import UserError
+from emollama.registry import FUSIONS
+
+KEY = "model.fusion"
+LENGTHS_OF_ANY_NUMBER = (3, 5)  # vectors of two invented samples in slots that accept any number
+T = TypeVar("T")
+
+
+def fusion_layout(fusion: Any, slots: Mapping[str, SlotShape]) -> FusionLayout:
+    """Return the layout of a fusion module without building it.
+
+    Args:
+        fusion: the value of ``model.fusion``: a registered name, or a block with ``type``.
+        slots: slot -> shape of its feature vectors.
+
+    Raises:
+        UserError: If the module is unknown, has no such keys, or does not accept these slots.
+    """
+    fusion_class, cfg = FUSIONS.configured(_block(fusion), KEY)
+    layout: FusionLayout = _call(fusion_class, "layout", lambda: fusion_class.layout(cfg, slots))
+    if repeated := sorted({part for part in layout.parts if layout.parts.count(part) > 1}):
+        raise UserError(f"{_name(fusion_class)}: layout() has the part '{repeated[0]}' twice. Each part belongs to one output.")
+    return layout
+
+
+def build_fusion(fusion: Any, slots: Mapping[str, SlotShape], hidden_size: int, device: torch.device) -> nn.Module:
+    """Build a fusion module. On the meta device, also check that it returns what its layout says.
+
+    Args:
+        fusion: the value of ``model.fusion``.
+        slots: slot -> shape of its feature vectors.
+        hidden_size: hidden size of the language model.
+        device: device of the module.
+
+    Raises:
+        UserError: If the module cannot be built, or its layout and the module do not agree.
+    """
+    fusion_class, cfg = FUSIONS.configured(_block(fusion), KEY)
+    layout = fusion_layout(fusion, slots)
+
+    def build(target: torch.device) -> nn.Module:
+        with target:
+            return cast("nn.Module", fusion_class(cfg, slots, hidden_size))
+
+    module = _call(fusion_class, "__init__", lambda: build(device))
+    if device.type == "meta":
+        try:
+            require_agreement(module, layout, slots, hidden_size)
+        except NotImplementedError:
+            # The module uses an operation that the meta device does not have.
+            cpu = torch.device("cpu")
+            _call(fusion_class, "forward", lambda: require_agreement(build(cpu), layout, slots, hidden_size))
+    return module
+
+
+def require_agreement(module: nn.Module, layout: FusionLayout, slots: Mapping[str, SlotShape], hidden_size: int) -> None:
+    """Check that a module returns the feature tokens of its layout, for two samples of zeros.
+
+    Raises:
+        UserError: If parts, numbers of feature tokens, or their size differ. The message contains both numbers.
+    """
+    lengths = [{slot: shape.num_vectors or any_number for slot, shape in slots.items()} for any_number in LENGTHS_OF_ANY_NUMBER]
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    features = {
+        slot: PackedFeatures.pack([torch.zeros(sample[slot], shape.dim, device=device) for sample in lengths])
+        for slot, shape in slots.items()
+    }
+    fusion_class, name = type(module), _name(type(module))
+    counts = _call(fusion_class, "layout", lambda: [layout.num_feature_tokens(sample) for sample in lengths])
+    tokens: dict[str, Tensor] = _call(fusion_class, "forward", lambda: module(features))
+    if set(tokens) != set(layout.parts):
+        raise UserError(
+            f"{name}: forward() returns the parts {', '.join(sorted(tokens))}, but layout() has {', '.join(sorted(layout.parts))}"
+        )
+    for part in layout.parts:
+        expected, shape = sum(sample.get(part, 0) for sample in counts), tuple(tokens[part].shape)
+        if shape != (expected, hidden_size):
+            vectors = " and ".join(str(sample) for sample in lengths)
+            raise UserError(
+                f"{name}: for two samples with {vectors} feature vectors, layout() says {expected} feature tokens '{part}' of"
+                f" size {hidden_size}, but forward() returns {shape[0] if shape else 0} of size {shape[-1] if shape else 0}."
+                " Correct num_feature_tokens or the module."
+            )
+
+
+def _block(fusion: Any) -> Mapping[str, Any]:
+    return fusion if isinstance(fusion, Mapping) else {"type": fusion}
+
+
+def _name(fusion_class: type) -> str:
+    """Return the key, class and file of a fusion module for messages."""
+    return f"{KEY}: {fusion_class.__name__} ({inspect.getsourcefile(fusion_class)})"
+
+
+def _call(fusion_class: type, method: str, function: Callable[[], T]) -> T:
+    """Call a method of a fusion module; any error of it becomes a user error that names the module's file."""
+    try:
+        return function()
+    except (UserError, NotImplementedError):
+        raise
+    except Exception as error:
+        raise UserError(f"{_name(fusion_class)}: {method}() raised {type(error).__name__}: {error}") from error
