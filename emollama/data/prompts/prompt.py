@@ -54,7 +54,7 @@ class FeatureTokenLayout:
             counts = self.fusion.num_feature_tokens({slot: len(vectors) for slot, vectors in record.features.items()})
         except ValueError as error:
             raise UserError(f"sample '{record.name}': {error}") from None
-        ids = {part: [self.first_id + index] * counts[part] for index, part in enumerate(self.parts)}
+        ids = {part: [self.first_id + index] * counts[part] for index, part in enumerate(self.fusion.parts)}
         return {output: [token for part in parts for token in ids[part]] for output, parts in self.outputs.items()}
 
 
