@@ -1,9 +1,9 @@
 """Packed shards: the arrays of one encoder in a few large files, which are read by memory map.
 
-A folder contains ``store.json`` (shapes and dtypes of the arrays; sizes and digests of all files), ``index.bin`` (a hash table
-of :mod:`emollama.stores.name_index`, the end of each name, and the names) and shards ``shard-00000.bin`` etc. A shard contains
-arrays in C order, each at a multiple of 64 bytes, so that equally large arrays have a fixed stride. An array of int8 values is
-preceded by the float32 scales of its feature vectors. ``emollama pack`` writes such folders.
+A folder contains ``store.json`` (shapes and dtypes of the arrays; sizes and digests of all files), ``index.sqlite3``
+(:mod:`emollama.stores.index`) and shards ``shard-00000.bin`` etc. A shard contains arrays in C order, each at a multiple of 64
+bytes, so that equally large arrays have a fixed stride. An array of int8 values is preceded by the float32 scales of its feature
+vectors. ``emollama pack`` writes such folders. Folders of version 1 have another index, which is converted when they are opened.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ import numpy as np
 
 from emollama.errors import UserError
 from emollama.paths import PATHS, read_text, sha256
-from emollama.stores.name_index import NameIndex, extract_entries, map_columns, require_within, split_names
+from emollama.stores import packed_v1
+from emollama.stores.index import Index, Location, build, file_digest, open_cached
 from emollama.stores.quantization import dequantize
 
-METADATA, INDEX = "store.json", "index.bin"
-FORMAT, VERSION = "emollama packed arrays", 1
+METADATA, INDEX = "store.json", "index.sqlite3"
+FORMAT, VERSION = "emollama packed arrays", 2
 TYPES = ("<f2", "<f4", "<f8", "|i1")  # dtypes of stored values
 ALIGNMENT = 64  # bytes
 HEAD_BYTES = 4096  # the checksum of these first bytes distinguishes a shard from others
@@ -67,7 +68,7 @@ def digest(metadata: dict[str, Any]) -> str:
 def is_packed(folder: str) -> bool:
     """Return whether a folder contains packed shards, even incomplete ones."""
     try:
-        return any(PATHS.isfile(os.path.join(folder, name)) for name in (METADATA, INDEX, shard_name(0)))
+        return any(PATHS.isfile(os.path.join(folder, name)) for name in (METADATA, INDEX, packed_v1.INDEX, shard_name(0)))
     except NotImplementedError:
         # iopath cannot check whether a file exists at this remote location.
         return False
@@ -80,14 +81,14 @@ class PackedStore:
     file is truncated while it is mapped, the process dies (SIGBUS), as with any memory map.
     """
 
-    def __init__(self, folder: Path, metadata: dict[str, Any], index: mmap.mmap) -> None:
+    def __init__(self, folder: Path, metadata: dict[str, Any], index: Index) -> None:
         self.folder = folder
         self._metadata = metadata
         self._kinds = [_kind(**kind) for kind in metadata["kinds"]]
-        table, self._ends, self._text = map_columns(index, 0, metadata["table_bytes"], metadata["clips"])
-        sizes = [shard["bytes"] for shard in metadata["shards"]]
-        require_within(extract_entries(table, len(self)), [kind.nbytes for kind in self._kinds], sizes)
-        self._index = NameIndex(table, len(self))
+        index.require_within([kind.nbytes for kind in self._kinds], [shard["bytes"] for shard in metadata["shards"]])
+        if len(index) != metadata["clips"]:
+            raise ValueError(f"the index has {len(index)} clips, not {metadata['clips']}")
+        self._index = index
         self._shard = functools.lru_cache(MAX_OPEN_MAPS)(self._map_shard)
 
     @classmethod
@@ -102,7 +103,7 @@ class PackedStore:
         try:
             for shard_index, shard in enumerate(metadata["shards"]):
                 _check_shard(root / shard_name(shard_index), shard)
-            return cls(root, metadata, _map_index(root, metadata))
+            return cls(root, metadata, _open_index(root, metadata))
         except UserError:
             raise
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -119,7 +120,7 @@ class PackedStore:
 
     def names(self) -> Iterable[str]:
         """Return the names of all clips in the order in which they were packed."""
-        return split_names(self._ends, self._text)
+        return self._index.names()
 
     def load(self, name: str) -> np.ndarray:
         """Return a copy of a clip's array, with the stored dtype, or float32 if the values are int8.
@@ -127,7 +128,7 @@ class PackedStore:
         Raises:
             OSError, ValueError: If the clip does not exist, or its shard cannot be read.
         """
-        _, kind_index, shard_index, offset, _ = self._find(name)
+        shard_index, offset, kind_index, _ = self._find(name)
         shape, dtype, scales = self._kinds[kind_index]
         data = self._shard(shard_index)
         if scales:
@@ -142,13 +143,13 @@ class PackedStore:
         Raises:
             OSError: If the clip does not exist.
         """
-        shape, dtype, scales = self._kinds[self._find(name)[1]]
+        shape, dtype, scales = self._kinds[self._find(name).kind]
         return shape, np.dtype(np.float32) if scales else dtype
 
     def location(self, name: str) -> str:
         """Return shard and clip name, for messages."""
-        entry = self._index.find(name)
-        return f"{self.folder / shard_name(entry[2]) if entry else self.folder}, {name}"
+        location = self._index.find(name)
+        return f"{self.folder / shard_name(location.shard) if location else self.folder}, {name}"
 
     def stamp(self, name: str) -> tuple[int, ...]:
         """Return size, modification time, change time and inode of the shard, and the array's offset in it.
@@ -156,7 +157,7 @@ class PackedStore:
         Raises:
             OSError: If the clip or the shard does not exist.
         """
-        _, _, shard_index, offset, _ = self._find(name)
+        shard_index, offset, _, _ = self._find(name)
         status = os.stat(self.folder / shard_name(shard_index))
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, offset
 
@@ -183,16 +184,16 @@ class PackedStore:
         return damaged
 
     def _is_damaged(self, name: str, shard_index: int) -> bool:
-        _, kind_index, shard_of_array, offset, check = self._find(name)
+        shard_of_array, offset, kind_index, checksum = self._find(name)
         if shard_of_array != shard_index:
             return False
-        return zlib.crc32(self._shard(shard_index)[offset : offset + self._kinds[kind_index].nbytes]) != check
+        return zlib.crc32(self._shard(shard_index)[offset : offset + self._kinds[kind_index].nbytes]) != checksum
 
-    def _find(self, name: str) -> tuple[bytes, int, int, int, int]:
-        entry = self._index.find(name)
-        if entry is None:
+    def _find(self, name: str) -> Location:
+        location = self._index.find(name)
+        if location is None:
             raise FileNotFoundError(f"no clip '{name}' in {self.folder}")
-        return entry
+        return location
 
     def _map_shard(self, shard_index: int) -> mmap.mmap:
         with open(self.folder / shard_name(shard_index), "rb") as file:
@@ -210,8 +211,8 @@ def _read_metadata(root: Path) -> dict[str, Any]:
         metadata = json.loads(read_text(str(path)))
     except ValueError as error:
         raise _damaged(path, f"not JSON: {error}") from None
-    if not isinstance(metadata, dict) or (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
-        raise _damaged(path, f"not '{FORMAT}', version {VERSION}")
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT or metadata.get("version") not in (1, VERSION):
+        raise _damaged(path, f"not '{FORMAT}', version 1 to {VERSION}")
     if metadata.get("digest") != digest(metadata):
         raise _damaged(path, "its digest differs from the recorded one")
     return metadata
@@ -237,15 +238,17 @@ def _check_shard(path: Path, recorded: dict[str, Any]) -> None:
             raise _damaged(path, f"not the shard that {METADATA} describes")
 
 
-def _map_index(root: Path, metadata: dict[str, Any]) -> mmap.mmap:
-    with _open_file(root / INDEX) as file:
+def _open_index(root: Path, metadata: dict[str, Any]) -> Index:
+    path = root / (packed_v1.INDEX if metadata["version"] == 1 else INDEX)
+    with _open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
-        if size != metadata["index"]["bytes"]:
-            raise _damaged(root / INDEX, f"has {size} bytes, expected {metadata['index']['bytes']} ({METADATA})")
-        index = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if hashlib.sha256(index).hexdigest() != metadata["index"]["sha256"]:
-        raise _damaged(root / INDEX, "its digest differs from the recorded one")
-    return index
+    if size != metadata["index"]["bytes"]:
+        raise _damaged(path, f"has {size} bytes, expected {metadata['index']['bytes']} ({METADATA})")
+    if (digest := file_digest(path)) != metadata["index"]["sha256"]:
+        raise _damaged(path, "its digest differs from the recorded one")
+    if metadata["version"] == 1:
+        return open_cached(digest, lambda: build(packed_v1.read(path, metadata["table_bytes"], metadata["clips"])))
+    return Index(path)
 
 
 def _open_file(path: Path) -> Any:

@@ -16,13 +16,12 @@ import numpy as np
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
 from emollama.paths import PATHS, temporary_prefix
-from emollama.stores import tar_index, tar_set, tars
+from emollama.stores import tar_index, tars
 from emollama.stores.manifest import FILE, Manifest, differences
 from emollama.stores.npy import FLOAT_TYPES
 from emollama.stores.quantization import NO_DEVIATION, Deviation, Values, deviation, encode
 from emollama.stores.shard_writers import Writer, WrittenShards
 from emollama.stores.store import ArrayStore, NpyFolder, open_store
-from emollama.stores.tar_index import TarIndex
 
 READERS = 4  # threads that read and convert arrays, while one thread writes
 AHEAD = 16  # maximum number of arrays that are read ahead of the writer
@@ -177,7 +176,7 @@ def leftovers(output: Path) -> list[Path]:
 
 
 def index_tars(path: str, output: Path | None) -> list[Path]:
-    """Write the index of each tar shard and of the set of shards, next to the shards or into a folder.
+    """Write the index of each tar shard, next to the shards or into a folder.
 
     Args:
         path: the shards, as in the configuration.
@@ -194,7 +193,7 @@ def index_tars(path: str, output: Path | None) -> list[Path]:
     if duplicates := sorted({name for name in names if output and names.count(name) > 1}):
         text = f"several shards have the same name ({listing(duplicates, 'name')})"
         raise UserError(f"--output: {text}. Write their indexes into different folders.")
-    indexes: dict[str, TarIndex] = {}
+    written = []
     for shard, name in zip(shards, names, strict=True):
         local = tars.is_local(shard)
         if not local and output is None:
@@ -202,15 +201,11 @@ def index_tars(path: str, output: Path | None) -> list[Path]:
         location = None if output is None else os.path.abspath(shard) if local else shard
         target = (output or Path(shard).parent) / (name + tar_index.SUFFIX)
         try:
-            index = tar_index.scan(PATHS.get_local_path(shard), shard, location)
-            tar_index.write(index, target)
-            indexes[str(target)] = index
+            tar_index.write(tar_index.scan(PATHS.get_local_path(shard), shard, location), target)
+            written.append(target)
         except OSError as error:
             raise UserError(f"{shard}: cannot write '{target}': {error}. Set a folder for the indexes with --output.") from None
-    for folder in sorted({os.path.dirname(path) for path in indexes}):
-        paths = [path for path in indexes if os.path.dirname(path) == folder]
-        tar_set.write([indexes[path] for path in paths], paths)
-    return [Path(path) for path in indexes]
+    return written
 
 
 def _ahead(

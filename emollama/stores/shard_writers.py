@@ -13,8 +13,8 @@ from typing import IO, Any, NamedTuple, Protocol
 import numpy as np
 
 from emollama.paths import atomic_write
-from emollama.stores import packed, tar_index, tar_set
-from emollama.stores.name_index import build_table, join_names, make_entries
+from emollama.stores import packed, tar_index
+from emollama.stores.index import Location, build
 from emollama.stores.packed import ALIGNMENT, HEAD_BYTES, ArrayKind, shard_name
 
 
@@ -58,8 +58,7 @@ class PackedWriter:
 
     def __init__(self, folder: Path, shard_bytes: int) -> None:
         self.folder, self.shard_bytes = folder, shard_bytes
-        self._names: list[str] = []
-        self._entries: list[tuple[int, int, int, int]] = []  # kind, shard, offset, check
+        self._arrays: list[tuple[str, Location]] = []
         self._kinds: dict[ArrayKind, int] = {}
         self._shards: list[dict[str, Any]] = []
         self._open: _Shard | None = None
@@ -72,25 +71,19 @@ class PackedWriter:
         if self._open is None:
             self._open = _Shard(self.folder / shard_name(len(self._shards)))
         offset, check = self._open.append(parts)
-        self._names.append(name)
-        self._entries.append((self._kinds.setdefault(kind, len(self._kinds)), len(self._shards), offset, check))
+        kind_index = self._kinds.setdefault(kind, len(self._kinds))
+        self._arrays.append((name, Location(len(self._shards), offset, kind_index, check)))
 
     def finish(self) -> WrittenShards:
-        """Finish the last shard; write ``index.bin`` and ``store.json``."""
+        """Finish the last shard; write ``index.sqlite3`` and ``store.json``."""
         self.close()
-        entries = make_entries(self._names)
-        for column, values in zip(("kind", "shard", "offset", "check"), zip(*self._entries, strict=True), strict=True):
-            entries[column] = values
-        table = build_table(entries)
-        ends, text = join_names(self._names)
         index = _Shard(self.folder / packed.INDEX)
-        index.append((table, ends, text))
+        index.append((np.frombuffer(build(self._arrays), np.uint8),))
         metadata: dict[str, Any] = {
             "format": packed.FORMAT,
             "version": packed.VERSION,
-            "clips": len(self._names),
+            "clips": len(self._arrays),
             "kinds": [{"shape": kind.shape, "dtype": kind.dtype.str, "scales": kind.scales} for kind in self._kinds],
-            "table_bytes": table.nbytes,
             "index": index.finish(),
             "shards": self._shards,
         }
@@ -179,7 +172,6 @@ class TarWriter:
         paths = [f"{shard}{tar_index.SUFFIX}" for shard in self._paths]
         for index, path in zip(indexes, paths, strict=True):
             tar_index.write(index, path)
-        tar_set.write(indexes, paths)
         dotted = not any("npy" in index.endings for index in indexes)
         return WrittenShards(len(indexes), sum(index.size for index in indexes), "::" if dotted else "")
 

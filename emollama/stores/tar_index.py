@@ -1,4 +1,6 @@
-"""The index of a tar shard, which stores the offset of each array, so that arrays can be read in any order.
+"""The index file of one tar shard, which lists its arrays: name, offset and layout.
+
+:mod:`emollama.stores.tar_set` makes one index of the files of several shards.
 
 ``train-000.tar.idx.npz`` is next to ``train-000.tar``, or in another folder and then contains the path of its tar. A shard may
 contain only .npy and .json files. Members that could execute code when they are read, or whose path leads out of its folder, are
@@ -15,6 +17,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 from zipfile import BadZipFile
@@ -23,12 +26,13 @@ import numpy as np
 
 from emollama.errors import UserError
 from emollama.paths import PATHS, atomic_write
-from emollama.stores.name_index import ENTRY, join_names, make_entries, require_within
 from emollama.stores.npy import npy_header
 
 SUFFIX = ".idx.npz"
-VERSION = 1
+# Version 1 has one more field per array, which is not read.
+VERSION = 2
 PLAIN = "fiub"  # kinds of dtypes that are plain numbers
+ENTRY = np.dtype([("kind", "<u4"), ("offset", "<u8"), ("check", "<u4")])
 _DIRECTORY = 1024  # bytes at the end of an index file that contain the directory of its zip format
 
 
@@ -63,17 +67,17 @@ class TarIndex:
         layouts: the different layouts of its arrays.
         endings: number of members by extension, which for webdataset starts at the first dot: ``{"npy": 8}`` or
             ``{"face.npy": 8, "video.npy": 8}``.
-        entries: (n,) of :data:`emollama.stores.name_index.ENTRY`; the name is that of the member without ``.npy``.
-        ends, names: the concatenated names.
+        names: the names of the arrays: those of the members without ``.npy``.
+        entries: (n,) array with the fields ``kind`` (position in ``layouts``), ``offset`` (of the values in the shard) and
+            ``check`` (CRC-32 of the headers).
     """
 
     tar: str | None
     size: int
     layouts: tuple[Layout, ...]
     endings: dict[str, int]
+    names: list[str]
     entries: np.ndarray
-    ends: np.ndarray
-    names: np.ndarray
 
 
 def scan(local: str, shown: str, tar: str | None = None) -> TarIndex:
@@ -100,21 +104,20 @@ def scan(local: str, shown: str, tar: str | None = None) -> TarIndex:
     if not members:
         raise UserError(f"{shown}: contains no .npy file. Correct the path, or write the shard again.")
     layouts = {layout: index for index, layout in enumerate(dict.fromkeys(layout for layout, _, _ in members.values()))}
-    entries = make_entries(list(members))
-    entries["kind"] = [layouts[layout] for layout, _, _ in members.values()]
-    entries["offset"] = [offset for _, offset, _ in members.values()]
-    entries["check"] = [check for _, _, check in members.values()]
+    rows = [(layouts[layout], offset, check) for layout, offset, check in members.values()]
     endings = Counter(posixpath.basename(f"{name}.npy").partition(".")[2] for name in members)
-    return TarIndex(tar, size, tuple(layouts), dict(endings), entries, *join_names(list(members)))
+    return TarIndex(tar, size, tuple(layouts), dict(endings), list(members), np.array(rows, ENTRY))
 
 
 def write(index: TarIndex, path: str | Path) -> None:
     """Write an index file."""
     layouts = layouts_to_json(index.layouts)
     metadata = {"version": VERSION, "tar": index.tar, "bytes": index.size, "layouts": layouts, "endings": index.endings}
-    text = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
+    raw = [name.encode("utf-8", "surrogateescape") for name in index.names]
+    about, names = (np.frombuffer(text, np.uint8) for text in (json.dumps(metadata).encode(), b"".join(raw)))
+    ends = np.cumsum([len(name) for name in raw], dtype=np.uint64)
     with atomic_write(path, "wb") as file:
-        np.savez(file, about=text, entries=index.entries, ends=index.ends, names=index.names)
+        np.savez(file, about=about, entries=index.entries, ends=ends, names=names)
 
 
 def read(path: str) -> TarIndex:
@@ -126,30 +129,33 @@ def read(path: str) -> TarIndex:
     try:
         with np.load(PATHS.get_local_path(path), allow_pickle=False) as arrays:
             metadata: dict[str, Any] = json.loads(arrays["about"].tobytes())
-            if metadata["version"] != VERSION or arrays["entries"].dtype != ENTRY:
-                raise ValueError(f"version {metadata['version']}, expected {VERSION}")
-            columns = arrays["entries"], arrays["ends"], arrays["names"]
-        index = TarIndex(
-            metadata["tar"], metadata["bytes"], layouts_from_json(metadata["layouts"]), metadata["endings"], *columns
-        )
-        if not len(index.entries) or len(index.ends) != len(index.entries):
+            if metadata["version"] not in (1, VERSION):
+                raise ValueError(f"version {metadata['version']}, expected 1 to {VERSION}")
+            entries, ends, names = arrays["entries"], arrays["ends"].tolist(), arrays["names"].tobytes()
+        layouts = layouts_from_json(metadata["layouts"])
+        if not ends or len(ends) != len(entries) or ends[-1] != len(names):
             raise ValueError("no arrays, or another number of names")
-        require_within(index.entries, [layout.nbytes for layout in index.layouts], [index.size])
-        return index
+        _require_within(entries, layouts, metadata["bytes"])
+        raw = (names[begin:end] for begin, end in pairwise([0, *ends]))
+        decoded = [name.decode("utf-8", "surrogateescape") for name in raw]
+        return TarIndex(metadata["tar"], metadata["bytes"], layouts, metadata["endings"], decoded, entries)
     except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, EOFError, BadZipFile) as error:
-        tar = path.removesuffix(SUFFIX)
-        raise UserError(
-            f"{tar}: cannot read its index '{path}' ({error}). "
-            f"Write one: emollama pack --index '{tar}' (with --output FOLDER if the folder of the tar is not writable)."
-        ) from None
+        raise _unreadable(path, error) from None
 
 
-def fingerprint(path: str | Path) -> list[int]:
-    """Return the size of an index file and the checksum of its end, where the zip format stores the checksums of its content."""
-    with open(path, "rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - _DIRECTORY))
-        return [size, zlib.crc32(file.read())]
+def fingerprint(path: str) -> list[int]:
+    """Return the size of an index file and the checksum of its end, where the zip format stores the checksums of its content.
+
+    Raises:
+        UserError: If the file does not exist.
+    """
+    try:
+        with open(PATHS.get_local_path(path), "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _DIRECTORY))
+            return [size, zlib.crc32(file.read())]
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
 def layouts_to_json(layouts: Sequence[Layout]) -> list[Any]:
@@ -169,6 +175,24 @@ def layouts_from_json(values: list[Any]) -> tuple[Layout, ...]:
     if any(not isinstance(size, int) or size < 0 for layout in layouts for size in (*layout.shape, layout.head)):
         raise ValueError("a size is negative")
     return layouts
+
+
+def _unreadable(path: str, error: Exception) -> UserError:
+    tar = path.removesuffix(SUFFIX)
+    return UserError(
+        f"{tar}: cannot read its index '{path}' ({error}). "
+        f"Write one: emollama pack --index '{tar}' (with --output FOLDER if the folder of the tar is not writable)."
+    )
+
+
+def _require_within(entries: np.ndarray, layouts: Sequence[Layout], size: int) -> None:
+    """Raise a ValueError if an array has an unknown layout, or is not inside a shard of this size."""
+    last = np.zeros(len(layouts), np.uint64)
+    if entries["kind"].max() >= len(layouts):
+        raise ValueError("an array has an unknown layout")
+    np.maximum.at(last, entries["kind"], entries["offset"])
+    if any(offset + layout.nbytes > size for offset, layout in zip(last.tolist(), layouts, strict=True)):
+        raise ValueError("an array is beyond the end of its shard")
 
 
 def _read_members(shard: tarfile.TarFile, file: IO[bytes], shown: str) -> dict[str, tuple[Layout, int, int]]:

@@ -1,4 +1,4 @@
-"""Tar shards of webdataset, read by clip name with an index for each shard (:mod:`emollama.stores.tar_index`).
+"""Tar shards of webdataset, read by clip name with an index of all shards (:mod:`emollama.stores.tar_set`).
 
 A path is a folder of shards, one shard, or several shards: ``shards/train-{000..003}.tar``, ``shards/train-*.tar``. If a shard
 has one array per clip, its members are ``<name>.npy``. If it has several, they are ``<name>.<slot>.npy``, and the path ends with
@@ -23,10 +23,9 @@ from braceexpand import braceexpand
 
 from emollama.errors import UserError
 from emollama.paths import PATHS
-from emollama.stores import tar_index, tar_set
-from emollama.stores.name_index import NameIndex, split_names
-from emollama.stores.tar_index import TarIndex
-from emollama.stores.tar_set import TarSet
+from emollama.stores import tar_index
+from emollama.stores.index import Location
+from emollama.stores.tar_set import TarSet, open_set, shard_path
 
 MAX_OPEN_MAPS = 128  # shards that a store maps at once in a process; each needs a file descriptor
 _TAR = (".tar", ".tar.gz", ".tgz")
@@ -94,14 +93,10 @@ class TarStore:
     also checked when the store opens. Unpickling a store opens it again.
     """
 
-    def __init__(self, path: str, slot: str | None, shards: list[str], shards_in_set: tuple[TarSet, list[int]]) -> None:
+    def __init__(self, path: str, slot: str | None, shards: list[str], tar_set: TarSet) -> None:
         self.path, self._shards = path, shards
-        self._set, self._set_indices = shards_in_set  # a set may have more shards than this store
+        self._descriptions, self._layouts, self._index = tar_set.shards, tar_set.layouts, tar_set.index
         self._suffix = f".{slot}" if slot else ""
-        self._index = NameIndex(self._set.table, len(self._set.ends))
-        # Maps the index of a shard in the set to its index in self._shards, or -1. The last element maps -1 to -1.
-        self._positions = np.full(len(self._set.shards) + 1, -1)
-        self._positions[self._set_indices] = np.arange(len(shards))
         self._shard = functools.lru_cache(MAX_OPEN_MAPS)(self._map_shard)
 
     @classmethod
@@ -119,11 +114,10 @@ class TarStore:
         paths = [shard if shard.endswith(tar_index.SUFFIX) else shard + tar_index.SUFFIX for shard in matches]
         for shard in matches:
             is_local(shard)
-        shards_in_set = tar_set.find_set(paths) or _build_set(paths)
-        descriptions = [shards_in_set[0].shards[index] for index in shards_in_set[1]]
-        shards = [_shard_path(shard, index) for shard, index in zip(descriptions, paths, strict=True)]
-        _check_slot(pattern, slot, {extension for shard in descriptions for extension in shard.endings})
-        store = cls(path, slot, shards, shards_in_set)
+        tar_set = open_set(paths)
+        shards = [shard_path(shard, path) for shard, path in zip(tar_set.shards, paths, strict=True)]
+        _check_slot(pattern, slot, {extension for shard in tar_set.shards for extension in shard.endings})
+        store = cls(path, slot, shards, tar_set)
         for shard_index, shard in enumerate(shards):
             if is_local(shard):
                 store._check_shard(shard_index)
@@ -133,14 +127,13 @@ class TarStore:
         return TarStore.open, (self.path,)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._entry(name) is not None
+        return isinstance(name, str) and self._index.find(name + self._suffix) is not None
 
     def names(self) -> Iterable[str]:
         """Yield the names of all clips that have an array (of the slot), shard by shard."""
-        for set_index in self._set_indices:
-            for name in self._set.names(set_index):
-                if name.endswith(self._suffix):
-                    yield name.removesuffix(self._suffix)
+        for name in self._index.names():
+            if name.endswith(self._suffix):
+                yield name.removesuffix(self._suffix)
 
     def load(self, name: str) -> np.ndarray:
         """Return a copy of a clip's array.
@@ -149,10 +142,10 @@ class TarStore:
             OSError, ValueError: If the clip does not exist, or its shard cannot be downloaded.
             UserError: If the shard has changed since it was indexed.
         """
-        kind_index, shard_index, offset, check = self._find(name)
-        layout = self._set.layouts[kind_index]
+        shard_index, offset, kind_index, checksum = self._find(name)
+        layout = self._layouts[kind_index]
         shard = self._shard(shard_index)
-        if zlib.crc32(shard[offset - layout.head : offset]) != check:
+        if zlib.crc32(shard[offset - layout.head : offset]) != checksum:
             raise _stale_index(self._shards[shard_index])
         order: Any = "F" if layout.fortran else "C"
         array: np.ndarray = np.ndarray(layout.shape, layout.dtype, shard, offset, order=order).copy(order="K")
@@ -164,13 +157,13 @@ class TarStore:
         Raises:
             OSError: If the clip does not exist.
         """
-        layout = self._set.layouts[self._find(name)[0]]
+        layout = self._layouts[self._find(name).kind]
         return layout.shape, layout.dtype
 
     def location(self, name: str) -> str:
         """Return shard and member, for messages."""
-        entry = self._entry(name)
-        return f"{self._shards[entry[1]] if entry else self.path}, {name}{self._suffix}.npy"
+        location = self._index.find(name + self._suffix)
+        return f"{self._shards[location.shard] if location else self.path}, {name}{self._suffix}.npy"
 
     def stamp(self, name: str) -> tuple[int, ...]:
         """Return size, modification time, change time and inode of the shard, and the array's offset; empty for a remote shard.
@@ -178,7 +171,7 @@ class TarStore:
         Raises:
             OSError: If the clip does not exist.
         """
-        _, shard_index, offset, _ = self._find(name)
+        shard_index, offset, _, _ = self._find(name)
         try:
             status = os.stat(self._shards[shard_index])
         except OSError:
@@ -187,63 +180,32 @@ class TarStore:
 
     def shard_ids(self, names: Sequence[str]) -> np.ndarray | None:
         """Return the (len(names),) int64 shard number of each clip; -1 for unknown clips."""
-        members = [name + self._suffix for name in names] if self._suffix else names
-        positions: np.ndarray = self._positions[self._index.shards(members)]
-        return positions
+        return self._index.shards([name + self._suffix for name in names])
 
-    def _entry(self, name: str) -> tuple[int, int, int, int] | None:
-        """Return (index of the layout, index in ``_shards``, offset, check), or None."""
-        entry = self._index.find(name + self._suffix)
-        if entry is None or (position := int(self._positions[entry[2]])) < 0:
-            return None
-        return entry[1], position, entry[3], entry[4]
-
-    def _find(self, name: str) -> tuple[int, int, int, int]:
-        entry = self._entry(name)
-        if entry is None:
+    def _find(self, name: str) -> Location:
+        location = self._index.find(name + self._suffix)
+        if location is None:
             raise FileNotFoundError(f"no member '{name}{self._suffix}.npy' in {self.path}")
-        return entry
+        return location
 
     def _map_shard(self, shard_index: int) -> mmap.mmap:
         with open(PATHS.get_local_path(self._shards[shard_index]), "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if len(data) != self._set.shards[self._set_indices[shard_index]].bytes:
+        if len(data) != self._descriptions[shard_index].bytes:
             raise _stale_index(self._shards[shard_index])
         return data
 
     def _check_shard(self, shard_index: int) -> None:
         """Compare the size of a shard and the headers of its first array with the index."""
-        first = self._index.find(next(self._set.names(self._set_indices[shard_index])))
+        first = self._index.find(self._descriptions[shard_index].first)
         try:
             data = self._shard(shard_index)
         except OSError as error:
             raise UserError(
                 f"{self._shards[shard_index]}: cannot be read: {error.strerror}. Correct the file or its permissions."
             ) from None
-        if first is None or zlib.crc32(data[first[3] - self._set.layouts[first[1]].head : first[3]]) != first[4]:
+        if first is None or zlib.crc32(data[first.offset - self._layouts[first.kind].head : first.offset]) != first.checksum:
             raise _stale_index(self._shards[shard_index])
-
-
-def _build_set(paths: list[str]) -> tuple[TarSet, list[int]]:
-    """Build the set of shards from their index files. Return it and the positions of the shards in it.
-
-    Raises:
-        UserError: If an index is missing, or two shards have the same clip.
-    """
-    indexes = [tar_index.read(path) for path in paths]
-    try:
-        return tar_set.build(indexes, paths), list(range(len(paths)))
-    except ValueError as error:
-        owners = [position for position, index in enumerate(indexes) for _ in index.ends]
-        names = [name for index in indexes for name in split_names(index.ends, index.names)]
-        first, second = (_shard_path(indexes[owners[index]], paths[owners[index]]) for index in error.args)
-        name = names[error.args[0]]
-        raise UserError(f"member '{name}.npy' is in both {first} and {second}. Remove one of them.") from None
-
-
-def _shard_path(shard: TarIndex | tar_set.Shard, index: str) -> str:
-    """Return the path of a shard, given its description and the path of its index."""
-    return shard.tar or index.removesuffix(tar_index.SUFFIX)
 
 
 def _check_slot(pattern: str, slot: str | None, extensions: set[str]) -> None:
