@@ -142,6 +142,24 @@ def test_the_bos_token_of_a_tokenizer_without_one_is_configurable(golden_prompt)
     assert build(golden_prompt, block).tokenize(record()).input_ids[0] == golden_prompt.tokenizer.eos_token_id
 
 
+def test_an_option_changes_one_key_of_the_configured_format_or_replaces_the_format(tmp_path):
+    tree = golden_tree(tmp_path)
+    key = "model.prompt_format"
+    default = loaded(tmp_path, tree, f"{key}.bos=never")
+    assert default.model.prompt_format == {"type": "emotion_llama", "bos": "never"}
+    assert default.sources[f"{key}.bos"] == "--options"
+    layout = {"template": "{feature}{video} {text}"}
+    own = {"type": "template", "template": "{video}{feature}{text}", "layouts": {"a": layout}}
+    tree["model"]["prompt_format"] = own
+    changed = loaded(tmp_path, tree, f"{key}.template=See {{video}}{{feature}} {{text}}", f"{key}.layouts.a.second_bos=True")
+    assert changed.model.prompt_format == own | {
+        "template": "See {video}{feature} {text}",
+        "layouts": {"a": layout | {"second_bos": True}},
+    }
+    assert loaded(tmp_path, tree, f"{key}={{type: minigpt4}}").model.prompt_format == {"type": "minigpt4"}
+    assert loaded(tmp_path, tree, f"{key}=emotion_llama").model.prompt_format == "emotion_llama"
+
+
 # The stored hash
 
 
@@ -208,7 +226,6 @@ def test_an_image_tag_in_a_transcript_is_not_the_position_of_the_image(golden_pr
     [
         ("tempalte", "Unknown prompt format 'tempalte'. Did you mean 'template'? Registered: emotion_llama, minigpt4, template"),
         ("template", "'template' is missing, which template requires"),
-        ({"template": "{text}"}, "'type' is missing. Registered: "),
         ({"type": "template", "template": "x"}, "template contains {text} 0 times. Write it once"),
         ({"type": "template", "template": ["{text}", "{text}"]}, "template contains {text} 2 times. Write it once"),
         (
@@ -230,6 +247,7 @@ def test_an_image_tag_in_a_transcript_is_not_the_position_of_the_image(golden_pr
         ({"type": "template", "template": "{text}", "eos": "yes"}, "eos is 'yes'. Choose one of True, False"),
         ({"type": "template", "template": "{text}", "bos_token": 1}, "bos_token is 1; expected a text or null"),
         ({"type": "template", "template": "{text}", "prompts": "a"}, "prompts is 'a'; expected a list of texts"),
+        ({"type": "template", "template": "{text}", "prompts": [3]}, "prompts is [3]; expected a list of texts"),
         (
             {"type": "template", "template": "{text}", "prompts": ["<imagehere>"]},
             "prompts: '<imagehere>' must contain <ImageHere>",

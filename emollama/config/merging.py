@@ -23,6 +23,9 @@ from emollama.config.omegaconf_errors import describe_type, first_line
 from emollama.errors import UserError
 from emollama.suggestions import did_you_mean
 
+# The type of a key that configures a component: its value is the component's name, or {type: name, ...}.
+COMPONENT = typing.Union[str, dict[str, Any]]  # noqa: UP007
+
 
 def empty_node(block: ConfigBlock) -> DictConfig:
     """Return a new typed node with the block's selectors and the fields of its Config classes at their defaults."""
@@ -87,7 +90,7 @@ def merge_layer(block: ConfigBlock, layer: Layer, blocks: list[ConfigBlock]) -> 
                 raise UserError(f"{layer.name}: unknown key '{block.path}.{key_in_file}'.{hint}")
             block.without_effect[f"{block.path}.{key_in_file}"] = reason
             continue
-        values[name] = value
+        values[name] = _with_earlier_keys(block, name, value) if isinstance(value, dict) else value
         block.sources |= dict.fromkeys((key for key, _ in leaves(value, path)), layer.source(path))
     try:
         rest = {name: value for name, value in values.items() if not _assign(block.node, name, value)}
@@ -96,6 +99,24 @@ def merge_layer(block: ConfigBlock, layer: Layer, blocks: list[ConfigBlock]) -> 
             block.node.merge_with(rest)
     except (OmegaConfBaseException, TypeError) as error:
         raise _merge_error(block, layer, values, error) from None
+
+
+def _with_earlier_keys(block: ConfigBlock, name: str, value: dict[str, Any]) -> dict[str, Any]:
+    """Return a mapping together with the earlier layers' keys of the same component, if ``name`` configures a component.
+
+    Such a key has the name of a component or ``{type: name, ...}`` as its value. A mapping without ``type`` changes keys of the
+    component that earlier layers chose. OmegaConf would replace the whole value.
+    """
+    hints = {key: hint for config_class in block.configs for key, hint in typing.get_type_hints(config_class).items()}
+    if hints[name] != COMPONENT or "type" in value:
+        return value
+    earlier = OmegaConf.to_container(block.node, resolve=False)[name]  # type: ignore[call-overload, index]
+    return _deep_merge({"type": earlier} if isinstance(earlier, str) else earlier, value)
+
+
+def _deep_merge(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    both = {key for key in later if isinstance(earlier.get(key), dict) and isinstance(later[key], dict)}
+    return earlier | later | {key: _deep_merge(earlier[key], later[key]) for key in both}
 
 
 def _assign(node: DictConfig, name: str, value: Any) -> bool:

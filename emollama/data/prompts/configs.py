@@ -70,12 +70,12 @@ class TemplateFormatConfig:
         for key in ("bos_token", "tagged_output"):
             if not isinstance(getattr(self, key), str | None):
                 raise ValueError(f"{key} is {getattr(self, key)!r}; expected a text or null")
-        if not isinstance(self.prompts, list):
+        if not isinstance(self.prompts, list) or not all(isinstance(prompt, str) for prompt in self.prompts):
             raise ValueError(f"prompts is {self.prompts!r}; expected a list of texts")
         for prompt in self.prompts:
             try:
                 check_instruction(prompt)
-            except (TypeError, ValueError) as error:
+            except ValueError as error:
                 raise ValueError(f"prompts: {error}") from None
         if not isinstance(self.tag_prefix, str) or self.tag_prefix.count(IMAGE_TAG) != 1:
             raise ValueError(f"tag_prefix {self.tag_prefix!r} must contain {IMAGE_TAG} exactly once")
