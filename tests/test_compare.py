@@ -44,9 +44,9 @@ def printed(runs, tmp_path, capsys):
 
 
 def rows_of(text, heading):
-    """Cells of the table under a heading, separated by two or more spaces."""
-    lines = text.split(f"{heading} (* best value of a column)\n")[1].split("\n\n")[0].splitlines()
-    return [line.split() for line in lines]
+    """Cells of the Markdown table under a heading."""
+    head, _, *lines = text.partition(f"{heading}\n\n")[2].split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in (head, *lines)]
 
 
 def size_of(path):
@@ -59,12 +59,12 @@ def test_the_table_has_rows_for_the_best_and_last_epochs_and_for_evaluations(pri
     script = json.loads((tmp_path / "zero_shot/result/metrics_dev.json").read_text())["tasks"]["emotion"]["metrics"]["waf"]
     best, last, other = (row["metrics"]["dev/emotion/waf"] for row in (first[4], first[5], second[7]))
     leader = max(best, last, other, script)
-    shown = [f"{value:.4f}{'*' if value == leader else ''}" for value in (best, last, other, script)]
+    shown = [f"**{value:.4f}**" if value == leader else f"{value:.4f}" for value in (best, last, other, script)]
     assert rows_of(text, "dev/emotion") == [
         ["run", "results", "epoch", "waf"],
         ["a/stage_2", "best", "4", shown[0]],
         ["a/stage_2", "last", "5", shown[1]],
-        ["b/stage_2", "best,", "last", "7", shown[2]],
+        ["b/stage_2", "best, last", "7", shown[2]],
         ["zero_shot", "evaluation", "-", shown[3]],
     ]
 
@@ -83,7 +83,7 @@ def test_json_contains_every_value_of_the_files_at_full_precision(printed, runs)
 
 def test_the_best_value_of_a_column_follows_the_direction_of_the_metric(printed):
     (head, *rows) = rows_of(printed("--metric", "loss"), "emer/reason")
-    values = {row[-1].rstrip("*"): row[-1].endswith("*") for row in rows}
+    values = {row[-1].strip("*"): row[-1].endswith("**") for row in rows}
     assert head[-1] == "loss"
     assert [value for value, best in values.items() if best] == [min(values, key=float)]
 
@@ -169,7 +169,7 @@ def test_runs_without_any_epochs_are_charted_too(printed, tmp_path, rendered_plo
 
 def test_the_legend_names_the_run_even_where_only_one_has_curves(runs):
     marks = legend_entries(comparison_panels(compare_runs(runs[1:], ["label_overlap"])))
-    assert [mark["label"] for mark in marks] == ["stage_2", "zero_shot", "best epoch", "evaluated by the script"]
+    assert [mark["label"] for mark in marks] == ["stage_2", "zero_shot", "best epoch", "evaluation without an epoch"]
     shutil.rmtree(runs[2] / "result")
     write_lines(runs[2] / "log.jsonl", [{"step": 0}])
     marks = legend_entries(comparison_panels(compare_runs(runs[1:])))
@@ -217,7 +217,7 @@ def test_missing_metrics_of_an_unreachable_judge_are_noted_with_its_error(printe
     assert "note: zero_shot: emer/reason: the judge could not be reached: connection refused\n" in text
     assert "note: zero_shot: missing metrics: emer/reason" in text
     text = printed("--metric", "clue_overlap", folders=[runs[2], write_run_without_results(runs)])
-    assert "best value of a column" not in text and "no chart" in text
+    assert "best value of the column" not in text and "no chart" in text
 
 
 def write_run_without_results(runs):

@@ -26,8 +26,15 @@ from emollama.commands import eval_checkpoints as command
 from emollama.config import load
 from emollama.errors import UserError
 from emollama.inference.fingerprint import changes, compared, fingerprint_of
-from emollama.reporting.checkpoint_chart import checkpoint_chart, group_panels
-from emollama.reporting.checkpoint_table import CheckpointRow, best_rows, read_checkpoint_table, write_checkpoint_table
+from emollama.reporting.checkpoint_table import (
+    CheckpointRow,
+    CheckpointTable,
+    best_rows,
+    checkpoint_panels,
+    read_checkpoint_table,
+    write_checkpoint_table,
+)
+from emollama.reporting.panels import Line, metric_panels
 from emollama.runners.runner_base import RunnerBase
 
 LABELS = ["pretrained", "epoch_0", "epoch_1"]
@@ -71,6 +78,12 @@ def evaluate(capsys, run_folder, cfg, *arguments):
     return capsys.readouterr().out
 
 
+def cells(text):
+    """The cells of the first table in the output."""
+    head, _, *rows = text.split("\n\n")[1].splitlines()
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in (head, *rows)]
+
+
 def refused(capsys, run_folder, cfg, *arguments):
     with pytest.raises(UserError) as error:
         evaluate(capsys, run_folder, cfg, *arguments)
@@ -107,7 +120,7 @@ def copied(evaluated, tmp_path):
 @pytest.fixture
 def again(copied, monkeypatch):
     """The same for evaluations in this process without charts."""
-    monkeypatch.setattr("emollama.reporting.checkpoint_table.checkpoint_chart", lambda *_: WHITE_PIXEL)
+    monkeypatch.setattr("emollama.reporting.checkpoint_table.metric_panels", lambda *_: WHITE_PIXEL)
     return copied
 
 
@@ -157,28 +170,29 @@ def test_the_best_value_of_a_column_is_bold_and_the_table_is_printed_once(evalua
     text = (folder / "sweep.md").read_text()
     losses = {label: figures(folder / label / "result")["words/emotion/loss"] for label in LABELS}
     best = min(losses, key=losses.get)
-    lines = {line.split(" | ")[0][2:]: line for line in text.splitlines() if line.startswith("| ")}
-    assert [f"**{losses[label]:.4f}**" in text for label in LABELS] == [label == best for label in LABELS], lines
+    assert [f"**{losses[label]:.4f}**" in text for label in LABELS] == [label == best for label in LABELS], text
     assert printed == text and "pretrained: start of the training, " in text
 
 
-def test_the_chart_groups_metrics_of_the_same_scale_in_one_panel(evaluated):
+def table_of(epochs):
+    """A table with the start of the training, epochs and a file."""
+    rows = [CheckpointRow("untrained", -1, ()), *(CheckpointRow(f"epoch_{at}", at, ("a.pth",)) for at in range(epochs))]
+    rows.append(CheckpointRow("published", None, ("b.pth",)))
+    metrics = {row.label: {"a.bleu_4": 0.1 * (at % 7), "a.loss": None} for at, row in enumerate(rows)}
+    return CheckpointTable(Path(), {}, rows, metrics, {"a.bleu_4": "a/caption/bleu_4", "a.loss": "a/caption/loss"})
+
+
+def test_the_chart_has_a_line_over_the_epochs_from_the_start_and_a_level_for_each_file(evaluated):
     Image.open(evaluated[0] / "sweep_config/sweep.png").verify()
-    series = {f"a/caption/{name}": [0.1, 0.2] for name in ("bleu_4", "rouge_l", "loss", "cider_d")} | {
-        "b/emotion/waf": [0.1, None]
-    }
-    panels = group_panels(series)
-    together = [[key.rpartition("/")[2] for key in keys] for keys in panels.values()]
-    assert together == [["bleu_4", "rouge_l"], ["loss"], ["cider_d"], ["waf"]]
+    bleu, loss = checkpoint_panels(table_of(2))
+    assert (bleu.title, bleu.block, bleu.higher_is_better) == ("BLEU-4", "a · caption", True)
+    assert bleu.lines == [Line("", [(-1, 0.0), (0, 0.1), (1, 0.2)]), Line("published", level=pytest.approx(0.3))]
+    assert loss.lines == [Line("")]
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 60])
 def test_a_chart_can_show_few_or_many_checkpoints(epochs, rendered_plots):
-    ticks = ["untrained", *map(str, range(epochs)), "published"]
-    picture = Image.open(
-        io.BytesIO(checkpoint_chart(ticks, 1, {"a/caption/bleu_4": [0.1 * (at % 7) for at in range(epochs + 2)]}))
-    )
-    assert picture.width > 800
+    assert Image.open(io.BytesIO(metric_panels(checkpoint_panels(table_of(epochs))))).width > 800
 
 
 # Work that is not repeated
@@ -200,7 +214,7 @@ def test_new_and_replaced_checkpoints_are_evaluated(again, capsys):
     checkpoint.copy(run_folder / "checkpoint_1.pth", run_folder / "checkpoint_0.pth")
     text = evaluate(capsys, run_folder, cfg)
     changed = {label for label, stamp in mtimes(folder).items() if before.get(label) != stamp}
-    assert changed == {"epoch_0", "epoch_2"} and "| epoch_2 |" in text
+    assert changed == {"epoch_0", "epoch_2"} and "| epoch_2 " in text
     assert figures(folder / "epoch_0/result") == pytest.approx(figures(folder / "epoch_1/result"), abs=1e-6)
 
 
@@ -212,7 +226,7 @@ def test_another_configuration_is_evaluated_again_and_never_shown_with_the_old_o
     text = evaluate(capsys, run_folder, cfg, "--options", "evaluation_datasets.words.metrics=[war]")
     after = mtimes(run_folder / "sweep_config")
     assert {label for label in LABELS if after[label] != before[label]} == {"pretrained", "epoch_1"}
-    assert "words.war" in text and "| epoch_0 |" not in text and "other data: epoch_0" in text
+    assert "war" in cells(text)[0] and "| epoch_0 " not in text and "other data: epoch_0" in text
 
 
 def test_changed_captions_cause_a_new_evaluation_of_their_block_only(again, corpus, capsys, caplog):
@@ -232,7 +246,7 @@ def test_changed_captions_cause_a_new_evaluation_of_their_block_only(again, corp
     assert message in caplog.messages and sum("captions or lists" in line for line in caplog.messages) == 1
     now = {label: figures(folder / label / "result") for label in LABELS}
     changed = {key for label in LABELS for key in now[label] if now[label][key] != losses[label][key]}
-    assert changed == {"both/reason/loss"} and all(f"| {label} |" in text for label in LABELS)
+    assert changed == {"both/reason/loss"} and all(f"| {label} " in text for label in LABELS)
     before = since(folder)
     evaluate(capsys, run_folder, cfg, *moved)
     assert answered(folder, before) == set()
@@ -242,7 +256,7 @@ def test_removing_a_block_evaluates_nothing_and_restoring_it_evaluates_only_that
     run_folder, cfg = again
     folder, before = run_folder / "sweep_config", since(run_folder / "sweep_config")
     text = evaluate(capsys, run_folder, cfg, "--options", "evaluation_datasets.both=null")
-    assert answered(folder, before) == set() and "| checkpoint | words.waf | words.loss |" in text and "both." not in text
+    assert answered(folder, before) == set() and cells(text)[0] == ["checkpoint", "waf", "loss"] and "both/" not in text
     evaluate(capsys, run_folder, cfg)
     assert answered(folder, before) == {(label, "both") for label in LABELS}
 
@@ -333,7 +347,7 @@ def test_moved_weight_files_are_not_a_difference_between_training_and_evaluation
 def test_a_deleted_checkpoint_remains_in_the_table(again, capsys):
     run_folder, cfg = again
     (run_folder / "checkpoint_0.pth").unlink()
-    assert "| epoch_0 |" in evaluate(capsys, run_folder, cfg)
+    assert "| epoch_0 " in evaluate(capsys, run_folder, cfg)
 
 
 def test_table_and_chart_are_recreated_from_stored_results(copied, capsys):
@@ -354,10 +368,10 @@ def test_table_and_chart_are_recreated_from_stored_results(copied, capsys):
 def test_missing_metrics_of_a_checkpoint_do_not_prevent_other_evaluations(again, capsys):
     run_folder, cfg = again
     (run_folder / "sweep_config/epoch_1/result/metrics_both.json").unlink()
-    assert "| epoch_1 |" in evaluate(capsys, run_folder, cfg, "--again")
+    assert "| epoch_1 " in evaluate(capsys, run_folder, cfg, "--again")
     (run_folder / "sweep_config/epoch_1/result/metrics_both.json").unlink()
     (run_folder / "checkpoint_1.pth").unlink()
-    assert "| epoch_1 |" not in evaluate(capsys, run_folder, cfg)
+    assert "| epoch_1 " not in evaluate(capsys, run_folder, cfg)
 
 
 def test_equal_values_have_no_best_value(again):
@@ -380,9 +394,9 @@ def test_values_that_round_to_zero_or_to_the_same_number_have_no_best_value(agai
         path.write_text(json.dumps(content))
     sweep = read_checkpoint_table(folder)
     text = write_checkpoint_table(sweep)
-    lines = {line.split(" | ")[0]: line.split(" | ") for line in text.splitlines()[:5]}
-    figures_of = dict(zip((cell.strip(" |") for cell in lines["| checkpoint"]), lines["| epoch_1"], strict=True))
-    shown = {name: figures_of[f"words.{name}"].strip(" |") for name in ("waf", "war", "uar")}
+    head, _, _, last = cells(text)
+    figures_of = dict(zip(head, last, strict=True))
+    shown = {name: figures_of[name] for name in ("waf", "war", "uar")}
     assert shown == {"waf": "0.0000", "war": "0.2000", "uar": "**0.4000**"}
     assert not {"words.waf", "words.war"} & best_rows(sweep).keys()
     assert "5.18e-10" in (folder / "sweep.csv").read_text() and "5.18e-10" in (folder / "sweep.json").read_text()
@@ -394,7 +408,7 @@ def test_values_that_round_to_zero_or_to_the_same_number_have_no_best_value(agai
 def test_the_table_of_a_run_from_random_weights_begins_with_an_untrained_row(tmp_path, capsys):
     run_folder, cfg = trained(tmp_path, model={"ckpt": None}, epochs=1)
     text = evaluate(capsys, run_folder, cfg, "--checkpoints", f"golden={GOLDEN / 'checkpoint_slim.pth'}")
-    assert [line.split(" | ")[0] for line in text.splitlines()[2:5]] == ["| untrained", "| epoch_0", "| golden"]
+    assert [row[0] for row in cells(text)] == ["checkpoint", "untrained", "epoch_0", "golden"]
     assert "untrained: start of the training, with random projections and adapters" in text
     config = load(str(cfg), ["model.ckpt_allow_missing=['*']"])
     runner = config.runner_class(config, training=False)

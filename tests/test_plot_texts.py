@@ -10,7 +10,6 @@ import pytest
 from plots import plots, white_pixel
 
 import emollama.reporting
-from emollama.reporting.checkpoint_chart import checkpoint_chart
 from emollama.reporting.confusion import confusion_matrix
 from emollama.reporting.curves import training_curves
 from emollama.reporting.panels import Line, Panel, metric_panels
@@ -40,7 +39,6 @@ PLOTS = {
     "panels of tiny values": lambda: panels([1e-12, 5e-12, 3e-12]),
     "panels of close values": lambda: panels([1e6 + 1, 1e6 + 2, 1e6 + 1.5]),
     "confusion": lambda: confusion_matrix(["happy", "sad"], [[3, 1, 0], [2, 40_000, 1]]),
-    "sweep": lambda: checkpoint_chart(["start", "0", "1"], 1, {"a/b/bleu_4": [0.0, 0.1, 0.2], "a/b/loss": [1e-9, 2e-9, None]}),
 }
 
 
@@ -82,4 +80,4 @@ def test_a_logarithmic_axis_has_labels_at_decades(drawn):
 def test_every_plotting_function_is_covered_by_these_tests():
     sources = [path.read_text(encoding="utf-8") for path in Path(emollama.reporting.__path__[0]).glob("*.py")]
     drawing = {name for text in sources for name in re.findall(r"^def (\w+)(?:(?!^def ).)*?return png\(", text, re.M | re.S)}
-    assert drawing == {"training_curves", "metric_panels", "confusion_matrix", "checkpoint_chart"}
+    assert drawing == {"training_curves", "metric_panels", "confusion_matrix"}

@@ -92,13 +92,10 @@ def _plain(comparison: RunComparison, chart: str | None) -> dict[str, Any]:
 
 def _lines(comparison: RunComparison, chart: str | None) -> Iterator[str]:
     """Yield the lines of the printed comparison: metrics, settings that differ, notes and the file of the chart."""
-    for group in dict.fromkeys(key.rpartition("/")[0] for key in comparison.keys):
-        keys = [key for key in comparison.keys if key.rpartition("/")[0] == group]
-        head, *rows = _metric_rows(comparison, keys)
-        if rows:
-            yield f"{group.rstrip('/')} (* best value of a column)"
-            yield from (f"  {line}" for line in aligned([head, *rows], left=range(len(head))))
-            yield ""
+    from emollama.reporting.comparison import SUBJECT, comparison_values
+    from emollama.reporting.metric_table import tables
+
+    yield from (*tables(SUBJECT, comparison_values(comparison)), "")
     if comparison.settings:
         names = list(comparison.runs)
         rows = [[key, *(_setting(values, name) for name in names)] for key, values in comparison.settings.items()]
@@ -107,26 +104,6 @@ def _lines(comparison: RunComparison, chart: str | None) -> Iterator[str]:
         yield ""
     yield from (f"note: {note}" for note in comparison.notes)
     yield f"chart: {chart}" if chart else "no chart: there are no metrics to compare"
-
-
-def _metric_rows(comparison: RunComparison, keys: list[str]) -> Iterator[list[str]]:
-    """Yield the head and the rows of a table of metrics, one row for each standing that has one of them."""
-    from emollama.reporting.comparison import leaders
-    from emollama.reporting.measures import format_value, metric_digits
-
-    names = [key.rpartition("/")[2] for key in keys]
-    best = {key: leaders(comparison, key) for key in keys}
-    yield ["run", "results", "epoch", *names]
-    for standing in comparison.standings:
-        if all(standing.metrics.get(key) is None for key in keys):
-            continue
-        cells = []
-        for key, name in zip(keys, names, strict=True):
-            value = standing.metrics.get(key)
-            cells.append(
-                (format_value(value, metric_digits(name)) if value is not None else "-") + ("*" if standing in best[key] else "")
-            )
-        yield [standing.run, standing.source, "-" if standing.epoch is None else str(standing.epoch), *cells]
 
 
 def _setting(values: dict[str, Any], name: str) -> str:

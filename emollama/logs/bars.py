@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.file_proxy import FileProxy
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TaskProgressColumn, TextColumn
@@ -112,6 +113,23 @@ def table_lines(rows: Sequence[Sequence[str]], left: Sequence[int], gap: int) ->
         table.add_column(justify="left" if column in left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))
+    return _rendered(table, rows, gap)
+
+
+def markdown_lines(rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
+    """Return the lines of a Markdown table; see :func:`~emollama.logs.console.markdown_table`."""
+    table = Table(box=MARKDOWN)
+    for column, head in enumerate(rows[0]):
+        table.add_column(Text(head), justify="left" if column in left else "right", no_wrap=True)
+    for row in rows[1:]:
+        table.add_row(*map(Text, row))
+    head, rule, *lines = (line for line in _rendered(table, rows, 3) if line)
+    parts = [part if column in left else f"{part[:-1]}:" for column, part in enumerate(rule[1:-1].split("|"))]
+    return [head, f"|{'|'.join(parts)}|", *lines]
+
+
+def _rendered(table: Table, rows: Sequence[Sequence[str]], gap: int) -> list[str]:
+    """Return the lines of a table; ``gap`` is the number of characters between two columns."""
     # Wide enough for all cells, since rich would shorten them: characters of some scripts are two columns wide.
     width = max(sum(len(cell) * 2 + gap for cell in row) for row in rows) * len(rows[0]) + 1
     buffer = io.StringIO()

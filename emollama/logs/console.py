@@ -112,6 +112,18 @@ def aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> lis
     return table_lines(rows, left, COLUMN_GAP)
 
 
+def markdown_table(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> list[str]:
+    """Return the lines of a Markdown table whose columns are also aligned in plain text.
+
+    Args:
+        rows: cells of the heading and of each row; all rows have the same number of cells.
+        left: indices of the columns that are aligned to the left; all others are aligned to the right.
+    """
+    from emollama.logs.bars import markdown_lines
+
+    return markdown_lines([[cell.replace("|", r"\|") for cell in row] for row in rows], left)
+
+
 def duration(seconds: float) -> str:
     """Format a number of seconds as hours, minutes and seconds, such as ``1:02:03``."""
     minutes, rest = divmod(int(seconds), 60)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -14,8 +14,9 @@ from emollama.errors import UserError
 from emollama.json_io import Notes, read_object
 from emollama.listing import abbreviated, listing
 from emollama.paths import PACKAGE, atomic_write
-from emollama.reporting.checkpoint_chart import checkpoint_chart
-from emollama.reporting.measures import format_value, higher_is_better, metric_digits, registered_metric
+from emollama.reporting.measures import block_and_task, higher_is_better, metric_title
+from emollama.reporting.metric_table import MetricValue, best_subjects, metric_value, tables
+from emollama.reporting.panels import PANELS, Line, Panel, metric_panels
 from emollama.run_folder import RESULT, BlockScores, TaskRecord, metrics_file, parse
 
 RECORD, SUMMARY = "evaluated.json", "sweep.json"
@@ -147,16 +148,32 @@ def _column(key: str, keys: Sequence[str]) -> str:
     return f"{block}.{task}.{name}" if several else f"{block}.{name}"
 
 
+def values_of(table: CheckpointTable) -> list[MetricValue]:
+    """Return all values of a table."""
+    return [
+        metric_value((row.label,), key, table.metrics[row.label][column])
+        for row in table.rows
+        for column, key in table.columns.items()
+    ]
+
+
 def best_rows(table: CheckpointTable) -> dict[str, list[str]]:
     """Return the labels of the best rows of each column, unless its direction is unknown or all shown values are equal."""
-    best: dict[str, list[str]] = {}
+    best = best_subjects(values_of(table))
+    columns = {column: metric_value((), key, None).column for column, key in table.columns.items()}
+    return {column: [label for (label,) in best[key]] for column, key in columns.items() if key in best}
+
+
+def checkpoint_panels(table: CheckpointTable) -> list[Panel]:
+    """Return one panel per metric: a line over the epochs, and a horizontal line for each file that the user named."""
+    panels = []
     for column, key in table.columns.items():
-        better = higher_is_better(key.rpartition("/")[2])
-        values = {label: value for label, row in table.metrics.items() if (value := row[column]) is not None}
-        if better is not None and len({_formatted(value, key) for value in values.values()}) > 1:
-            best_value = (max if better else min)(values.values())
-            best[column] = [label for label, value in values.items() if value == best_value]
-    return best
+        values = [(row, value) for row in table.rows if (value := table.metrics[row.label][column]) is not None]
+        line = Line("", [(row.epoch, value) for row, value in values if row.epoch is not None])
+        levels = [Line(row.label, level=value) for row, value in values if row.epoch is None]
+        metric = key.rpartition("/")[2]
+        panels.append(Panel(metric_title(metric), block_and_task(key), higher_is_better(metric), [line, *levels]))
+    return panels
 
 
 def write_checkpoint_table(table: CheckpointTable) -> str:
@@ -175,49 +192,23 @@ def write_checkpoint_table(table: CheckpointTable) -> str:
         for row in table.rows:
             epoch = row.epoch if row.epoch is not None and row.epoch >= 0 else ""
             writer.writerow([row.label, epoch, " ".join(row.files), *table.metrics[row.label].values()])
-    markdown = "".join(f"{line}\n" for line in _markdown(table, best))
+    panels = checkpoint_panels(table)
+    notes = [*table.notes, *([f"sweep.png shows {PANELS} of {len(panels)} metrics"] if len(panels) > PANELS else [])]
+    markdown = "".join(f"{line}\n" for line in _markdown(table, notes))
     with atomic_write(table.folder / "sweep.md") as file:
         file.write(markdown)
-    with atomic_write(table.folder / "sweep.png", "wb") as file:
-        file.write(_chart(table))
+    if chart := metric_panels(panels):
+        with atomic_write(table.folder / "sweep.png", "wb") as file:
+            file.write(chart)
     return markdown
 
 
-def _chart(table: CheckpointTable) -> bytes:
-    ticks = [str(row.epoch) if row.epoch is not None and row.epoch >= 0 else row.label for row in table.rows]
-    series = {key: [table.metrics[row.label][column] for row in table.rows] for column, key in table.columns.items()}
-    return checkpoint_chart(ticks, sum(row.epoch is None for row in table.rows), series)
-
-
-def _markdown(table: CheckpointTable, best: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Yield the lines of one table per block, with the best values in bold, then explanations of the rows."""
-    for block in dict.fromkeys(key.partition("/")[0] for key in table.columns.values()):
-        columns = [column for column, key in table.columns.items() if key.partition("/")[0] == block]
-        yield f"| checkpoint | {' | '.join(columns)} |"
-        yield f"|---|{'---:|' * len(columns)}"
-        for row in table.rows:
-            cells = [_cell(column, row.label, table, best) for column in columns]
-            yield f"| {row.label} | {' | '.join(cells)} |"
-        yield ""
-    yield "**Bold**: best value of the column."
+def _markdown(table: CheckpointTable, notes: Notes) -> Iterator[str]:
+    """Yield the lines of the tables, then explanations of the rows."""
+    yield from tables(("checkpoint",), values_of(table))
     for row in table.rows:
         if not row.files:
             yield f"{row.label}: start of the training, with random projections and adapters."
         elif row.epoch == -1:
             yield f"{row.label}: start of the training, {', '.join(row.files)}."
-    yield from (f"Note: {note}" for note in table.notes)
-
-
-def _cell(column: str, label: str, table: CheckpointTable, best: Mapping[str, Sequence[str]]) -> str:
-    shown = _formatted(table.metrics[label][column], table.columns[column])
-    return f"**{shown}**" if label in best.get(column, ()) else shown
-
-
-def _formatted(value: float | None, key: str) -> str:
-    """Format a value of ``block/task/metric``; metrics with a best value always have the same number of decimals."""
-    name = key.rpartition("/")[2]
-    metric, digits = registered_metric(name), metric_digits(name)
-    if value is None or metric is None or metric.max_value is None:
-        return format_value(value, digits)
-    # Adding 0.0 turns -0.0 into 0.0.
-    return f"{round(value, digits) + 0.0:.{digits}f}"
+    yield from (f"Note: {note}" for note in notes)

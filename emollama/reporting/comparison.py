@@ -14,11 +14,14 @@ from emollama.json_io import Notes, text
 from emollama.listing import abbreviated
 from emollama.reporting.configuration import parse_config
 from emollama.reporting.measures import block_and_task, higher_is_better, metric_title
+from emollama.reporting.metric_table import MetricValue, metric_value
 from emollama.reporting.panels import Line, Panel
 from emollama.reporting.run_files import RunFiles, best_validation, metrics_by_key, read_run
 from emollama.reporting.settings import settings_that_differ
 from emollama.run_folder import CONFIG, RESULT
 from emollama.suggestions import did_you_mean
+
+SUBJECT = ("run", "results", "epoch")
 
 
 @dataclass(frozen=True)
@@ -122,14 +125,15 @@ def comparison_panels(comparison: RunComparison) -> list[Panel]:
     return sorted(panels, key=lambda panel: not any(line.points for line in panel.lines))
 
 
-def leaders(comparison: RunComparison, key: str) -> list[Standing]:
-    """Return the standings with the best value of a metric; none for a single value or an unknown direction."""
-    better = higher_is_better(key.rpartition("/")[2])
-    values = [value for standing in comparison.standings if (value := standing.metrics.get(key)) is not None]
-    if better is None or len(values) < 2:
-        return []
-    best = max(values) if better else min(values)
-    return [standing for standing in comparison.standings if standing.metrics.get(key) == best]
+def comparison_values(comparison: RunComparison) -> list[MetricValue]:
+    """Return all values of a comparison; its subjects have the cells :data:`SUBJECT`."""
+    values = []
+    for standing in comparison.standings:
+        epoch = "-" if standing.epoch is None else str(standing.epoch)
+        values += [
+            metric_value((standing.run, standing.source, epoch), key, standing.metrics.get(key)) for key in comparison.keys
+        ]
+    return values
 
 
 def _standings(name: str, run: RunFiles) -> Iterator[Standing]:

@@ -40,6 +40,15 @@ def block_and_task(key: str) -> str:
     return " · ".join(part for part in key.split("/")[:-1] if part)
 
 
+def format_metric(name: str, value: float | None) -> str:
+    """Format a value of a metric for a table; a metric with a best possible value always has the same number of decimals."""
+    registered, digits = registered_metric(name), metric_digits(name)
+    if value is None or registered is None or registered.max_value is None:
+        return format_value(value, digits)
+    # Adding 0.0 turns -0.0 into 0.0.
+    return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
 def format_value(value: Any, digits: int = 4) -> str:
     """Format a number for a table; a dash if it is not a number."""
     finite = number(value)

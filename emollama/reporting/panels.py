@@ -28,7 +28,7 @@ class Line:
 
     Attributes:
         name: name of the run in the legend.
-        points: (epoch, value), in order of epochs.
+        points: (epoch, value), in order of epochs; -1 is the start of the training.
         level: value without an epoch, drawn as a horizontal line.
     """
 
@@ -132,7 +132,8 @@ def draw_panel(ax: Axes, panel: Panel, names: Sequence[str], best_epoch: int | N
         return
     if best_epoch is not None:
         ax.axvline(best_epoch, zorder=1, **BEST_EPOCH)
-    ax.set_xlabel("epoch")
+    starts = any(epoch < 0 for line in panel.lines for epoch, _ in line.points)
+    ax.set_xlabel("epoch (-1: start of the training)" if starts else "epoch")
     integer_ticks(ax.xaxis, 8)
 
 
@@ -165,7 +166,7 @@ def legend_entries(panels: Sequence[Panel], best_epoch: int | None = None) -> li
     if by_epoch and best_epoch is not None:
         entries.append(BEST_EPOCH | {"label": f"epoch {best_epoch}: best by run.metric"})
     if levels:
-        entries.append(LEVEL | {"color": QUIET, "label": "evaluated by the script"})
+        entries.append(LEVEL | {"color": QUIET, "label": "evaluation without an epoch"})
     return entries
 
 

@@ -39,7 +39,7 @@ MODULES = [
     "emollama.models.minigpt4",
     "emollama.models.minigpt_v2",
     "emollama.reporting.report",
-    "emollama.reporting.checkpoint_chart",
+    "emollama.reporting.checkpoint_table",
     "emollama.runners.runner_base",
     "emollama.tasks.image_text_pretrain",
 ]
