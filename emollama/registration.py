@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 from emollama.errors import UserError
+from emollama.interface_check import missing_members
 from emollama.listing import abbreviated
 from emollama.suggestions import did_you_mean
 
@@ -39,30 +40,42 @@ class Registry(Generic[T_co]):
         kind: name of the kind in error messages, such as "model".
         built_in: name -> location of the built-in component, whose module is imported by a look-up.
         needs_config: require that each registered class contains a dataclass named ``Config``.
+        interface: "module:Class" of the Protocol, or of the class, whose members a user's component must have.
     """
 
-    def __init__(self, kind: str, built_in: Mapping[str, str | BuiltIn] | None = None, *, needs_config: bool = True) -> None:
+    def __init__(
+        self,
+        kind: str,
+        built_in: Mapping[str, str | BuiltIn] | None = None,
+        *,
+        needs_config: bool = True,
+        interface: str | None = None,
+    ) -> None:
         self.kind = kind
+        self._interface = interface
         self._built_in = {
             name: BuiltIn(location) if isinstance(location, str) else location for name, location in (built_in or {}).items()
         }
         self._needs_config = needs_config
         self._entries: dict[str, T_co] = {}
+        self._locations: dict[str, str] = {}  # name of a user's component -> file and line
 
     def register(self, name: str) -> Callable[[E], E]:
         """Return a decorator that registers a class under ``name``.
 
         Raises:
-            ValueError: If the name is already registered, or the class has no dataclass ``Config``.
+            UserError: If the name is already registered, or the class has no dataclass ``Config``.
         """
+        caller = sys._getframe(1)
+        location = f"{caller.f_code.co_filename}, line {caller.f_lineno}"
 
         def decorate(entry: E) -> E:
-            existing = self._entries.get(name, self._built_in.get(name))
-            if existing is not None:
-                raise ValueError(f"{self.kind} '{name}' is registered twice: {existing!r} and {entry!r}")
+            if name in self._entries or name in self._built_in:
+                remedy = f"Register {_described(entry)} under another name."
+                raise UserError(f"{self.kind} '{name}' is already registered by {self._location(name)}. {remedy}")
             if self._needs_config and not dataclasses.is_dataclass(getattr(entry, "Config", None)):
-                raise ValueError(f"{self.kind} '{name}' ({entry!r}) must contain a @dataclass named Config")
-            self._entries[name] = cast("T_co", entry)
+                raise UserError(f"{self.kind} '{name}': {_described(entry)} must contain a @dataclass named Config")
+            self._entries[name], self._locations[name] = cast("T_co", entry), location
             return entry
 
         return decorate
@@ -82,17 +95,40 @@ class Registry(Generic[T_co]):
             key: the configuration key with the name, for messages.
 
         Raises:
-            UserError: If the name is not registered; the message contains a suggestion and all registered names.
+            UserError: If the name is not registered; the message contains a suggestion and all registered names. If a user's
+                component lacks members of the interface; the message contains their names.
         """
+        entry = self._imported(name, key)
+        if name in self._entries and self._interface is not None:
+            self._require_members(name, self._interface, key)
+        return entry
+
+    def _imported(self, name: str, key: str | None) -> T_co:
         self.require(name, key)
         return self._entries[name] if name in self._entries else cast("T_co", _import(self._built_in[name].target))
+
+    def _location(self, name: str) -> str:
+        """Return file and line where a user's component was registered, or the module of a built-in one."""
+        if name in self._built_in:
+            return self._built_in[name].target.partition(":")[0]
+        return self._locations.get(name, "unknown file")
+
+    def _require_members(self, name: str, interface: str, key: str | None) -> None:
+        """Check a user's component; mypy checks the built-in ones."""
+        missing = missing_members(self._entries[name], _import(interface))
+        if missing:
+            where = f"{key}: " if key else ""
+            module, _, described_in = interface.partition(":")
+            component = f"{self.kind} '{name}' ({_described(self._entries[name])}, {self._location(name)})"
+            remedy = f"Add what {described_in} in {module} describes, or derive the class from a registered one."
+            raise UserError(f"{where}{component} has no {abbreviated(missing)}. {remedy}")
 
     def attribute(self, name: str, attribute: str, key: str | None = None) -> Any:
         """Return an attribute of the class registered under ``name``, if possible without importing the class."""
         self.require(name, key)
         if name not in self._entries and attribute in self._built_in[name].light:
             return _import(self._built_in[name].light[attribute])
-        return getattr(self.get(name), attribute)
+        return getattr(self._imported(name, key), attribute)
 
     def config(self, name: str, key: str | None = None) -> Any:
         """Return the Config of the class registered under ``name``, if possible without importing torch; see :meth:`get`."""
@@ -154,6 +190,11 @@ class Registry(Generic[T_co]):
     def in_order(self) -> list[str]:
         """Return all registered names: built-in names in the table's order, then the user's in the order of registration."""
         return list(self._built_in | self._entries)
+
+
+def _described(entry: object) -> str:
+    """Return the name of a class or function, or the text of another object."""
+    return str(getattr(entry, "__qualname__", repr(entry)))
 
 
 def _import(location: str) -> Any:

@@ -35,11 +35,15 @@ def _with_config(package: str, classes: Mapping[str, str]) -> dict[str, str | Bu
 
 
 MODELS: Registry[type[Model]] = Registry(
-    "model", _with_config("emollama.models", {"minigpt_v2": "minigpt_v2:MiniGPTv2", "minigpt4": "minigpt4:MiniGPT4"})
+    "model",
+    _with_config("emollama.models", {"minigpt_v2": "minigpt_v2:MiniGPTv2", "minigpt4": "minigpt4:MiniGPT4"}),
+    interface="emollama.components:Model",
 )
 _FUSIONS = {"linear": "LinearFusion", "image_projection": "ImageProjection"}
 FUSIONS: Registry[type[Fusion]] = Registry(
-    "fusion", {name: f"emollama.models.fusion.linear:{cls}" for name, cls in _FUSIONS.items()}
+    "fusion",
+    {name: f"emollama.models.fusion.linear:{cls}" for name, cls in _FUSIONS.items()},
+    interface="emollama.components:Fusion",
 )
 _DATASETS = {
     "feature_face_caption": "feature_face_caption:FeatureFaceCaption",
@@ -49,32 +53,49 @@ _DATASETS = {
     "custom": "custom:Custom",
     "flickr30k_caption": "flickr30k_caption:Flickr30kCaption",
 }
-DATASETS: Registry[type[SampleDataset]] = Registry("dataset", _with_config("emollama.datasets", _DATASETS))
+DATASETS: Registry[type[SampleDataset]] = Registry(
+    "dataset", _with_config("emollama.datasets", _DATASETS), interface="emollama.data.dataset:SampleDataset"
+)
 _IMAGE_TEXT = {
     "Config": "emollama.tasks.configs:ImageTextPretrainConfig",
     "scoring": "emollama.evaluation.scoring:Scoring",
 }
 TASKS: Registry[type[Task]] = Registry(
-    "task", {"image_text_pretrain": BuiltIn("emollama.tasks.image_text_pretrain:ImageTextPretrain", _IMAGE_TEXT)}
+    "task",
+    {"image_text_pretrain": BuiltIn("emollama.tasks.image_text_pretrain:ImageTextPretrain", _IMAGE_TEXT)},
+    interface="emollama.components:Task",
 )
 _RUN_CONFIG = {"Config": "emollama.runners.run_config:RunnerConfig"}
 RUNNERS: Registry[type[Runner]] = Registry(
-    "runner", {"runner_base": BuiltIn("emollama.runners.runner_base:RunnerBase", _RUN_CONFIG)}
+    "runner",
+    {"runner_base": BuiltIn("emollama.runners.runner_base:RunnerBase", _RUN_CONFIG)},
+    interface="emollama.runners.runner:Runner",
 )
 _PROMPT_FORMATS = {
     "emotion_llama": "formats:EmotionLlamaFormat",
     "minigpt4": "formats:MiniGPT4Format",
     "template": "formats:TemplateFormat",
 }
-PROMPT_FORMATS: Registry[type[PromptFormat]] = Registry("prompt format", _with_config("emollama.data.prompts", _PROMPT_FORMATS))
+PROMPT_FORMATS: Registry[type[PromptFormat]] = Registry(
+    "prompt format",
+    _with_config("emollama.data.prompts", _PROMPT_FORMATS),
+    interface="emollama.data.prompts.prompt:PromptFormat",
+)
 _LR_SCHEDULES = ("linear_warmup_cosine_lr", "linear_warmup_step_lr")
 LR_SCHEDULES: Registry[LRSchedule] = Registry(
-    "LR schedule", {name: f"emollama.lr_schedules:{name}" for name in _LR_SCHEDULES}, needs_config=False
+    "LR schedule",
+    {name: f"emollama.lr_schedules:{name}" for name in _LR_SCHEDULES},
+    needs_config=False,
+    interface="emollama.lr_schedules:LRSchedule",
 )
 _ENCODERS = {"eva": "eva:Eva", "mae": "mae:Mae", "videomae": "videomae:VideoMae", "hubert": "hubert:Hubert"}
-ENCODERS: Registry[type[Encoder]] = Registry("encoder", _with_config("emollama.encoders", _ENCODERS))
+ENCODERS: Registry[type[Encoder]] = Registry(
+    "encoder", _with_config("emollama.encoders", _ENCODERS), interface="emollama.encoders.encoder:Encoder"
+)
 EXTRACTORS: Registry[type[Extractor]] = Registry(
-    "extractor", _with_config("emollama.extraction", {"videos": "videos:VideoExtraction"})
+    "extractor",
+    _with_config("emollama.extraction", {"videos": "videos:VideoExtraction"}),
+    interface="emollama.extraction.extractor:Extractor",
 )
 _METRICS = {
     "loss": "losses:LOSS",
@@ -104,7 +125,10 @@ _METRICS = {
     "spice": "captions.metrics:SPICE",
 }
 METRICS: Registry[Metric] = Registry(
-    "metric", {name: f"emollama.evaluation.{location}" for name, location in _METRICS.items()}, needs_config=False
+    "metric",
+    {name: f"emollama.evaluation.{location}" for name, location in _METRICS.items()},
+    needs_config=False,
+    interface="emollama.evaluation.metrics:Metric",
 )
 # Tables show metrics in the order of their inputs.
 _METRIC_INPUTS = {
@@ -126,5 +150,7 @@ METRIC_INPUTS: Registry[type[MetricInput]] = Registry(
 )
 _JUDGES = {"lexical": "lexical:LexicalJudge", "openai": "openai:OpenAIJudge"}
 JUDGES: Registry[type[Judge]] = Registry(
-    "judge", {name: f"emollama.evaluation.judges.{location}" for name, location in _JUDGES.items()}
+    "judge",
+    {name: f"emollama.evaluation.judges.{location}" for name, location in _JUDGES.items()},
+    interface="emollama.evaluation.judges.judge:Judge",
 )

@@ -196,14 +196,14 @@ def test_the_checks_of_a_custom_runner_are_run(more, tmp_path, capfd, monkeypatc
     assert status == 1 and err.splitlines()[-1] == "error: run.seed: choose another one"
 
 
-def test_a_dry_run_refuses_a_runner_without_a_prepare_method(tmp_path, capfd, monkeypatch):
+def test_a_dry_run_refuses_a_runner_without_the_methods_of_a_runner(tmp_path, capfd, monkeypatch):
     class Bare:
         Config = RunnerBase.Config
 
     monkeypatch.setattr(RUNNERS, "_entries", {"bare": Bare})
     line = ("--cfg-path", str(golden_config(tmp_path)), "--options", "run.runner=bare")
     status, _, err = outcome(capfd, "train", "--dry-run", *line)
-    assert status == 1 and "run.runner: Bare has no method 'prepare'" in err
+    assert status == 1 and "error: run.runner: runner 'bare' (" in err and ") has no prepare, train, evaluate. Add what" in err
 
 
 def test_a_dry_run_aligns_long_names_and_escapes_control_characters(tmp_path, capfd):

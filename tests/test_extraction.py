@@ -35,7 +35,7 @@ from emollama.extraction.arrays import ArrayWriter
 from emollama.extraction.videos import VideoExtraction, _summary
 from emollama.logs import console
 from emollama.logs.logger import get_logger
-from emollama.registry import ENCODERS
+from emollama.registry import ENCODERS, EXTRACTORS
 from emollama.runners.provenance import mismatches
 from emollama.stores.manifest import Manifest
 from emollama.stores.packed import PackedStore
@@ -314,11 +314,12 @@ def test_an_invalid_extraction_is_refused_with_its_key_and_nothing_is_written(ro
     assert {name: raw for name, raw in contents(root).items() if name != "config.yaml"} == before
 
 
-def test_a_dry_run_of_an_extractor_without_that_method_is_refused(root, monkeypatch, capsys):
-    monkeypatch.delattr(VideoExtraction, "dry_run")
-    with pytest.raises(SystemExit):
-        cli.main(["extract", "--dry-run", "--cfg-path", configured(root)])
-    assert "error: extraction.type: VideoExtraction has no method 'dry_run'" in capsys.readouterr().err
+def test_an_extractor_without_a_method_is_refused(root, monkeypatch):
+    own = type("Own", (), {"Config": VideoExtraction.Config, "run": VideoExtraction.run})
+    monkeypatch.setattr(EXTRACTORS, "_entries", {"own": own})
+    config = configuration.load(configured(root, type="own"), [], needs_model=False)
+    with pytest.raises(UserError, match=r"^extraction.type: extractor 'own' \(Own, unknown file\) has no dry_run\. Add what"):
+        _ = config.extractor_class
 
 
 def test_a_dry_run_counts_the_remaining_videos_of_each_encoder_and_writes_nothing(root):

@@ -30,6 +30,7 @@ IMPORTS = {
     "logs.bars": "",
     "logs.verbosity": "",
     "optim": "",
+    "interface_check": "",
     "suggestions": "",
     "variables": "",
     "run_folder": "json_io",
@@ -45,7 +46,7 @@ IMPORTS = {
     "tensor_files": "paths",
     "distributed.launcher": "distributed.worker_errors distributed.worker_variables errors logs.console variables",
     "entry": "distributed.worker_errors distributed.worker_variables errors logs.console logs.verbosity variables",
-    "registration": "errors listing suggestions",
+    "registration": "errors interface_check listing suggestions",
     "registry": "registration",
     "stores": "errors listing paths",
     "checkpoint_files": "errors paths registry",
@@ -298,6 +299,50 @@ def test_no_file_reads_the_configuration_with_get():
             if dotted(node.func) in ("cfg.get", "self.cfg.get", "config.get", "self.config.get"):
                 wrong.append(where(path, node.lineno))
     assert wrong == []
+
+
+# Types
+
+COMPONENTS = "model dataset fusion prompt prompt_format task runner encoder extractor metric metric_input judge scoring".split()
+COMPONENT_NAMES = {*COMPONENTS, *(f"{name}s" for name in COMPONENTS), "member", "members", "schedule", "scheduler"}
+BLOCK = re.compile(r"(?:dict|Mapping)\[str, Any\]")
+CONFIG_CLASSES = re.compile(r"\w*Config|EvaluationBlock")
+# Parts that are being rewritten.
+UNTYPED = {
+    "inference.template dataset_class: Any",
+}
+
+
+def annotated(path):
+    """Yield (name, annotation) of a file's parameters, variables, attributes and functions, except the fields of Configs."""
+    classes = [node for node in nodes_of(path)[ast.ClassDef] if CONFIG_CLASSES.fullmatch(node.name)]
+    fields = {child for node in classes for child in node.body}
+    for node in nodes_of(path)[ast.AnnAssign]:
+        if node not in fields:
+            yield dotted(node.target).rpartition(".")[2], node.annotation
+    for node in nodes_of(path)[ast.arg]:
+        if node.annotation is not None:
+            yield node.arg, node.annotation
+    for node in nodes_of(path)[ast.FunctionDef]:
+        if node.returns is not None:
+            yield node.name.removeprefix("build_"), node.returns
+
+
+def test_no_component_has_the_type_any():
+    """A value with the name of a component, or of its class, has the type of its Protocol.
+
+    ``dict[str, Any]`` is allowed for one component, and as an element of several, because it is a config block.
+    """
+    untyped = set()
+    for module, path in MODULES.items():
+        for name, annotation in annotated(path):
+            text = ast.unparse(annotation)
+            stem = re.sub("_class(es)?$", "", name.strip("_"))
+            maps_names_to_components = stem not in COMPONENTS and BLOCK.fullmatch(text)
+            rest = text if maps_names_to_components else BLOCK.sub("", text)
+            if "Registry[Any]" in text or (stem in COMPONENT_NAMES and re.search(r"\bAny\b", rest)):
+                untyped.add(f"{module} {name}: {text}")
+    assert untyped == UNTYPED
 
 
 # Documentation and sizes

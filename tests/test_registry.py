@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from dataclasses import dataclass
 
 import pytest
 from helpers import golden_tree, loaded
 
+from emollama.encoders.encoder import Encoder
 from emollama.errors import UserError
+from emollama.interface_check import missing_members
 from emollama.registration import BuiltIn, Registry
 from emollama.registry import (
     DATASETS,
@@ -74,7 +77,7 @@ def test_did_you_mean_is_empty_without_a_similar_name():
 def test_a_duplicate_name_is_refused_and_the_first_class_remains_registered():
     things = registry("walnut")
     first = things.get("walnut")
-    with pytest.raises(ValueError, match="thing 'walnut' is registered twice"):
+    with pytest.raises(UserError, match=r"^thing 'walnut' is already registered by .*test_registry\.py, line \d+\. Register"):
         things.register("walnut")(Good)
     assert things.get("walnut") is first
 
@@ -82,7 +85,7 @@ def test_a_duplicate_name_is_refused_and_the_first_class_remains_registered():
 @pytest.mark.parametrize("inner", [{}, {"Config": type("Config", (), {})}, {"Config": None}])
 def test_a_class_without_a_config_dataclass_is_refused_at_registration(inner):
     things = registry()
-    with pytest.raises(ValueError, match="must contain a @dataclass named Config"):
+    with pytest.raises(UserError, match="^thing 'bare': Bare must contain a @dataclass named Config$"):
         things.register("bare")(type("Bare", (), inner))
     assert things.names() == []
 
@@ -114,7 +117,7 @@ def test_the_config_of_a_built_in_class_is_read_without_importing_its_module(tmp
     assert things.config("part") is sys.modules["light_part"].PartConfig
     assert things.register("own")(Good) is Good
     assert things.config("own") is Good.Config
-    with pytest.raises(ValueError, match="thing 'part' is registered twice"):
+    with pytest.raises(UserError, match=r"^thing 'part' is already registered by heavy_part\. Register Good under"):
         things.register("part")(Good)
     del sys.modules["light_part"]
 
@@ -131,6 +134,53 @@ def test_every_built_in_name_and_light_attribute_resolves_to_the_right_object():
                 light += 1
                 assert each.attribute(name, attribute) is getattr(resolved, attribute), (each.kind, name, attribute)
     assert light >= 15
+
+
+class OnlyConfig:
+    @dataclass
+    class Config:
+        pass
+
+
+# A registry, an object, and the first members that it lacks of the interface.
+INTERFACES = [
+    (MODELS, OnlyConfig, "slot_shapes"),
+    (FUSIONS, OnlyConfig, "layout"),
+    (PROMPT_FORMATS, OnlyConfig, "tokenize"),
+    (DATASETS, OnlyConfig, "__len__, names"),
+    (TASKS, OnlyConfig, "scoring, loss, evaluation_items, predict"),
+    (RUNNERS, OnlyConfig, "prepare, train, evaluate"),
+    (LR_SCHEDULES, 3, "__call__"),
+    (ENCODERS, OnlyConfig, "SLOTS, describe, load, encode"),
+    (EXTRACTORS, OnlyConfig, "run, dry_run"),
+    (METRICS, 3, "title, metric_input, compute"),
+    (JUDGES, OnlyConfig, "clue_overlap, emotion_words"),
+]
+
+
+@pytest.mark.parametrize(("things", "entry", "members"), INTERFACES, ids=lambda value: getattr(value, "kind", ""))
+def test_a_component_that_lacks_members_of_its_interface_is_refused_with_their_names(things, entry, members, monkeypatch):
+    monkeypatch.setattr(things, "_entries", {})
+    things.register("mine")(entry)
+    with pytest.raises(UserError) as error:
+        things.get("mine", "key")
+    described = "OnlyConfig" if entry is OnlyConfig else "3"
+    start = rf"key: {things.kind} 'mine' \({described}, {re.escape(__file__)}, line \d+\) has no {re.escape(members)}\b"
+    assert re.match(start, str(error.value)), error.value
+
+
+def test_an_encoder_whose_class_leaves_abstract_methods_undefined_is_refused(monkeypatch):
+    monkeypatch.setattr(ENCODERS, "_entries", {})
+    ENCODERS.register("mine")(type("Mine", (Encoder,), {"Config": OnlyConfig.Config, "SLOTS": ("face",), "load": len}))
+    with pytest.raises(UserError, match="has no describe, encode. Add what Encoder in emollama.encoders.encoder describes"):
+        ENCODERS.get("mine")
+
+
+def test_built_in_components_have_the_members_of_their_interface():
+    for each in ALL:
+        interface = importlib.import_module(each._interface.partition(":")[0])
+        for name in each._built_in:
+            assert missing_members(each.get(name), getattr(interface, each._interface.partition(":")[2])) == [], name
 
 
 def test_the_published_components_are_registered():
@@ -199,7 +249,7 @@ def import_failure(tmp_path, monkeypatch):
         ("def f():\n    return 1 / 0\n\nf()\n", "of_mine.py, line 2: ZeroDivisionError: division by zero."),
         (
             "from emollama.registry import METRICS\nMETRICS.register('war')(3)\n",
-            "of_mine.py, line 2: ValueError: metric 'war' is registered twice:",
+            "of_mine.py, line 2: metric 'war' is already registered by emollama.evaluation.recognition. Register 3 under another",
         ),
         ("from emollama.errors import UserError\nraise UserError('set MINE')\n", "of_mine.py, line 2: set MINE."),
     ],

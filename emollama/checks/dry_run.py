@@ -38,10 +38,6 @@ def dry_run(config: RunConfig, *, training: bool, processes: int = 1, other_chec
     for text in config.warnings if world.is_main else ():
         get_logger().warning("%s", text)
     runner = config.runner_class
-    if not hasattr(runner, "prepare"):
-        raise UserError(
-            f"run.runner: {runner.__name__} has no method 'prepare', which --dry-run calls. Derive the class from RunnerBase."
-        )
     problems, planned = ErrorCollector(), None
     processes = max(processes, world.size)
     preparation: Preparation = runner.prepare(config, world, training=training, processes=processes, problems=problems)

@@ -37,9 +37,6 @@ def run(arguments: argparse.Namespace) -> None:
         return
     extraction = config.extractor_class(config)
     if arguments.dry_run:
-        if not hasattr(extraction, "dry_run"):
-            text = f"{type(extraction).__name__} has no method 'dry_run'. Add it, or derive the class from VideoExtraction."
-            raise UserError(f"extraction.type: {text}")
         write(extraction.dry_run(processes))
         return
     try:

@@ -107,30 +107,30 @@ class RunConfig:
     @property
     def model_class(self) -> type[Model]:
         """The class of the model."""
-        return MODELS.get(self.names["model"])
+        return MODELS.get(self.names["model"], "model.arch")
 
     @property
     def runner_class(self) -> type[Runner]:
         """The class of the runner."""
-        return RUNNERS.get(self.names["run"])
+        return RUNNERS.get(self.names["run"], "run.runner")
 
     @property
     def task_class(self) -> type[Task]:
         """The class of the task (``run.task``)."""
-        return TASKS.get(self.names["run.task"])
+        return TASKS.get(self.names["run.task"], "run.task")
 
     @property
     def extractor_class(self) -> type[Extractor]:
         """The class of the extractor."""
-        return EXTRACTORS.get(self.names["extraction"])
+        return EXTRACTORS.get(self.names["extraction"], "extraction.type")
 
     def dataset_class(self, path: str) -> type[SampleDataset]:
         """Return the class of the dataset of a block, such as "datasets.x" or "evaluation_datasets.x"."""
-        return self.replaced_datasets[path] if path in self.replaced_datasets else DATASETS.get(self.names[path])
+        return self.replaced_datasets.get(path) or DATASETS.get(self.names[path], f"{path}.type")
 
     def encoder_class(self, path: str) -> type[Encoder]:
         """Return the class of the encoder of a block, such as "encoders.mae"."""
-        return ENCODERS.get(self.names[path])
+        return ENCODERS.get(self.names[path], f"{path}.type")
 
     def unresolved(self) -> dict[str, Any]:
         """Return the tree as plain dicts, lists and scalars; unresolved interpolations keep secrets in the environment."""

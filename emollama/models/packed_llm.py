@@ -20,10 +20,12 @@ from emollama.data.batch import IGNORED, Batch, PackedFeatures
 from emollama.data.fusion_layout import FusionLayout
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.slots import PIXELS, SlotShape
+from emollama.errors import UserError
 from emollama.models import checkpoint_names, frames, llm
 from emollama.models.decoding import empty_cache, unpacked_state
-from emollama.models.fusion.build import build_fusion, fusion_layout
+from emollama.models.fusion.build import FusionKey, build_fusion, fusion_layout
 from emollama.models.fusion.feature_tokens import MIN_GEMM_ROWS, place_feature_tokens
+from emollama.stores.manifest import Manifest
 
 
 class PackedLLM(nn.Module, ABC):
@@ -82,9 +84,10 @@ class PackedLLM(nn.Module, ABC):
         """Return the expected shape of a sample's features for each slot."""
 
     @staticmethod
-    def fusion_key(cfg: Any) -> Any:
+    def fusion_key(cfg: Any) -> FusionKey:
         """Return the value of ``model.fusion``: a registered name, or a block with ``type``."""
-        return cfg.fusion
+        key: FusionKey = cfg.fusion
+        return key
 
     @classmethod
     def feature_layout(cls, cfg: Any) -> FusionLayout:
@@ -101,6 +104,11 @@ class PackedLLM(nn.Module, ABC):
     @abstractmethod
     def features_for_fusion(self, batch: Batch) -> Mapping[str, PackedFeatures]:
         """Return the input of the fusion module: features by slot, with frames replaced by their features."""
+
+    @staticmethod
+    def frame_manifest(cfg: Any, choice: Any) -> Manifest:
+        """Return the manifest of the features that the model computes from frames. A model that does so overrides this method."""
+        raise UserError("this model computes no features from frames. Specify extracted features in each block.")
 
     @property
     def device(self) -> torch.device:

@@ -87,7 +87,7 @@ def build_datasets(
     return datasets
 
 
-def unfilled_slot_problems(shapes: Mapping[str, SlotShape], datasets: Mapping[str, Any], group: str) -> list[str]:
+def unfilled_slot_problems(shapes: Mapping[str, SlotShape], datasets: Mapping[str, SampleDataset], group: str) -> list[str]:
     """Return a message for each declared slot that no dataset mentions, because the model would never get features there.
 
     Args:

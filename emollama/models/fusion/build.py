@@ -18,13 +18,15 @@ from emollama.registry import FUSIONS
 KEY = "model.fusion"
 LENGTHS_OF_ANY_NUMBER = (3, 5)  # vectors of two invented samples in slots that accept any number
 T = TypeVar("T")
+# The value of ``model.fusion``: a registered name, or a block with ``type``.
+FusionKey = str | Mapping[str, Any]
 
 
-def fusion_layout(fusion: Any, slots: Mapping[str, SlotShape]) -> FusionLayout:
+def fusion_layout(fusion: FusionKey, slots: Mapping[str, SlotShape]) -> FusionLayout:
     """Return the layout of a fusion module without building it.
 
     Args:
-        fusion: the value of ``model.fusion``: a registered name, or a block with ``type``.
+        fusion: the value of ``model.fusion``.
         slots: slot -> shape of its feature vectors.
 
     Raises:
@@ -37,7 +39,7 @@ def fusion_layout(fusion: Any, slots: Mapping[str, SlotShape]) -> FusionLayout:
     return layout
 
 
-def build_fusion(fusion: Any, slots: Mapping[str, SlotShape], hidden_size: int, device: torch.device) -> nn.Module:
+def build_fusion(fusion: FusionKey, slots: Mapping[str, SlotShape], hidden_size: int, device: torch.device) -> nn.Module:
     """Build a fusion module. On the meta device, also check that it returns what its layout says.
 
     Args:
@@ -97,7 +99,7 @@ def require_agreement(module: nn.Module, layout: FusionLayout, slots: Mapping[st
             )
 
 
-def _block(fusion: Any) -> Mapping[str, Any]:
+def _block(fusion: FusionKey) -> Mapping[str, Any]:
     return fusion if isinstance(fusion, Mapping) else {"type": fusion}
 
 
