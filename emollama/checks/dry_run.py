@@ -15,6 +15,7 @@ from emollama.logs.logger import get_logger, set_up
 from emollama.planning import Plan, plan
 from emollama.runners.build import batch_size, checkpoint_paths, checkpoint_tensors
 from emollama.runners.preparation import ErrorCollector, Preparation
+from emollama.runners.summary import feature_rows
 
 
 def dry_run(config: RunConfig, *, training: bool, processes: int = 1, other_checkpoints: Sequence[RunConfig] = ()) -> str:
@@ -67,6 +68,7 @@ def _samples(preparation: Preparation) -> Iterator[tuple[str, str]]:
     }
     for name, dataset in datasets.items():
         yield name, f"{len(dataset):,} samples; tasks: {', '.join(dataset.pool.tasks)}"
+    yield from feature_rows(datasets)
 
 
 def _training(preparation: Preparation, problems: ErrorCollector) -> list[tuple[str, str]]:

@@ -129,7 +129,22 @@ def _samples(datasets: Mapping[str, SampleDataset], blocks: Mapping[str, Evaluat
     for block_name, block in blocks.items():
         held_out = ", held out of training" if block.dataset.cfg.held_out else ""
         rows.append((f"evaluation set {block_name}", _size(block.dataset) + held_out))
-    return rows
+    return rows + feature_rows({**datasets, **{block_name: block.dataset for block_name, block in blocks.items()}})
+
+
+def feature_rows(datasets: Mapping[str, SampleDataset]) -> Rows:
+    """Return rows with the slots that the datasets fill, from which features, and the slots that are empty on purpose.
+
+    Args:
+        datasets: block -> dataset. Datasets with the same features share a row.
+    """
+    blocks: dict[str, list[str]] = {}
+    for block_name, dataset in datasets.items():
+        filled = [f"{slot} ({source})" for slot, source in dataset.slot_sources.items() if source is not None]
+        empty = [slot for slot, source in dataset.slot_sources.items() if source is None]
+        text = (", ".join(filled) or "none") + (f"; no {', '.join(empty)}" if filled and empty else "")
+        blocks.setdefault(text, []).append(block_name)
+    return [("features" if len(blocks) == 1 else f"features of {', '.join(names)}", text) for text, names in blocks.items()]
 
 
 def training_steps(cfg: Any, layout: BatchLayout, first_step: int) -> Rows:
