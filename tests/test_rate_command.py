@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -93,8 +94,8 @@ def number(clip):
 
 def figures(text, model):
     """Return the two values of a model in the printed table."""
-    row = next(line for line in text.splitlines() if line.split()[:1] and line.split()[0] == model and "is" not in line.split())
-    return [float(cell) for cell in row.split()[1:]]
+    row = next(line for line in text.splitlines() if line.startswith(f"| {model} "))
+    return [float(cell.strip(" *")) for cell in row.split("|")[2:-1]]
 
 
 # Sheets
@@ -219,7 +220,7 @@ def test_completed_sheets_give_the_mean_of_each_model_over_raters_and_their_diff
     assert figures(text.split("Differences")[0], "bad.csv") == [3.5, 3.25]
     apart = text.split("Differences")[1]
     assert "-4.50" in apart and "-3.75" in apart and "(24)" in apart
-    low, high = (float(end) for end in apart.splitlines()[4].split("]")[0].strip(" [").split(", "))
+    low, high = map(float, re.findall(r"\[(-?[\d.]+), (-?[\d.]+)\]", apart)[0])
     assert low < -4.5 < high
 
 

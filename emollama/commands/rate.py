@@ -98,10 +98,11 @@ def _report(key: Key, paths: list[Path]) -> str:
 
 def _read(arguments: argparse.Namespace) -> None:
     from emollama.errors import UserError
-    from emollama.evaluation import rating, tables
+    from emollama.evaluation import rating
     from emollama.evaluation.agreement import agreements
     from emollama.evaluation.records import comparison_record
     from emollama.evaluation.statistics import Resampling
+    from emollama.reporting import score_tables
 
     if len({Path(path).resolve() for path in arguments.read}) < len(arguments.read):
         raise UserError("--read: a sheet occurs twice. Specify each sheet once.")
@@ -113,11 +114,11 @@ def _read(arguments: argparse.Namespace) -> None:
             f"--read: {', '.join(arguments.read)} contains no points. Fill in the columns clue_overlap and label_overlap."
         )
     judge = [rating.read_judge_ratings(arguments.scores, key)] if arguments.scores else []
-    short = tables.short_names([*key.models, *arguments.read])
+    short = score_tables.short_names([*key.models, *arguments.read])
     ratings = [replace(rater_ratings, rater=short[rater_ratings.rater]) for rater_ratings in ratings]
     record = comparison_record(rating.rated_scores(key, ratings), resampling)
-    lines = [*path_lines, ""] if (path_lines := tables.path_lines(short)) else []
-    lines += tables.task_text(key.task, {short[model]: scores for model, scores in record.items()})
+    lines = [*path_lines, ""] if (path_lines := score_tables.path_lines(short)) else []
+    lines += score_tables.task_text(key.task, {short[model]: scores for model, scores in record.items()})
     lines += [*_unfilled(key, ratings), ""]
     if pairs := agreements([*ratings, *judge]):
         lines += ["Agreement: quadratic-weighted kappa of rounded points, and Spearman's rank correlation"]

@@ -180,14 +180,14 @@ def _record(
 
 
 def _text(record: dict[str, Any], is_emer: bool) -> str:
-    from emollama.evaluation import tables
+    from emollama.reporting import score_tables
 
-    short = tables.short_names(record["predictions"])
-    lines = [*path_lines, ""] if (path_lines := tables.path_lines(short)) else []
+    short = score_tables.short_names(record["predictions"])
+    lines = [*path_lines, ""] if (path_lines := score_tables.path_lines(short)) else []
     for task, task_record in record["tasks"].items():
         files = {short[file]: file_record for file, file_record in task_record["files"].items()}
-        lines += [*tables.task_text(task, files), *tables.counts(files), "", *tables.name_lists(files), ""]
+        lines += [*score_tables.task_text(task, files), *score_tables.counts(files), "", *score_tables.name_lists(files), ""]
     if record["judge"]:
-        lines += [tables.judge_line(record["judge"]), ""]
-        lines += [*tables.published(), ""] if is_emer else []
+        lines += [score_tables.judge_line(record["judge"]), ""]
+        lines += [*score_tables.published(), ""] if is_emer else []
     return "\n".join(lines) + "\n"

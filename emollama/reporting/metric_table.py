@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from emollama.logs.console import markdown_table
-from emollama.reporting.measures import format_metric, higher_is_better
+from emollama.reporting.measures import format_metric, higher_is_better, metric_digits
 
 Subject = tuple[str, ...]  # the cells that name it in a table
 Column = tuple[str, str, str]  # dataset, task and metric
+BOLD = "**Bold**: best value of the column."
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class MetricValue:
         task: name of the task.
         metric: name of the metric.
         value: the value; None if it is undefined.
+        low, high: ends of its confidence interval; None if it was not computed.
+        note: what is printed below the value.
     """
 
     subject: Subject
@@ -32,6 +35,9 @@ class MetricValue:
     task: str
     metric: str
     value: float | None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
 
     @property
     def column(self) -> Column:
@@ -59,28 +65,46 @@ def best_subjects(values: Sequence[MetricValue]) -> dict[Column, list[Subject]]:
 
 
 def tables(head: Subject, values: Sequence[MetricValue]) -> Iterator[str]:
-    """Yield the lines of Markdown tables, one for each dataset and task, with the best values in bold.
+    """Yield the lines of Markdown tables, one for each dataset and task, below the names of both.
 
     Args:
         head: names of the cells of a subject.
-        values: the values. Subjects, groups and metrics have the order in which they occur; a subject without a value in a group
-            has no row there.
+        values: the values. Subjects, groups and metrics have the order in which they occur.
+    """
+    for group in dict.fromkeys(entry.column[:2] for entry in values):
+        if lines := table(head, [entry for entry in values if entry.column[:2] == group]):
+            yield from ["/".join(filter(None, group)), "", *lines, ""]
+    if best_subjects(values):
+        yield BOLD
+
+
+def table(head: Subject, values: Sequence[MetricValue]) -> list[str]:
+    """Return the lines of the Markdown table of one dataset and task, with the best values in bold.
+
+    Args:
+        head: names of the cells of a subject.
+        values: the values. A subject that has none has no row.
     """
     best = best_subjects(values)
-    for group in dict.fromkeys(entry.column[:2] for entry in values):
-        own = {(entry.subject, entry.metric): entry.value for entry in values if entry.column[:2] == group}
-        subjects = dict.fromkeys(subject for subject, _ in own)
-        metrics = list(dict.fromkeys(metric for _, metric in own))
-        rows = [[*head, *metrics]]
-        for subject in subjects:
-            if any(own.get((subject, metric)) is not None for metric in metrics):
-                bold = [subject in best.get((*group, metric), ()) for metric in metrics]
-                cells = [format_metric(metric, own.get((subject, metric))) for metric in metrics]
-                rows.append([*subject, *(f"**{cell}**" if is_best else cell for cell, is_best in zip(cells, bold, strict=True))])
-        if len(rows) > 1:
-            yield "/".join(filter(None, group))
-            yield ""
-            yield from markdown_table(rows, left=range(len(head)))
-            yield ""
-    if best:
-        yield "**Bold**: best value of the column."
+    columns = list(dict.fromkeys(entry.column for entry in values))
+    rows = [[*head, *(metric for _, _, metric in columns)]]
+    for subject in dict.fromkeys(entry.subject for entry in values if entry.value is not None or entry.note):
+        own = {entry.column: entry for entry in values if entry.subject == subject}
+        entries = [own.get(column, MetricValue(subject, *column, None)) for column in columns]
+        rows.append([*subject, *(_shown(entry, is_best=subject in best.get(entry.column, ())) for entry in entries)])
+        for below in ([interval(entry.metric, entry.low, entry.high) for entry in entries], [entry.note for entry in entries]):
+            rows += [[*("" for _ in head), *below]] if any(below) else []
+    return markdown_table(rows, left=range(len(head))) if len(rows) > 1 else []
+
+
+def _shown(entry: MetricValue, *, is_best: bool) -> str:
+    if entry.value is None:
+        return "-"
+    shown = format_metric(entry.metric, entry.value)
+    return f"**{shown}**" if is_best else shown
+
+
+def interval(metric: str, low: float | None, high: float | None) -> str:
+    """Return a confidence interval as text, with one digit less than the value for fractions and losses; "" without one."""
+    digits = min(metric_digits(metric), 3)
+    return "" if low is None or high is None else f"[{low:.{digits}f}, {high:.{digits}f}]"

@@ -13,7 +13,9 @@ from typing import Any
 from emollama.evaluation.metrics import input_type, metric
 from emollama.evaluation.published import CAUTION, EMER
 from emollama.listing import abbreviated
-from emollama.logs.console import aligned
+from emollama.logs.console import markdown_table
+from emollama.reporting.measures import metric_digits
+from emollama.reporting.metric_table import BOLD, MetricValue, interval, table
 
 Files = Mapping[str, Mapping[str, Any]]  # file -> its record
 WIDTH = 5  # metrics per table
@@ -57,10 +59,10 @@ def task_text(task: str, files: Files) -> Iterator[str]:
     if not metrics:
         yield "no metrics: descriptions need a judge, --judge"
     parts = [metrics[start : start + WIDTH] for start in range(0, len(metrics), WIDTH)]
-    for part in parts:
-        yield ""
-        yield from values(files, part)
-    legend = [f"{name}: {_title(name)}" for name in metrics if _title(name).lower().replace("-", " ") != name.replace("_", " ")]
+    lines = [line for part in parts for line in ("", *values(files, part))]
+    yield from lines
+    legend = [BOLD] if any("**" in line for line in lines) else []
+    legend += [f"{name}: {_title(name)}" for name in metrics if _title(name).lower().replace("-", " ") != name.replace("_", " ")]
     legend += [f"{file}: {name}: {reason}" for file, record in files.items() for name, reason in _without_value(record, metrics)]
     yield from ["", *legend] if legend else []
     if others and metrics:
@@ -74,15 +76,13 @@ def task_text(task: str, files: Files) -> Iterator[str]:
 
 def values(files: Files, metrics: Sequence[str]) -> list[str]:
     """Return a table with one row per file: the value of each metric, its interval, and how many samples have a score."""
-    rows = [["", *metrics]]
+    entries = []
     for file, record in files.items():
-        estimates = [(name, record["estimates"][name]) for name in metrics]
-        rows.append([file, *(_number(name, estimate["value"]) for name, estimate in estimates)])
-        rows.append(["", *(_interval(name, estimate) for name, estimate in estimates)])
-        total = record["clips"]
-        scored = [f"{estimate['clips']} of {total}" if estimate["clips"] < total else "" for _, estimate in estimates]
-        rows += [["  samples", *scored]] if any(scored) else []
-    return aligned(rows)
+        for name in metrics:
+            estimate, total = record["estimates"][name], record["clips"]
+            note = f"{estimate['clips']} of {total} samples" if estimate["clips"] < total else ""
+            entries.append(MetricValue((file,), "", "", name, estimate["value"], estimate["low"], estimate["high"], note))
+    return table(("",), entries)
 
 
 def differences(files: Files, metrics: Sequence[str]) -> list[str]:
@@ -90,10 +90,10 @@ def differences(files: Files, metrics: Sequence[str]) -> list[str]:
     rows = [["", *metrics]]
     for file, record in files.items():
         per_metric = [(name, record["differences"][name]) for name in metrics]
-        rows.append([file, *(_number(name, difference["value"], signed=True) for name, difference in per_metric)])
-        rows.append(["", *(_interval(name, difference) for name, difference in per_metric)])
+        rows.append([file, *(_signed(name, difference["value"]) for name, difference in per_metric)])
+        rows.append(["", *(interval(name, difference["low"], difference["high"]) or "-" for name, difference in per_metric)])
         rows.append(["", *(_p_text(difference) for _, difference in per_metric)])
-    return aligned(rows)
+    return markdown_table(rows)
 
 
 def counts(files: Files) -> list[str]:
@@ -106,7 +106,7 @@ def counts(files: Files) -> list[str]:
         failed = ", ".join(f"{name} {number}" for name, number in by_metric.items()) or ("0" if "judge" in record else "-")
         answered = record["clips"] - missing - empty
         rows.append([file, *map(str, (answered, missing, empty, unknown, invalid, failed))])
-    return aligned(rows)
+    return markdown_table(rows)
 
 
 def name_lists(files: Files) -> Iterator[str]:
@@ -126,7 +126,7 @@ def published() -> list[str]:
     """Return the table of results published for EMER, with the note that they are not comparable."""
     rows = [["", "clue_overlap", "label_overlap"]]
     rows += [[model, *(f"{value:.2f}" for value in pair)] for model, pair in EMER.items()]
-    return [*CAUTION, *aligned(rows)]
+    return [*CAUTION, "", *markdown_table(rows)]
 
 
 def judge_line(judge: Mapping[str, Any]) -> str:
@@ -166,22 +166,8 @@ def _title(name: str) -> str:
     return title if metric(name).higher_is_better else f"{title}; lower is better"
 
 
-def _number(name: str, value: float | None, *, signed: bool = False) -> str:
-    if value is None:
-        return "-"
-    return f"{value:{'+' if signed else ''}.{_digits(name)}f}"
-
-
-def _digits(name: str) -> int:
-    return 2 if metric(name).max_value == 10 else 4
-
-
-def _interval(name: str, estimate: Mapping[str, Any]) -> str:
-    """Return the ends of the interval; those of fractions and losses have one digit less than the value."""
-    if estimate["low"] is None:
-        return "-"
-    digits = min(_digits(name), 3)
-    return f"[{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}]"
+def _signed(name: str, difference: float | None) -> str:
+    return "-" if difference is None else f"{difference:+.{metric_digits(name)}f}"
 
 
 def _p_text(difference: Mapping[str, Any]) -> str:
