@@ -54,6 +54,14 @@ def test_noise_is_a_fraction_of_each_arrays_standard_deviation_and_spares_the_im
     assert abs(float(torch.corrcoef(torch.cat(parts))[0, 1])) < 0.15
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_slot_that_a_configuration_adds_is_augmented_like_the_others(kind):
+    original = features() | {"gaze": torch.randn(8, 7, generator=torch.Generator().manual_seed(0))}
+    augmentation = Augmentation(1.0, (kind,), 0.1, 0.25, (*MODALITIES, ("gaze",)))
+    results = [augmentation(dict(original), np.random.default_rng([9, k])) for k in range(20)]
+    assert any("gaze" in changed(original, result) for result in results)
+
+
 def test_noise_leaves_a_missing_modality_at_zero():
     result = augmented(features(absent=("video",)), ("noise",))
     assert not result["video"].any() and result["face"].any()

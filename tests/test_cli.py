@@ -320,6 +320,11 @@ def test_a_key_of_several_components_is_described_once_for_each_text(capsys):
     assert shared.startswith("evaluation_datasets.held_out (type: custom;")
 
 
+@pytest.mark.parametrize(("key", "current"), [("datasets.audio_feature_path", "features"), ("model.slot_dims", "slots")])
+def test_a_second_name_of_a_key_is_described_by_its_current_name(emollama, key, current):
+    assert f".{current} (" in emollama("reference", key).stdout
+
+
 @pytest.mark.parametrize("block", ["model", "encoders", "datasets", "evaluation_datasets", "extraction", "run"])
 def test_a_block_is_described_by_its_section_of_the_reference(block, capsys):
     status, text, _ = called(capsys, "reference", block)

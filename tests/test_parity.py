@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from helpers import FOLDERS
 from running import GOLDEN, golden_config, read_jsonl
 
 from emollama.config import load
@@ -15,17 +17,44 @@ from emollama.models.llm import load_tokenizer
 MARGIN_THAT_DECIDES = 1e-3  # with a smaller margin, two builds of PyTorch may select different tokens
 
 
+def with_declared_keys(path):
+    """Replace the usual short keys of a configuration by declarations of the same slots, features, fusion and prompt format."""
+    tree = yaml.safe_load(path.read_text())
+    del tree["model"]["slot_dims"]
+    tree["model"]["slots"] = {"image": {"dim": 176, "length": 64, "class_token": "cls"}, "face": {"dim": 1024, "length": 1}}
+    tree["model"]["fusion"] = {"type": "linear"}
+    tree["model"]["prompt_format"] = {
+        "type": "template",
+        "template": "<video>{video}</video> <feature>{feature}</feature> {text}",
+        "layouts": {
+            "upstream_eval": {
+                "template": "<video>{video}{feature}</video> <feature><FeatureHere></feature> {text}",
+                "second_bos": True,
+            }
+        },
+    }
+    for block in (*tree["datasets"].values(), *tree["evaluation_datasets"].values()):
+        block["features"] = dict(FOLDERS)
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+@pytest.fixture(scope="module", params=["short keys", "declared keys"])
+def written(request):
+    """A function that writes the configuration of the reference into a folder, with either set of keys."""
+    return golden_config if request.param == "short keys" else lambda folder: with_declared_keys(golden_config(folder))
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("parity")
-    config = load(str(golden_config(folder)))
+def trained(written, tmp_path_factory):
+    config = load(str(written(tmp_path_factory.mktemp("parity"))))
     return config.runner_class(config).train()
 
 
 @pytest.fixture(scope="module")
-def predicted(tmp_path_factory):
+def predicted(written, tmp_path_factory):
     folder = tmp_path_factory.mktemp("answers")
-    config = load(str(golden_config(folder)))
+    config = load(str(written(folder)))
     config.runner_class(config, training=False).evaluate()
     return folder / "out" / "run" / "result"
 

@@ -50,6 +50,13 @@ def alias_names(fields: Collection[str]) -> list[str]:
     return names + ([DIMS] if SLOTS in fields else [])
 
 
+def current_name(key: str) -> str:
+    """Return the current name of a dotted key: ``features`` for ``audio_feature_path``; other keys are returned unchanged."""
+    block, dot, name = key.rpartition(".")
+    current = FEATURES if name.endswith(PATH_SUFFIX) and name != PATH_SUFFIX else SLOTS if name == DIMS else name
+    return f"{block}{dot}{current}"
+
+
 def _aliases(keys: dict[str, Any], fields: Collection[str]) -> dict[str, tuple[str, dict[str, Any]]]:
     """Return key -> (current key, its entries) for each key of the block that is a second name."""
     aliases: dict[str, tuple[str, dict[str, Any]]] = {}

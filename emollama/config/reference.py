@@ -12,6 +12,7 @@ import typing
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from emollama.config.aliases import current_name
 from emollama.config.sections import ConfigSection, sections
 from emollama.errors import UserError
 from emollama.registry import FUSIONS, LR_SCHEDULES, METRIC_INPUTS, METRICS, PROMPT_FORMATS, TASKS
@@ -139,6 +140,7 @@ def describe(key: str) -> str:
         return "\n".join(tables)
     if key in GENERAL_KEYS:
         return f"{key}\n  {GENERAL_KEYS[key]}\n"
+    key = current_name(key)
     block, name = key.split(".")[0] if "." in key else None, key.split(".")[-1]
     components: dict[tuple[str, str], list[str]] = {}
     all_keys: dict[str, None] = {}
