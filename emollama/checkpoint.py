@@ -181,18 +181,17 @@ def load_trainable(
     Raises:
         UserError: If tensors are missing, unexpected or of a different shape; the message lists all of them by name.
     """
-    naming = model
-    parameters = {naming.stored_name(name): parameter for name, parameter in trainable(model).items()}
-    stored = by_stored_name(stored, naming.stored_name, path)
+    parameters = {model.stored_name(name): parameter for name, parameter in trainable(model).items()}
+    stored = by_stored_name(stored, model.stored_name, path)
     missing = [name for name in parameters if name not in stored]
     unexpected = [name for name in stored if name not in parameters]
-    unused = [name for name in unexpected if _matches(name, naming.ignored_tensors)]
+    unused = [name for name in unexpected if _matches(name, model.ignored_tensors)]
     notes = [f"{path}: ignored {listing(unused, 'unused tensor')}"] if unused else []
-    new = [name for name in missing if _matches(name, naming.optional_tensors)]
+    new = [name for name in missing if _matches(name, model.optional_tensors)]
     missing = [name for name in missing if name not in new]
     if new:
         notes.append(f"{path}: initialized {listing(new, 'missing tensor')} of slots that the checkpoint was not trained with")
-    together = {name for name in naming.optional_tensor_group if name in parameters}
+    together = {name for name in model.optional_tensor_group if name in parameters}
     allowed = {name for name in missing if _matches(name, allow_missing)}
     # Only if all of them are missing is this a MiniGPT-v2 file; otherwise the missing tensors are reported.
     if together and together <= set(missing) <= together | allowed:
@@ -202,7 +201,7 @@ def load_trainable(
     missing = [name for name in missing if name not in allowed]
     if allowed:
         notes.append(f"{path}: initialized {listing(sorted(allowed), 'missing tensor')} (allowed by ckpt_allow_missing)")
-    _require_match(path, parameters, stored, (missing, sorted({*unexpected} - {*unused})), naming)
+    _require_match(path, parameters, stored, (missing, sorted({*unexpected} - {*unused})), model)
     if not dry:
         with torch.no_grad():
             for name, parameter in parameters.items():
@@ -216,7 +215,7 @@ def _require_match(
     parameters: Mapping[str, Tensor],
     stored: Mapping[str, Tensor],
     names: tuple[list[str], list[str]],
-    naming: StoredModel,
+    model: StoredModel,
 ) -> None:
     missing, unexpected = names
     problems = []
@@ -231,9 +230,9 @@ def _require_match(
     ]
     if shapes:
         details = listing(shapes, "tensor with a different shape", "tensors with different shapes")
-        problems.append(f"{details} (do {', '.join(naming.shape_keys)} differ?)")
+        problems.append(f"{details} (do {', '.join(model.shape_keys)} differ?)")
     if problems:
-        raise UserError(f"checkpoint {path}: {other_architecture(parameters, stored, naming.architecture)}{'; '.join(problems)}")
+        raise UserError(f"checkpoint {path}: {other_architecture(parameters, stored, model.architecture)}{'; '.join(problems)}")
 
 
 def mean(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:

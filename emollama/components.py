@@ -1,7 +1,8 @@
 """The Protocols of models, fusion modules and tasks, and the objects that they exchange.
 
-A class implements a Protocol without inheriting from it. Other kinds of components are defined next to the code that uses them:
-datasets in ``data/dataset.py``, encoders in ``encoders/encoder.py``, extractors in ``extraction/extractor.py``, runners in
+A class implements a Protocol without inheriting from it, and contains a dataclass ``Config`` with its keys. Other kinds of
+components are defined next to the code that uses them: datasets in ``data/dataset.py``, prompt formats in
+``data/prompts/prompt.py``, encoders in ``encoders/encoder.py``, extractors in ``extraction/extractor.py``, runners in
 ``runners/runner.py``, metrics in ``evaluation/metrics.py``, judges in ``evaluation/judges/judge.py``, and learning rate schedules
 in ``lr_schedules.py``.
 
@@ -36,12 +37,8 @@ class Fusion(Protocol):
     Every parameter must take part in every forward pass, also if its slot is empty, because data parallelism expects a gradient
     for each parameter on every rank. The tokens of a sample must not depend on the other samples of the micro-batch: an operation
     along time is applied to each element of :meth:`~emollama.data.batch.PackedFeatures.split`.
-
-    Attributes:
-        Config: dataclass of the keys of ``model.fusion``, each with a docstring; without keys, it is empty.
+    ``Config`` contains the keys of ``model.fusion``, each with a docstring; without keys, it is empty.
     """
-
-    Config: ClassVar[type[Any]]
 
     def __init__(self, cfg: Any, slots: Mapping[str, SlotShape], hidden_size: int) -> None:
         """Build the module.
@@ -122,7 +119,6 @@ class Model(Protocol):
         frozen_dtype: dtype of frozen weights; trained weights are float32.
 
     Attributes:
-        Config: dataclass with the keys of the ``model`` block.
         ignored_tensors: glob patterns of checkpoint tensors that the model does not use.
         optional_tensor_group: trained tensors that may be missing from a checkpoint if all of them are.
         optional_tensors: glob patterns of further trained tensors that may be missing from a checkpoint.
@@ -131,7 +127,6 @@ class Model(Protocol):
         llm_config: the configuration of the language model, an object of transformers.
     """
 
-    Config: ClassVar[type[Any]]
     ignored_tensors: tuple[str, ...]
     optional_tensor_group: tuple[str, ...]
     optional_tensors: tuple[str, ...]
@@ -173,8 +168,7 @@ class Model(Protocol):
         """Return the prompt format of this model. It reads the language model's folder, but not its weights."""
         ...
 
-    @staticmethod
-    def stored_name(name: str, /) -> str:
+    def stored_name(self, name: str, /) -> str:
         """Return the name in a checkpoint of the parameter with this name."""
         ...
 
@@ -186,11 +180,6 @@ class Model(Protocol):
     @property
     def llama_model(self) -> LanguageModel:
         """The language model."""
-        ...
-
-    @property
-    def fusion(self) -> Fusion:
-        """The fusion module."""
         ...
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -248,12 +237,12 @@ class EvaluationItem:
 class Task(Protocol):
     """What a registered task (``run.task``) must provide: the loss of a batch, and predictions.
 
+    ``Config`` contains the keys of evaluation blocks that define how samples are answered.
+
     Attributes:
-        Config: dataclass with the keys of evaluation blocks that define how samples are answered.
         scoring: the class that computes metrics from predictions. Its ``Config`` adds keys to evaluation blocks, too.
     """
 
-    Config: ClassVar[type[Any]]
     scoring: ClassVar[type[Scoring]]
 
     def __init__(self) -> None: ...

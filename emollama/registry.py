@@ -154,3 +154,32 @@ JUDGES: Registry[type[Judge]] = Registry(
     {name: f"emollama.evaluation.judges.{location}" for name, location in _JUDGES.items()},
     interface="emollama.evaluation.judges.judge:Judge",
 )
+
+if TYPE_CHECKING:
+    # mypy checks here that the built-in components implement the interfaces of their kinds.
+    from emollama.data.prompts.formats import EmotionLlamaFormat, MiniGPT4Format, TemplateFormat
+    from emollama.datasets.custom import Custom
+    from emollama.datasets.dfew import DFEW
+    from emollama.datasets.emer import EMER
+    from emollama.datasets.feature_face_caption import FeatureFaceCaption
+    from emollama.datasets.flickr30k_caption import Flickr30kCaption
+    from emollama.datasets.mer2024_caption import MER2024Caption
+    from emollama.evaluation.judges.lexical import LexicalJudge
+    from emollama.evaluation.judges.openai import OpenAIJudge
+    from emollama.extraction.videos import VideoExtraction
+    from emollama.lr_schedules import linear_warmup_cosine_lr, linear_warmup_step_lr
+    from emollama.models.fusion.linear import ImageProjection, LinearFusion
+    from emollama.models.minigpt4 import MiniGPT4
+    from emollama.models.minigpt_v2 import MiniGPTv2
+    from emollama.runners.runner_base import RunnerBase
+    from emollama.tasks.image_text_pretrain import ImageTextPretrain
+
+    _models: tuple[type[Model], ...] = (MiniGPTv2, MiniGPT4)
+    _fusions: tuple[type[Fusion], ...] = (LinearFusion, ImageProjection)
+    _prompt_formats: tuple[type[PromptFormat], ...] = (EmotionLlamaFormat, MiniGPT4Format, TemplateFormat)
+    _datasets: tuple[type[SampleDataset], ...] = (FeatureFaceCaption, MER2024Caption, DFEW, EMER, Custom, Flickr30kCaption)
+    _task: type[Task] = ImageTextPretrain
+    _runner: type[Runner] = RunnerBase
+    _lr_schedules: tuple[LRSchedule, ...] = (linear_warmup_cosine_lr, linear_warmup_step_lr)
+    _extractor: type[Extractor] = VideoExtraction
+    _judges: tuple[type[Judge], ...] = (LexicalJudge, OpenAIJudge)

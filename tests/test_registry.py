@@ -211,6 +211,18 @@ def test_a_user_module_in_imports_adds_its_component_to_a_yaml(tmp_path, monkeyp
     del sys.modules["my_clips"]
 
 
+def test_a_dataset_without_a_method_is_reported_with_the_key_that_selected_it(tmp_path, monkeypatch):
+    dataset = DATASETS.get("feature_face_caption")
+    members = {name: getattr(dataset, name) for name in dir(dataset) if not name.startswith("_") and name != "record"}
+    monkeypatch.setattr(DATASETS, "_entries", {})
+    DATASETS.register("mine")(type("Mine", (), members | {"__len__": dataset.__len__}))
+    tree = golden_tree(tmp_path)
+    tree["datasets"]["golden"]["type"] = "mine"
+    config = loaded(tmp_path, tree)
+    with pytest.raises(UserError, match=r"^datasets\.golden\.type: dataset 'mine' \(Mine, .*\) has no record\. Add what"):
+        config.dataset_class("datasets.golden")
+
+
 def test_an_import_that_fails_names_the_module(tmp_path):
     tree = golden_tree(tmp_path) | {"imports": ["no_such_module_here"]}
     with pytest.raises(
@@ -244,7 +256,7 @@ def import_failure(tmp_path, monkeypatch):
     ("text", "reason"),
     [
         ("x = 1\nimport of_mine_too\n", "of_mine.py, line 2: No module named 'of_mine_too'."),
-        ("def f(:\n    pass\n", "of_mine.py, line 1: SyntaxError: invalid syntax."),
+        ("def f(:\n    pass\n", "of_mine.py, line 1: SyntaxError: invalid syntax. Correct this line."),
         ("import json\n\njson.loads('{')\n", "of_mine.py, line 3: JSONDecodeError: Expecting property name"),
         ("def f():\n    return 1 / 0\n\nf()\n", "of_mine.py, line 2: ZeroDivisionError: division by zero."),
         (

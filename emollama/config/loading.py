@@ -132,6 +132,11 @@ class RunConfig:
         """Return the class of the encoder of a block, such as "encoders.mae"."""
         return ENCODERS.get(self.names[path], f"{path}.type")
 
+    def default_block(self, dataset: DatasetConfig) -> EvaluationBlock:
+        """Return the evaluation block of a dataset with the default values of the task and its scoring."""
+        task = self.names["run.task"]
+        return EvaluationBlock(dataset, TASKS.config(task)(), TASKS.attribute(task, "scoring").Config())
+
     def unresolved(self) -> dict[str, Any]:
         """Return the tree as plain dicts, lists and scalars; unresolved interpolations keep secrets in the environment."""
         return typing.cast("dict[str, Any]", copied(self.plain_tree))

@@ -71,6 +71,7 @@ def import_user_modules(names: Sequence[str], key: str = "imports") -> None:
             kind = "" if isinstance(error, ImportError | UserError) else f"{type(error).__name__}: "
             text = error.msg if isinstance(error, SyntaxError) else str(error)
             hint = " Write it without '.py'." if isinstance(error, ModuleNotFoundError) and name.endswith(".py") else ""
+            hint = " Correct this line." if isinstance(error, SyntaxError) else hint
             where = f"{location}: " if location else ""
             raise UserError(f"{key}: cannot import '{name}': {where}{kind}{text.rstrip('.')}.{hint}") from error
 

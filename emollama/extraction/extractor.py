@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from typing import Protocol
 
 from emollama.config import RunConfig
 
 
 class Extractor(Protocol):
-    """What a registered extractor must provide.
+    """What a registered extractor must provide. Its ``Config`` contains the keys of the ``extraction`` block.
 
     Args:
         config: the resolved configuration.
-
-    Attributes:
-        Config: dataclass with the keys of the ``extraction`` block.
     """
-
-    Config: ClassVar[type[Any]]
 
     def __init__(self, config: RunConfig) -> None: ...
 

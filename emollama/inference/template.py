@@ -103,10 +103,9 @@ def find_template(config: RunConfig, task: str | None) -> Template:
     """
     if task is not None and task not in TASK_NAMES:
         raise UserError(f"--task: unknown task '{task}'.{did_you_mean(task, TASK_NAMES)} Tasks: {', '.join(TASK_NAMES)}")
-    kind = config.task_class
     blocks = {f"evaluation_datasets.{label}": block for label, block in config.evaluation_datasets.items()}
     for label, cfg in config.datasets.items():
-        blocks[f"datasets.{label}"] = EvaluationBlock(cfg, kind.Config(), kind.scoring.Config())
+        blocks[f"datasets.{label}"] = config.default_block(cfg)
     usable = {key: block for key, block in blocks.items() if issubclass(config.dataset_class(key), FeatureClips)}
     if not usable:
         text = "no block under evaluation_datasets or datasets has video clips, whose labels and instructions predict needs"

@@ -28,8 +28,8 @@ class MiniGPT4(PackedLLM):
     Config = MiniGPT4Config
 
     # The published training code also stores this buffer of the frozen Q-Former.
-    ignored_tensors = (*checkpoint_names.IGNORED_TENSORS, "Qformer.bert.embeddings.position_ids")
-    shape_keys = ("has_qformer", "llama_model", "lora_r")
+    ignored_tensors: tuple[str, ...] = (*checkpoint_names.IGNORED_TENSORS, "Qformer.bert.embeddings.position_ids")
+    shape_keys: tuple[str, ...] = ("has_qformer", "llama_model", "lora_r")
     architecture = "minigpt4"
 
     def __init__(self, cfg: MiniGPT4Config, *, device: torch.device, frozen_dtype: torch.dtype) -> None:

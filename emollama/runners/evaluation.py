@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from emollama.config import EvaluationBlock, RunConfig
+from emollama.config import RunConfig
 from emollama.data.dataset import SampleDataset
 from emollama.data.prompts.configs import TRAIN
 from emollama.data.slots import IMAGE, PIXELS
@@ -70,9 +70,7 @@ def build_blocks(config: RunConfig, *, check: bool) -> dict[str, EvaluationSet]:
     """
     task = config.task_class
     blocks = {f"evaluation_datasets.{block_name}": block for block_name, block in config.evaluation_datasets.items()} or {
-        f"datasets.{block_name}": EvaluationBlock(cfg, task.Config(), task.scoring.Config())
-        for block_name, cfg in config.datasets.items()
-        if cfg.held_out
+        f"datasets.{block_name}": config.default_block(cfg) for block_name, cfg in config.datasets.items() if cfg.held_out
     }
     classes = {key: (config.dataset_class(key), block.dataset) for key, block in blocks.items()}
     datasets = build_datasets(config, classes, training=False, check=check)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Protocol
 
 from emollama.components import Model
 from emollama.config import RunConfig
@@ -22,14 +22,15 @@ def no_report(folder: Path) -> None:
 
 
 class Runner(Protocol):
-    """What a registered runner must provide. Everything is built in ``__init__``.
+    """What a registered runner must provide. Its ``Config`` contains the keys of the ``run`` block.
+
+    Everything is built in ``__init__``.
 
     Args:
         config: the resolved configuration.
         training: True to call :meth:`train`, False to call :meth:`evaluate`.
 
     Attributes:
-        Config: dataclass with the keys of the ``run`` block.
         config: the resolved configuration.
         folder: folder of the run.
         members: the model, or the members of an ensemble.
@@ -37,7 +38,6 @@ class Runner(Protocol):
         features: slot -> provenance of the run's features.
     """
 
-    Config: ClassVar[type[Any]]
     config: RunConfig
     folder: Path
     members: list[Model]

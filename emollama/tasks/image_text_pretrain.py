@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ Output = tuple[str, dict[str, float] | None]  # the model's answer, and with ans
 class ImageTextPretrain:
     """The task of ``run.task: image_text_pretrain``."""
 
-    scoring = Scoring
+    scoring: ClassVar[type[Scoring]] = Scoring
 
     Config = ImageTextPretrainConfig
 
