@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from emollama.data.prompts.template import Fragment
 
+MAX_CACHED_TEXTS = 256
 MARKER = "<|emollama:{}|>"  # special token in place of an output while a turn is tokenized at once
 
 
@@ -64,6 +65,7 @@ class SegmentTokenizer:
 
     def __init__(self, tokenizer: Any, outputs: Collection[str], *, whole: bool) -> None:
         self._tokenizer = tokenizer
+        self._cached_ids: dict[str, list[int]] = {}
         self._markers: set[int] = set()
         if whole:
             self._tokenizer = copy.deepcopy(tokenizer)
@@ -86,7 +88,10 @@ class SegmentTokenizer:
     def tokenize(self, segments: Sequence[Segment]) -> list[list[int]]:
         """Return the token ids of each segment; those of an output are empty."""
         if not self._markers:
-            return [self.ids(segment.whole) for segment in segments]
+            return [
+                self._ids_of_template(segment.text) if segment.user_text is None else self.ids(segment.whole)
+                for segment in segments
+            ]
         pieces: list[list[int]] = [[]]
         for token in self.ids(_marked(segments)):
             if token in self._markers:
@@ -94,6 +99,15 @@ class SegmentTokenizer:
             else:
                 pieces[-1].append(token)
         return pieces
+
+    def _ids_of_template(self, text: str) -> list[int]:
+        """Return the token ids of a text without user text. They are cached, because most samples have the same few texts."""
+        if text in self._cached_ids:
+            return self._cached_ids[text]
+        ids = self.ids(text) if text else []
+        if len(self._cached_ids) < MAX_CACHED_TEXTS:
+            self._cached_ids[text] = ids
+        return ids
 
     def count(self, turns: Sequence[Sequence[Segment]]) -> list[int]:
         """Return the number of text tokens of each turn."""
