@@ -13,6 +13,7 @@ from ranks import HANG, start
 from running import ROOT, golden_config, read_jsonl
 
 from emollama.config import load
+from emollama.data.dataset import NewClips
 from emollama.errors import UserError
 from emollama.evaluation.losses import Losses
 from emollama.evaluation.prediction_files import write_predictions
@@ -91,7 +92,12 @@ def test_the_custom_dataset_in_the_documentation_works_as_written(tmp_path, monk
     monkeypatch.setattr(DATASETS, "_entries", {name: DATASETS.get(name) for name in DATASETS.names()})
     base, scaled = (golden_config(tmp_path / name) for name in ("base", "scaled"))
     own = ["imports=[my_datasets]", "datasets.clips.type=scaled_audio", "datasets.clips.audio_scale=0.25"]
-    plain, quiet = (runner_of(path, *extra).datasets["clips"] for path, extra in ((base, []), (scaled, own)))
-    audio = [dataset.record(0, "emotion", "?").features["audio"] for dataset in (plain, quiet)]
-    assert audio[1].equal(audio[0] * 0.25)
+    runner = runner_of(scaled, *own)
+    plain, quiet = runner_of(base).datasets["clips"], runner.datasets["clips"]
+    folder = next(source.path for source in quiet.features if source.slots == ("audio",))
+    clips = NewClips(quiet.names()[:1], "emotion", None, {"audio": folder}, "")
+    shapes = runner.config.model_class.slot_shapes(runner.config.model)
+    predicted = type(quiet).for_clips(quiet.cfg, clips, slot_shapes=shapes, block_path="datasets.clips")
+    audio = [dataset.record(0, "emotion", "?").features["audio"] for dataset in (plain, quiet, predicted)]
+    assert audio[1].equal(audio[0] * 0.25) and audio[2].equal(audio[1])
     sys.modules.pop("my_datasets")

@@ -66,14 +66,14 @@ IMPORTS = {
     "starter": "config data demo.folder errors media paths registration registry stores",
     "demo": "data demo.folder encoders errors logs logs.console media paths run_folder tensor_files variables",
     "extraction": "__init__ config data distributed.process_group encoders errors listing logs logs.console media paths stores",
-    "models": "checkpoint_files components config data data.batch dtypes encoders errors listing media paths"
+    "models": "checkpoint_files components config data data.batch dtypes encoders errors listing paths"
     " registry stores suggestions tensor_files",
     "runners": "checkpoint checkpoint_files components config data data.batch distributed.process_group"
     " distributed.worker_variables dtypes encoders errors evaluation listing logs logs.console lr_schedules optim paths"
     " planning precision registry run_folder stores suggestions",
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning runners",
     "convert": "checkpoint errors listing models paths stores tensor_files",
-    "inference": "checkpoint checkpoint_files config data datasets distributed.process_group encoders errors extraction"
+    "inference": "checkpoint checkpoint_files config data distributed.process_group encoders errors extraction"
     " json_io listing logs logs.console media optim paths precision reporting run_folder runners suggestions",
     "tasks": "components data data.batch errors evaluation models run_folder",
     "commands": "__init__ checks config convert data demo demo.folder distributed.launcher"
@@ -307,10 +307,6 @@ COMPONENTS = "model dataset fusion prompt prompt_format task runner encoder extr
 COMPONENT_NAMES = {*COMPONENTS, *(f"{name}s" for name in COMPONENTS), "member", "members", "schedule", "scheduler"}
 BLOCK = re.compile(r"(?:dict|Mapping)\[str, Any\]")
 CONFIG_CLASSES = re.compile(r"\w*Config|EvaluationBlock")
-# Parts that are being rewritten.
-UNTYPED = {
-    "inference.template dataset_class: Any",
-}
 
 
 def annotated(path):
@@ -342,7 +338,7 @@ def test_no_component_has_the_type_any():
             rest = text if maps_names_to_components else BLOCK.sub("", text)
             if "Registry[Any]" in text or (stem in COMPONENT_NAMES and re.search(r"\bAny\b", rest)):
                 untyped.add(f"{module} {name}: {text}")
-    assert untyped == UNTYPED
+    assert untyped == set()
 
 
 # Documentation and sizes

@@ -6,6 +6,7 @@ import importlib
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -390,14 +391,13 @@ def test_prompts_are_answered_once_each_from_the_longest_to_the_shortest(tmp_pat
     runner = config.runner_class(config, training=False)
     block, lengths = runner.blocks["answers"], []
 
-    class Recorded(type(runner.task)):
+    class Recorded(type(runner.prediction_runner.task)):
         def predict(self, members, prompt, dataset, cfg, items, seed):
             records = [dataset.record(item.index, item.task, item.instruction) for item in items]
             lengths.extend(len(prompt.tokenize(record, for_generation=True).input_ids) for record in records)
             return super().predict(members, prompt, dataset, cfg, items, seed)
 
-    runner.task = Recorded()
-    rows = runner._prediction_runner().predict("answers", block.dataset, block.options)
+    rows = replace(runner.prediction_runner, task=Recorded()).predict("answers", block.dataset, block.options)
     assert len(rows) == len(lengths) == 12 and len(set(lengths)) > 4
     assert lengths == sorted(lengths, reverse=True)
 

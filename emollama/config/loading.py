@@ -16,7 +16,7 @@ import dataclasses
 import logging
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +86,6 @@ class RunConfig:
         plain_tree: the tree as plain dicts, lists and scalars. Use :meth:`plain`, which returns a copy.
         sources: dotted key of every value in the tree -> its source: "default", or the name of a layer.
         warnings: at most one warning, about keys of Emotion-LLaMA and MiniGPT-4 without effect.
-        replaced_datasets: block path -> dataset class that replaces the registered one, for a block that was made in Python.
 
     The classes are looked up when they are needed, because most of their modules import torch.
     """
@@ -102,7 +101,6 @@ class RunConfig:
     plain_tree: dict[str, Any]
     sources: dict[str, str]
     warnings: list[str]
-    replaced_datasets: Mapping[str, type[SampleDataset]] = field(default_factory=dict)
 
     @property
     def model_class(self) -> type[Model]:
@@ -126,7 +124,7 @@ class RunConfig:
 
     def dataset_class(self, path: str) -> type[SampleDataset]:
         """Return the class of the dataset of a block, such as "datasets.x" or "evaluation_datasets.x"."""
-        return self.replaced_datasets.get(path) or DATASETS.get(self.names[path], f"{path}.type")
+        return DATASETS.get(self.names[path], f"{path}.type")
 
     def encoder_class(self, path: str) -> type[Encoder]:
         """Return the class of the encoder of a block, such as "encoders.mae"."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -18,7 +18,7 @@ from emollama.data.features import FeatureCheck
 from emollama.data.instructions import TaskPool
 from emollama.data.problems import Problem
 from emollama.data.sampling import DatasetSampling
-from emollama.data.slots import SlotShape
+from emollama.data.slots import FrameSelection, SlotShape
 
 
 class DatasetConfig(Protocol):
@@ -98,7 +98,7 @@ class FeatureSource(Protocol):
         ...
 
     @property
-    def frame_selection(self) -> str | None:
+    def frame_selection(self) -> FrameSelection | None:
         """For pixels, which frame of a video they are, such as "first"; None for features."""
         ...
 
@@ -207,4 +207,48 @@ class SampleDataset(Protocol):
 
     def record(self, index: int, task: str, instruction: str, rng: np.random.Generator | None = None) -> Record:
         """Return sample ``index`` with an instruction of a task. ``rng`` is for augmentation in training, None in evaluation."""
+        ...
+
+
+@dataclass(frozen=True)
+class NewClips:
+    """Video clips that are in no annotation file, for which ``emollama predict`` needs records.
+
+    Attributes:
+        names: names of the clips, in order.
+        task: the task that is asked about each clip.
+        sentence: the sentence that is spoken in the clips; None for prompts without a sentence.
+        features: slot -> folder of .npy arrays, for the slots of :meth:`ClipDataset.clip_slots`. A clip without an array gets
+            zeros.
+        videos: folder of the videos, <name>.mp4 and so on.
+    """
+
+    names: Sequence[str]
+    task: str
+    sentence: str | None
+    features: Mapping[str, str]
+    videos: str
+
+
+@runtime_checkable
+class ClipDataset(Protocol):
+    """What a dataset class provides in addition if ``emollama predict`` can use its blocks; other blocks are skipped."""
+
+    @classmethod
+    def clip_slots(cls, cfg: Any) -> Collection[str]:
+        """Return the slots that a block has features for, and "frame" if the model encodes frames of the block's videos."""
+        ...
+
+    @classmethod
+    def has_sentences(cls, cfg: Any, *, block_path: str) -> bool:
+        """Return whether the prompts of a block contain spoken sentences.
+
+        Raises:
+            UserError: If a file that decides this cannot be read.
+        """
+        ...
+
+    @classmethod
+    def for_clips(cls, cfg: Any, clips: NewClips, *, slot_shapes: Mapping[str, SlotShape], block_path: str) -> SampleDataset:
+        """Build a dataset for evaluation whose samples are new clips, with the prompts and features of the block."""
         ...

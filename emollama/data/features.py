@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from emollama.data.problems import Problem
-from emollama.data.slots import IMAGE, PATCH, PIXELS, SlotShape
+from emollama.data.slots import IMAGE, PATCH, PIXELS, FrameSelection, SlotShape
 from emollama.data.validation_cache import ValidationCache
 from emollama.errors import UserError
 from emollama.logs.console import Progress
@@ -87,7 +87,7 @@ class Features:
     key: str
     remedy: str = "Extract this clip again."
     all_values: bool = False
-    frame_selection: str | None = None
+    frame_selection: FrameSelection | None = None
     # Names passed to check() -> the problems of their arrays.
     _problems: dict[tuple[str, ...], list[Problem]] = field(default_factory=dict, init=False, repr=False, compare=False)
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from emollama.suggestions import did_you_mean
 
 PATCH = 14  # side of an EVA patch in pixels
 PIXELS = "frame"  # slot of a frame's or an image's pixels, which an encoder inside the model replaces by the slots of IMAGE
 IMAGE = ("image", "cls")
+FrameSelection = Literal["first", "middle", "random", "peak"]  # which frame of a video is encoded
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Union
+from typing import Any, Literal, Self, Union
 
 from emollama.config import MISSING
 from emollama.config.aliases import PATH_SUFFIX
@@ -12,9 +13,9 @@ from emollama.data.annotations import LABELS
 from emollama.data.augmentation import Augmentation, AugmentationKind
 from emollama.data.curriculum import Curriculum
 from emollama.data.instructions import TaskPool, check_labels, user_text
+from emollama.data.slots import FrameSelection
 from emollama.errors import require_at_least
 from emollama.listing import abbreviated
-from emollama.media.frame_selection import FrameSelection
 
 FEATURES: dict[str, str | None] = {
     "image": "eva",
@@ -134,6 +135,18 @@ class ClipConfig:
     def reads_frames(self) -> bool:
         """Whether the model encodes frames of the videos, because there are no image features."""
         return self.features.get("image") is None and self.image_path is not None
+
+    def with_features(self, features: Mapping[str, str], **changes: Any) -> Self:
+        """Return a copy with the features of these slots only, and with other values of further keys.
+
+        Args:
+            features: slot -> path. Other slots have no features.
+            changes: key -> value.
+        """
+        paths = {slot: features.get(slot) for slot in self.features}
+        keys = [item.name for item in fields(self) if item.name.endswith(PATH_SUFFIX)]
+        own: dict[str, Any] = {key: paths[key.removesuffix(PATH_SUFFIX)] for key in keys}
+        return dataclasses.replace(self, features=paths, **own, **changes)
 
     def augmentation(self, modalities: Sequence[tuple[str, ...]] = ()) -> Augmentation | None:
         """Create the augmentation; None if it is disabled. Invalid values are rejected even then.

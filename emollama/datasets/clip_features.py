@@ -32,17 +32,14 @@ def open_features(
     paths = {slot: path for slot, path in cfg.features.items() if path is not None}
     _require_slots(list(paths), groups, block_path)
     features = [
-        dataclasses.replace(
-            Features.open(resolve_path(path), groups[slot], slot_shapes[slot], f"{block_path}.features.{slot}"),
-            all_values=cfg.check_values == "all",
-        )
+        Features.open(resolve_path(path), groups[slot], slot_shapes[slot], f"{block_path}.features.{slot}")
         for slot, path in paths.items()
     ]
     if cfg.reads_frames:
         peaks = None if cfg.peak_index_path is None else resolve_path(cfg.peak_index_path)
         folder = join(cfg.data_root, str(cfg.image_path))
         features.append(open_frames(folder, slot_shapes.get(PIXELS), block_path, cfg.frame_selection, peaks))
-    return features
+    return [dataclasses.replace(source, all_values=cfg.check_values == "all") for source in features]
 
 
 def slot_sources(cfg: ClipConfig, slot_shapes: Mapping[str, SlotShape]) -> dict[str, str | None]:

@@ -28,6 +28,7 @@ class ClipTexts:
         cfg: the dataset's block of the configuration.
         block_path: path of the config block, such as ``datasets.merr``, for messages.
         training: False for evaluation, in which a missing reference answer is None and not a problem.
+        table: the texts, in place of those of the annotation files.
 
     Attributes:
         table: all texts of the annotation files.
@@ -38,14 +39,14 @@ class ClipTexts:
         UserError: If a file is missing or unreadable. Problems of single clips are passed to :meth:`report`.
     """
 
-    def __init__(self, cfg: Any, *, block_path: str, training: bool) -> None:
+    def __init__(self, cfg: Any, *, block_path: str, training: bool, table: Table | None = None) -> None:
         self.cfg = cfg
         self.block_path = block_path
         self.training = training
         self.pool = cfg.pool()
         self._reported: list[Problem] = []
         self.notes: list[str] = []
-        self.table = self.read_table()
+        self.table = self.read_table() if table is None else table
         if cfg.transcription_path is not None:
             self.table = dataclasses.replace(self.table, sentences=self._transcripts())
         self.clips = self._select_clips()

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from torch import zeros
 
-from emollama.data.annotations import missing_names
+from emollama.data.annotations import Clip, Table, missing_names
 from emollama.data.batch import Record
 from emollama.data.curriculum import column_values
+from emollama.data.dataset import NewClips
 from emollama.data.problems import Problem
 from emollama.data.sampling import DatasetSampling
 from emollama.data.slots import PIXELS, SlotShape, declared_slots
@@ -22,6 +23,15 @@ from emollama.datasets.clip_features import open_features, slot_sources
 from emollama.datasets.clip_texts import ClipTexts
 from emollama.errors import UserError
 from emollama.listing import listing
+
+# Keys that select clips or decide what happens to missing features, set so that no clip is left out.
+ALL_CLIPS: dict[str, Any] = {
+    "exclude": [],
+    "exclude_labels": [],
+    "held_out": 0.0,
+    "curriculum": {},
+    "missing_features": "zero",
+}
 
 
 class FeatureClips(ClipTexts):
@@ -32,6 +42,7 @@ class FeatureClips(ClipTexts):
         slot_shapes: slot -> the shape that the model expects.
         block_path: path of the config block, such as ``datasets.merr``, for messages.
         training: False for evaluation, in which a missing reference answer is None and not a problem.
+        table: the texts, in place of those of the annotation files.
 
     Attributes:
         features: the features of each configured store.
@@ -42,8 +53,16 @@ class FeatureClips(ClipTexts):
         UserError: If a file is missing or unreadable. Problems of single clips are returned by :meth:`problems`.
     """
 
-    def __init__(self, cfg: Any, *, slot_shapes: Mapping[str, SlotShape], block_path: str, training: bool = True) -> None:
-        super().__init__(cfg, block_path=block_path, training=training)
+    def __init__(
+        self,
+        cfg: Any,
+        *,
+        slot_shapes: Mapping[str, SlotShape],
+        block_path: str,
+        training: bool = True,
+        table: Table | None = None,
+    ) -> None:
+        super().__init__(cfg, block_path=block_path, training=training, table=table)
         if training and cfg.reads_frames and cfg.enable_augmentation and "mask_rows" in cfg.augmentations:
             text = f"{block_path}.augmentations: mask_rows cannot mask features that the model computes from frames"
             raise UserError(f"{text} (features.image: null). Remove it from the list, or extract EVA features.")
@@ -58,6 +77,38 @@ class FeatureClips(ClipTexts):
         self._absent |= {slot: self._zeros[slot] for name in zero_slots for slot in groups[name]}
         self.notes += self._apply_missing_policy()
         self._difficulty = self._compute_difficulty()
+
+    @classmethod
+    def clip_slots(cls, cfg: Any) -> set[str]:
+        """Return the slots that a block has features for, and "frame" if the model encodes frames of the block's videos."""
+        return {slot for slot, path in cfg.features.items() if path is not None} | ({PIXELS} if cfg.reads_frames else set())
+
+    @classmethod
+    def has_sentences(cls, cfg: Any, *, block_path: str) -> bool:
+        """Return whether prompts contain spoken sentences, from a transcript file or from the annotation file.
+
+        Raises:
+            UserError: If the annotation file has to be read and cannot be read.
+        """
+        if cfg.transcription_path is not None:
+            return True
+        texts_only = cfg.with_features({}, image_path=None, **ALL_CLIPS)
+        return cls(texts_only, slot_shapes={}, block_path=block_path, training=False).table.sentences is not None
+
+    @classmethod
+    def for_clips(cls, cfg: Any, clips: NewClips, *, slot_shapes: Mapping[str, SlotShape], block_path: str) -> Self:
+        """Build a dataset for evaluation whose samples are new clips, with the prompts and features of the block."""
+        sentences = None if clips.sentence is None else dict.fromkeys(clips.names, clips.sentence)
+        table = Table([Clip(name, "", number) for number, name in enumerate(clips.names, 1)], sentences)
+        image_path = clips.videos if PIXELS in cls.clip_slots(cfg) else None
+        changes = {"task_pool": clips.task, "transcription_path": None, "image_path": image_path, **ALL_CLIPS}
+        return cls(
+            cfg.with_features(clips.features, **changes),
+            slot_shapes=slot_shapes,
+            block_path=block_path,
+            training=False,
+            table=table,
+        )
 
     def record(self, index: int, task: str, instruction: str, rng: np.random.Generator | None = None) -> Record:
         """Return clip ``index`` with an instruction of a task; the answer is None if there is no reference answer.

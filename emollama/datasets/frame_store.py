@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from emollama.data.features import Features
-from emollama.data.slots import PIXELS, SlotShape
+from emollama.data.slots import PIXELS, FrameSelection, SlotShape
 from emollama.errors import UserError
 from emollama.media.files import find_video
-from emollama.media.frame_selection import FrameSelection, choose_frame, read_peaks
+from emollama.media.frame_selection import choose_frame, read_peaks
 from emollama.media.frames import probe, read_frames
 from emollama.media.image_transforms import blip2_image
 from emollama.media.source import Source

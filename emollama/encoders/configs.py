@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from emollama.config import MISSING
-from emollama.data.slots import PATCH
+from emollama.data.slots import PATCH, FrameSelection
 from emollama.dtypes import ComputeDtype
 from emollama.encoders.shapes import EVA_HEAD, IDENTITY
 from emollama.errors import require_at_least
-from emollama.media.frame_selection import FaceChoice, FrameSelection
+from emollama.media.frame_selection import FaceChoice
 
 FACE_KEYS = ("face", "max_frames")  # settings without effect if extraction.face_path provides images of faces
 MIN_SECONDS = 1  # shorter sound is padded with silence; a shorter rest of long sound is appended to the last chunk

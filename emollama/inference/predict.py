@@ -12,10 +12,9 @@ from typing import Literal
 from emollama import checkpoint
 from emollama.checkpoint_files import require_language_model
 from emollama.config import RunConfig
-from emollama.data.dataset import FeatureSource
-from emollama.data.slots import IMAGE, declared_slots
+from emollama.data.dataset import FeatureSource, NewClips
+from emollama.data.slots import IMAGE, PIXELS
 from emollama.distributed import process_group
-from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.inference.template import Template, find_template
 from emollama.inference.videos import Extracted, extract, find_videos, plan_extraction
@@ -25,11 +24,9 @@ from emollama.media.files import EXTENSIONS
 from emollama.media.frame_selection import NO_PEAK
 from emollama.media.source import Source
 from emollama.precision import Precision
-from emollama.run_folder import PredictionRecord
-from emollama.runners import provenance
-from emollama.runners.build import build_models, checkpoint_paths, checkpoint_tensors, require_checkpoint
-from emollama.runners.evaluation import EvaluationSet, build_blocks
-from emollama.runners.prediction_runner import PredictionRunner
+from emollama.runners.build import checkpoint_paths, checkpoint_tensors, require_checkpoint
+from emollama.runners.evaluation import EvaluationSet
+from emollama.runners.preparation import Preparation
 
 
 @dataclass(frozen=True)
@@ -92,14 +89,15 @@ def predict(config: RunConfig, videos: Sequence[str], *, text: str | None = None
     with ExitStack() as stack:
         # Rank 0 removes the folder after all answers are gathered, when no other rank reads it any more.
         folder = Path(world.on_rank_zero(lambda: stack.enter_context(tempfile.TemporaryDirectory(prefix="emollama-"))))
-        extracted = extract(config, template.slots, sources, folder / "features", world)
+        extracted = extract(config, set(template.slots), sources, folder / "features", world)
         folders, links = world.on_rank_zero(lambda: (_folders(template, extracted, folder), _link_videos(sources, folder)))
-        video_config = template.for_videos(config, sources, sentence, folders, links)
-        block = world.rank_zero_first(lambda: next(iter(build_blocks(video_config, check=world.is_main).values())))
-        groups = declared_slots(config.model_class.slot_shapes(config.model))
-        modalities = {name: _modalities(template, block, groups, extracted, name) for name in sources}
+        clips = NewClips(list(sources), template.task, sentence, folders, str(links))
+        preparation = Preparation(template.evaluation(config), world, training=False, clips=clips)
+        ((label, block),) = preparation.blocks.items()
+        modalities = {name: _modalities(template, config, block, extracted, name) for name in sources}
         _require_features(sources, modalities)
-        answers = {answer.name: answer for answer in _answers(video_config, template.key, block, world)}
+        prediction_runner = preparation.prediction_runner([member.eval() for member in preparation.build_models()])
+        answers = {answer.name: answer for answer in prediction_runner.predict(label, block.dataset, block.options)}
     return [
         VideoAnswer(
             video=video,
@@ -136,7 +134,7 @@ def dry_run(config: RunConfig, videos: Sequence[str], *, text: str | None, task:
     def summary() -> str:
         template, sources, sentence = _checked(config, videos, text, task)
         with tempfile.TemporaryDirectory(prefix="emollama-") as folder:
-            jobs = plan_extraction(config, template.slots, sources, Path(folder))
+            jobs = plan_extraction(config, set(template.slots), sources, Path(folder))
         require_language_model(config.model.llama_model)
         checkpoint_tensors(config, Precision(world.device, config.run.amp, config.run.amp_dtype), None, {}, training=False)
         entries = [["videos", f"{len(videos):,}"], ["processes", f"{processes} on {world.device.type}"]]
@@ -160,12 +158,12 @@ def _checked(
     # A damaged checkpoint must be detected before the videos are encoded, which is expensive.
     for path in checkpoint_paths(config.model.ckpt):
         checkpoint.read(path, "model.ckpt")
-    return template, sources, _sentence(template, config, text)
+    return template, sources, _sentence(template, text)
 
 
-def _sentence(template: Template, config: RunConfig, text: str | None) -> str | None:
+def _sentence(template: Template, text: str | None) -> str | None:
     """Return the sentence of the prompts, or None for prompts without a sentence; log the choice if it may surprise."""
-    has_sentences = template.has_sentences(config)
+    has_sentences = template.has_sentences()
     if text is None and has_sentences:
         get_logger().info("no --text: the prompt has an empty sentence, because the samples of %s have sentences", template.key)
     if text is not None and not has_sentences:
@@ -175,11 +173,12 @@ def _sentence(template: Template, config: RunConfig, text: str | None) -> str | 
     return text.strip() if text is not None else "" if has_sentences else None
 
 
-def _folders(template: Template, extracted: Mapping[str, Extracted], folder: Path) -> dict[str, Path]:
-    """Return first slot -> folder of its arrays; the folder is empty for slots without an encoder."""
+def _folders(template: Template, extracted: Mapping[str, Extracted], folder: Path) -> dict[str, str]:
+    """Return slot -> folder of its arrays; the folder is empty for slots without an encoder."""
     empty = folder / "nothing"
     empty.mkdir()
-    return {slot: extracted[slot].folder if slot in extracted else empty for slot in template.slots}
+    slots = [slot for slot in template.slots if slot != PIXELS]
+    return {slot: str(extracted[slot].folder if slot in extracted else empty) for slot in slots}
 
 
 def _link_videos(sources: Mapping[str, Source], folder: Path) -> Path:
@@ -194,40 +193,39 @@ def _link_videos(sources: Mapping[str, Source], folder: Path) -> Path:
 
 
 def _modalities(
-    template: Template,
-    block: EvaluationSet,
-    groups: Mapping[str, tuple[str, ...]],
-    extracted: Mapping[str, Extracted],
-    name: str,
+    template: Template, config: RunConfig, block: EvaluationSet, extracted: Mapping[str, Extracted], name: str
 ) -> dict[str, Modality]:
-    """Return slot -> the model's input for one video clip, according to the block's dataset."""
-    present = {slot: name in source for source in block.dataset.features for slot in _filled(source)}
+    """Return slot -> the model's input for one video clip, for each slot of the model but pixels."""
+    sources: dict[str, FeatureSource] = {}
+    for source in block.dataset.features:
+        # The model replaces a frame by image and class features.
+        sources |= dict.fromkeys(source.slots if source.frame_selection is None else IMAGE, source)
     modalities = {}
-    for declared, slots in groups.items():
-        encoded = extracted.get(slots[0])
-        online = slots == IMAGE and template.reads_frames
-        source = "model.vit_weights" if online else encoded.encoder if encoded else ""
-        for slot in slots:
-            if slot not in present:
-                modalities[slot] = Modality("missing", f"{template.key}.features.{declared} is null")
-            elif slot in block.options.mask_slots:
-                modalities[slot] = Modality("zero", f"{template.key}.mask_slots")
-            elif present[slot]:
-                modalities[slot] = Modality("real", source)
-            elif online:
-                modalities[slot] = Modality("zero", f"{source}: {NO_PEAK}. {_remedy(template.key, template.key, name)}")
-            elif encoded:
-                why = encoded.failed[name]
-                remedy = f". {_remedy('extraction', source, name)}" if why == NO_PEAK else ""
-                modalities[slot] = Modality("zero", f"{source}: {why}{remedy}")
-            else:
-                modalities[slot] = Modality("missing", f"no block under 'encoders' computes {slot} features; zeros replace them")
+    for slot in config.model_class.slot_shapes(config.model):
+        if slot == PIXELS:
+            continue
+        if slot not in sources:
+            modalities[slot] = Modality("missing", f"{template.key} has no {slot} features")
+        elif slot in block.options.mask_slots:
+            modalities[slot] = Modality("zero", f"{template.key}.mask_slots")
+        else:
+            modalities[slot] = _modality(template, slot, sources[slot], extracted.get(sources[slot].slots[0]), name)
     return modalities
 
 
-def _filled(source: FeatureSource) -> tuple[str, ...]:
-    """Return the slots that the model fills from a source; it replaces a frame by image and class features."""
-    return source.slots if source.frame_selection is None else IMAGE
+def _modality(template: Template, slot: str, source: FeatureSource, encoded: Extracted | None, name: str) -> Modality:
+    """Return the model's input for a slot with a source. ``encoded`` are the features that were extracted for it."""
+    online = source.frame_selection is not None
+    encoder = "model.vit_weights" if online else encoded.encoder if encoded else ""
+    if name in source:
+        return Modality("real", encoder)
+    if online:
+        return Modality("zero", f"{encoder}: {NO_PEAK}. {_remedy(template.key, template.key, name)}")
+    if encoded is None:
+        return Modality("missing", f"no block under 'encoders' computes {slot} features; zeros replace them")
+    why = encoded.failed.get(name, "no array")
+    remedy = f". {_remedy('extraction', encoder, name)}" if why == NO_PEAK else ""
+    return Modality("zero", f"{encoder}: {why}{remedy}")
 
 
 def _remedy(peaks: str, frames: str, name: str) -> str:
@@ -248,17 +246,3 @@ def _require_features(sources: Mapping[str, Source], modalities_by_name: Mapping
         if not any(modality.state == "real" for modality in modalities.values()):
             reasons = "".join(f"\n- {slot}: {modality.state}, {modality.why}" for slot, modality in modalities.items())
             raise UserError(f"--video: the model gets no features of '{sources[name].video}':{reasons}")
-
-
-def _answers(config: RunConfig, key: str, block: EvaluationSet, world: World) -> list[PredictionRecord]:
-    """Load the model and generate the answers."""
-    run, model = config.run, config.model_class
-    precision = Precision(world.device, run.amp, run.amp_dtype)
-    features = provenance.provenance_of_run(config, [block.dataset])
-    prompt = model.prompt_format(config.model, run.loss_average)
-    tensors = world.rank_zero_first(lambda: checkpoint_tensors(config, precision, None, features, training=False))
-    members = build_models(config, world, precision, tensors)
-    prediction_runner = PredictionRunner(
-        config.task_class(), [member.eval() for member in members], prompt, world, precision, run.seed
-    )
-    return prediction_runner.predict(key, block.dataset, block.options)

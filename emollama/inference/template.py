@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from emollama.config import EvaluationBlock, RunConfig
-from emollama.data.annotations import Clip, Table
+from emollama.data.dataset import ClipDataset
 from emollama.data.instructions import TASK_NAMES
-from emollama.datasets.feature_clips import FeatureClips
 from emollama.errors import UserError
 from emollama.logs.logger import get_logger
-from emollama.media.source import Source
 from emollama.suggestions import did_you_mean
-
-# Keys that select clips or decide what happens to missing features, set so that no video is left out.
-WHOLE_LIST = {"exclude": [], "exclude_labels": [], "held_out": 0.0, "curriculum": {}, "missing_features": "zero"}
 
 
 @dataclass(frozen=True)
@@ -33,62 +27,30 @@ class Template:
     """
 
     key: str
-    dataset_class: Any
+    dataset_class: type[ClipDataset]
     block: EvaluationBlock
     task: str
 
     @property
-    def cfg(self) -> Any:
-        """The Config object of the dataset."""
-        return self.block.dataset
+    def slots(self) -> Collection[str]:
+        """The slots that the block has features for, and "frame" if the model encodes frames of its videos."""
+        return self.dataset_class.clip_slots(self.block.dataset)
 
-    @property
-    def reads_frames(self) -> bool:
-        """Whether the model itself computes image features from frames."""
-        return bool(self.cfg.reads_frames)
-
-    @property
-    def slots(self) -> set[str]:
-        """The slots for which the block has features."""
-        return {slot for slot, path in self.cfg.features.items() if path is not None}
-
-    def has_sentences(self, config: RunConfig) -> bool:
-        """Whether the block's samples have sentences, from a transcript file or from the annotation file, which is then read."""
-        if self.cfg.transcription_path is not None:
-            return True
-        cfg = dataclasses.replace(self.cfg, features=dict.fromkeys(self.cfg.features), image_path=None, **WHOLE_LIST)
-        shapes = config.model_class.slot_shapes(config.model)
+    def has_sentences(self) -> bool:
+        """Whether the prompts of the block contain spoken sentences; False with a warning if that cannot be read."""
         try:
-            dataset = self.dataset_class(cfg, slot_shapes=shapes, block_path=self.key, training=False)
-            return dataset.table.sentences is not None
+            return self.dataset_class.has_sentences(self.block.dataset, block_path=self.key)
         except UserError as error:
             text = "%s: the annotation file cannot be read, so its samples are assumed to have no sentences: %s"
             get_logger().warning(text, self.key, error)
             return False
 
-    def for_videos(
-        self, config: RunConfig, sources: Mapping[str, Source], sentence: str | None, folders: Mapping[str, Path], videos: Path
-    ) -> RunConfig:
-        """Return a configuration whose only evaluation block is this block with other video clips.
-
-        Args:
-            config: the configuration that contains the block.
-            sources: name -> video clip.
-            sentence: the spoken sentence of every clip; None for prompts without a sentence.
-            folders: slot -> folder of its arrays, for each slot in :attr:`slots`.
-            videos: folder of the videos, from which frames are read.
-        """
-        sentences = None if sentence is None else dict.fromkeys(sources, sentence)
-        table = Table([Clip(name, "", number) for number, name in enumerate(sources, 1)], sentences)
-        dataset_class = type(self.dataset_class.__name__, (self.dataset_class,), {"read_table": lambda dataset: table})
-        features = {slot: str(folders[slot]) if slot in folders else None for slot in self.cfg.features}
-        image_path = str(videos) if self.reads_frames else None
-        changes = {"task_pool": self.task, "transcription_path": None, "image_path": image_path, **WHOLE_LIST}
-        cfg = dataclasses.replace(self.cfg, features=features, **changes)
+    def evaluation(self, config: RunConfig) -> RunConfig:
+        """Return the configuration with this block as its only evaluation block, and with default scoring."""
         label = self.key.partition(".")[2]
-        block = EvaluationBlock(cfg, self.block.task, config.task_class.scoring.Config())
-        replaced = {f"evaluation_datasets.{label}": dataset_class}
-        return dataclasses.replace(config, evaluation_datasets={label: block}, replaced_datasets=replaced)
+        block = dataclasses.replace(self.block, scoring=config.task_class.scoring.Config())
+        names = {**config.names, f"evaluation_datasets.{label}": config.names[self.key]}
+        return dataclasses.replace(config, evaluation_datasets={label: block}, names=names)
 
 
 def find_template(config: RunConfig, task: str | None) -> Template:
@@ -99,19 +61,22 @@ def find_template(config: RunConfig, task: str | None) -> Template:
         task: the task; None selects the first task of the first block.
 
     Raises:
-        UserError: If the task is unknown, or no block has clips with features.
+        UserError: If the task is unknown, or no block's dataset class can be used for other video clips.
     """
-    if task is not None and task not in TASK_NAMES:
-        raise UserError(f"--task: unknown task '{task}'.{did_you_mean(task, TASK_NAMES)} Tasks: {', '.join(TASK_NAMES)}")
     blocks = {f"evaluation_datasets.{label}": block for label, block in config.evaluation_datasets.items()}
     for label, cfg in config.datasets.items():
         blocks[f"datasets.{label}"] = config.default_block(cfg)
-    usable = {key: block for key, block in blocks.items() if issubclass(config.dataset_class(key), FeatureClips)}
+    classes: dict[str, Any] = {key: config.dataset_class(key) for key in blocks}
+    usable = [key for key, dataset_class in classes.items() if issubclass(dataset_class, ClipDataset)]
+    tasks = {key: blocks[key].dataset.pool().tasks for key in usable}
+    valid = list(dict.fromkeys([*TASK_NAMES, *(name for names in tasks.values() for name in names)]))
+    if task is not None and task not in valid:
+        raise UserError(f"--task: unknown task '{task}'.{did_you_mean(task, valid)} Tasks: {', '.join(valid)}")
     if not usable:
         text = "no block under evaluation_datasets or datasets has video clips, whose labels and instructions predict needs"
         raise UserError(f"{text}. Add the block that the checkpoint was trained with. To caption images, use emollama eval.")
-    suitable = [key for key, block in usable.items() if task in block.dataset.pool().tasks]
+    suitable = [key for key in usable if task in tasks[key]]
     if task is not None and not suitable:
         get_logger().warning("no block of this configuration has the task '%s', so the model may not be trained for it", task)
-    key = (suitable or list(usable))[0]
-    return Template(key, config.dataset_class(key), usable[key], task or usable[key].dataset.pool().tasks[0])
+    key = (suitable or usable)[0]
+    return Template(key, classes[key], blocks[key], task or tasks[key][0])

@@ -10,11 +10,11 @@ import numpy as np
 
 from emollama.data.annotations import NAME_COLUMNS, read_json
 from emollama.data.csv_files import read_csv, require_column
+from emollama.data.slots import FrameSelection
 from emollama.errors import UserError
 from emollama.media.source import Source, UnusableMedia
 from emollama.paths import require_file
 
-FrameSelection = Literal["first", "middle", "random", "peak"]
 FaceChoice = Literal["detect", "centre"]
 PEAK = "peak_index"
 NO_PEAK = "the index of its most expressive frame (peak) is unknown"

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from emollama.data.batch import PackedFeatures
-from emollama.data.slots import IMAGE, PIXELS, SlotShape
+from emollama.data.slots import IMAGE, PIXELS, FrameSelection, SlotShape
 from emollama.encoders.eva import Eva
 from emollama.encoders.eva_vit import EvaFiles, EvaVit, read_eva
 from emollama.encoders.shapes import IDENTITY, EvaShape
 from emollama.encoders.weights import digest
 from emollama.errors import UserError
-from emollama.media.frame_selection import FrameSelection
 from emollama.stores.manifest import Manifest
 
 TokenCounter = Callable[[Mapping[str, int]], dict[str, int]]

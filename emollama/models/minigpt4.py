@@ -10,8 +10,7 @@ from emollama.data.batch import Batch, PackedFeatures
 from emollama.data.prompts.image_tag import read_prompts
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.prompts.prompt_style import LossAverage
-from emollama.data.slots import PIXELS, SlotShape
-from emollama.media.frame_selection import FrameSelection
+from emollama.data.slots import PIXELS, FrameSelection, SlotShape
 from emollama.models import checkpoint_names, frames, prompt_formats, vision
 from emollama.models.configs import MiniGPT4Config
 from emollama.models.fusion.linear import GROUP

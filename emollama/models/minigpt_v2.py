@@ -9,8 +9,7 @@ import torch
 from emollama.data.batch import Batch, PackedFeatures
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.prompts.prompt_style import LossAverage
-from emollama.data.slots import PIXELS, SlotShape, slot_shapes
-from emollama.media.frame_selection import FrameSelection
+from emollama.data.slots import PIXELS, FrameSelection, SlotShape, slot_shapes
 from emollama.models import checkpoint_names, frames, prompt_formats
 from emollama.models.configs import MiniGPTv2Config
 from emollama.models.packed_llm import PackedLLM

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from emollama.data.features import feature_cache
-from emollama.data.slots import SlotShape
+from emollama.data.slots import FrameSelection, SlotShape
 from emollama.encoders.encoder import in_batches
 from emollama.encoders.eva_vit import EvaFiles, EvaVit, read_eva, read_ln_vision
 from emollama.encoders.qformer import HEAD, QFormer, read_qformer
 from emollama.encoders.shapes import IDENTITY, EvaShape, QFormerShape
 from emollama.encoders.weights import digest
 from emollama.errors import UserError
-from emollama.media.frame_selection import FrameSelection
 from emollama.models import frames
 from emollama.models.fusion.linear import GROUP
 from emollama.paths import PATHS, path_exists

@@ -14,7 +14,7 @@ from emollama import checkpoint
 from emollama.checkpoint_files import require_checkpoint_file, require_language_model
 from emollama.components import Model
 from emollama.config import RunConfig
-from emollama.data.dataset import DatasetConfig, SampleDataset
+from emollama.data.dataset import ClipDataset, DatasetConfig, NewClips, SampleDataset
 from emollama.data.slots import SlotShape, unfilled_slots
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
@@ -43,7 +43,12 @@ def training_blocks(config: RunConfig) -> dict[str, DatasetBlock]:
 
 
 def build_datasets(
-    config: RunConfig, blocks: Mapping[str, DatasetBlock], *, training: bool, check: bool
+    config: RunConfig,
+    blocks: Mapping[str, DatasetBlock],
+    *,
+    training: bool,
+    check: bool,
+    clips: NewClips | None = None,
 ) -> dict[str, SampleDataset]:
     """Build the dataset of each block.
 
@@ -52,6 +57,7 @@ def build_datasets(
         blocks: path of each block -> (class, Config).
         training: True for datasets to train on, False for datasets to evaluate.
         check: check the files of all samples, which only rank 0 does.
+        clips: new clips that replace the samples of datasets to evaluate.
 
     Returns:
         path of each block -> dataset.
@@ -71,7 +77,11 @@ def build_datasets(
     errors = []
     for path, (cls, cfg) in blocks.items():
         try:
-            datasets[path] = cls(cfg, slot_shapes=shapes, block_path=path, training=training)
+            if clips is None:
+                datasets[path] = cls(cfg, slot_shapes=shapes, block_path=path, training=training)
+            else:
+                assert issubclass(cls, ClipDataset)
+                datasets[path] = cls.for_clips(cfg, clips, slot_shapes=shapes, block_path=path)
         except UserError as error:
             errors.append(str(error))  # the other blocks are checked as well, so that one message lists all errors
     if not errors:

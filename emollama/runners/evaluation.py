@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from emollama.config import RunConfig
-from emollama.data.dataset import SampleDataset
+from emollama.data.dataset import NewClips, SampleDataset
 from emollama.data.prompts.configs import TRAIN
 from emollama.data.slots import IMAGE, PIXELS
 from emollama.errors import UserError
@@ -59,8 +59,13 @@ class Outcome:
     unreachable: dict[str, str]
 
 
-def build_blocks(config: RunConfig, *, check: bool) -> dict[str, EvaluationSet]:
+def build_blocks(config: RunConfig, *, check: bool, clips: NewClips | None = None) -> dict[str, EvaluationSet]:
     """Build the blocks under ``evaluation_datasets``, or, if there are none, the held-out samples of ``datasets``.
+
+    Args:
+        config: the resolved configuration.
+        check: check the files of all samples, which only rank 0 does.
+        clips: new clips that replace the samples of the blocks.
 
     Returns:
         block name -> block.
@@ -73,7 +78,7 @@ def build_blocks(config: RunConfig, *, check: bool) -> dict[str, EvaluationSet]:
         f"datasets.{block_name}": config.default_block(cfg) for block_name, cfg in config.datasets.items() if cfg.held_out
     }
     classes = {key: (config.dataset_class(key), block.dataset) for key, block in blocks.items()}
-    datasets = build_datasets(config, classes, training=False, check=check)
+    datasets = build_datasets(config, classes, training=False, check=check, clips=clips)
     slots = [slot for slot in config.model_class.slot_shapes(config.model) if slot != PIXELS]
     sets = {}
     for key, block in blocks.items():

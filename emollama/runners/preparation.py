@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from emollama.checkpoint_files import require_checkpoint_file, require_language_model
+from emollama.components import Model
 from emollama.config import RunConfig
-from emollama.data.dataset import SampleDataset
+from emollama.data.dataset import NewClips, SampleDataset
 from emollama.data.loader import BatchLayout
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.sampling import MixtureSampler
@@ -23,8 +24,9 @@ from emollama.logs import tracking
 from emollama.paths import new_job_id, require_writable
 from emollama.precision import Precision
 from emollama.runners import provenance
-from emollama.runners.build import batch_size, build_datasets, checkpoint_paths, checkpoint_tensors, training_blocks
+from emollama.runners.build import batch_size, build_datasets, build_models, checkpoint_paths, checkpoint_tensors, training_blocks
 from emollama.runners.evaluation import EvaluationSet, build_blocks, warn_of_training_samples
+from emollama.runners.prediction_runner import PredictionRunner
 from emollama.runners.resume import require_job_id, resume_content, run_fields, sampling_fields
 from emollama.runners.validation import monitored_metric
 
@@ -72,6 +74,7 @@ class Preparation:
         processes: number of processes of the run; None is that of ``world``.
         problems: collects the errors, so that checks that do not depend on a failed one continue; if None, the first error
             is raised.
+        clips: new clips that replace the samples of the evaluation blocks. Nothing is written into a folder of a run then.
 
     Attributes:
         folder: folder of the run.
@@ -104,8 +107,9 @@ class Preparation:
         training: bool,
         processes: int | None = None,
         problems: ErrorCollector | None = None,
+        clips: NewClips | None = None,
     ) -> None:
-        self.config, self.world, self.training = config, world, training
+        self.config, self.world, self.training, self.clips = config, world, training, clips
         self.processes = processes or world.size
         self.datasets: dict[str, SampleDataset] = {}
         self.blocks: dict[str, EvaluationSet] = {}
@@ -128,6 +132,15 @@ class Preparation:
         with self._collect_errors:
             self.tensors = world.rank_zero_first(self._checkpoint_tensors)
 
+    def build_models(self) -> list[Model]:
+        """Build the model on this process's device with its checkpoint, or all members of an ensemble."""
+        return build_models(self.config, self.world, self.precision, self.tensors, self.resumed)
+
+    def prediction_runner(self, members: Sequence[Model]) -> PredictionRunner:
+        """Return what runs the model, or the members of an ensemble, on evaluation blocks."""
+        task, seed = self.config.task_class(), self.config.run.seed
+        return PredictionRunner(task, members, self.prompt, self.world, self.precision, seed)
+
     def _check_files(self) -> None:
         """Check the run's folder, Weights & Biases, and the language model."""
         run, model, on_rank_zero = self.config.run, self.config.model, self.world.on_rank_zero
@@ -137,8 +150,9 @@ class Preparation:
         if self.training and run.wandb_log:
             with self._collect_errors:
                 on_rank_zero(tracking.require)
-        with self._collect_errors:
-            on_rank_zero(lambda: require_writable(self.folder, "run.output_dir"))
+        if self.clips is None:
+            with self._collect_errors:
+                on_rank_zero(lambda: require_writable(self.folder, "run.output_dir"))
         with self._collect_errors:
             on_rank_zero(lambda: require_language_model(model.llama_model))
             prompt_format = self.config.model_class.prompt_format
@@ -183,7 +197,7 @@ class Preparation:
         """Build the evaluation blocks, whose files rank 0 checks first."""
         if self.training and not self.config.run.evaluate:
             return {}
-        return self.world.rank_zero_first(lambda: build_blocks(self.config, check=self.world.is_main))
+        return self.world.rank_zero_first(lambda: build_blocks(self.config, check=self.world.is_main, clips=self.clips))
 
     def _prepare_steps(self) -> None:
         """Prepare the layout of a step, the order of the samples, and the checkpoint to resume from."""

@@ -25,9 +25,8 @@ from emollama.listing import listing
 from emollama.logs.logger import get_logger, log_metrics, set_up
 from emollama.logs.run_log import RunLog
 from emollama.runners import summary
-from emollama.runners.build import build_models, checkpoint_paths
+from emollama.runners.build import checkpoint_paths
 from emollama.runners.evaluation import Evaluation
-from emollama.runners.prediction_runner import PredictionRunner
 from emollama.runners.preparation import ErrorCollector, Preparation
 from emollama.runners.run_config import RunnerConfig
 from emollama.runners.runner import WriteReport, no_report
@@ -57,9 +56,10 @@ class RunnerBase:
         preparation = self.prepare(config, self.world, training=training)
         self.folder, self.precision, self.prompt = preparation.folder, preparation.precision, preparation.prompt
         self.datasets, self.blocks, self.features = preparation.datasets, preparation.blocks, preparation.features
-        self.task = config.task_class()
-        self.members = build_models(config, self.world, self.precision, preparation.tensors, preparation.resumed)
+        self.members = preparation.build_models()
         self.model = self.members[0]
+        self.prediction_runner = preparation.prediction_runner(self.members)
+        self.task = self.prediction_runner.task
         self.skipped: int = preparation.resumed["skipped"][0] if preparation.resumed else 0
         self.consecutive_skipped: int = preparation.resumed["skipped"][1] if preparation.resumed else 0
         if training:
@@ -132,7 +132,7 @@ class RunnerBase:
             member.eval()
         source = ", ".join(checkpoint_paths(self.config.model.ckpt)) or None
         result = self.folder / "result"
-        outcome = Evaluation(self.blocks, self._prediction_runner(), source).run(result)
+        outcome = Evaluation(self.blocks, self.prediction_runner, source).run(result)
         log_metrics(outcome.metrics)
         self.world.on_rank_zero(lambda: write_yaml(self.config, result / "config.yaml"))
         report = self._report(write_report)
@@ -145,9 +145,6 @@ class RunnerBase:
 
     def _report(self, write_report: WriteReport) -> Path | None:
         return self.world.on_rank_zero(lambda: write_report(self.folder))
-
-    def _prediction_runner(self) -> PredictionRunner:
-        return PredictionRunner(self.task, self.members, self.prompt, self.world, self.precision, self.cfg.seed)
 
     def _maybe_evaluate(self, completed_steps: int, log: RunLog, write_report: WriteReport) -> bool:
         """Evaluate if an evaluation is due. Returns whether training ends early."""
@@ -288,5 +285,5 @@ class RunnerBase:
             self.precision.scaler.load_state_dict(resumed["scaler"])
         self.validation: Validation | None = None
         if cfg.evaluate:
-            evaluation = Evaluation(self.blocks, self._prediction_runner(), None)
+            evaluation = Evaluation(self.blocks, self.prediction_runner, None)
             self.validation = Validation(cfg, evaluation, self.folder, self.first_step)
