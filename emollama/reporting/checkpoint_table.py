@@ -14,9 +14,8 @@ from emollama.errors import UserError
 from emollama.json_io import Notes, read_object
 from emollama.listing import abbreviated, listing
 from emollama.paths import PACKAGE, atomic_write
-from emollama.reporting.measures import block_and_task, higher_is_better, metric_title
 from emollama.reporting.metric_table import MetricValue, best_subjects, metric_value, tables
-from emollama.reporting.panels import PANELS, Line, Panel, metric_panels
+from emollama.reporting.panels import PANELS, Line, Panel, metric_panel, metric_panels
 from emollama.run_folder import RESULT, BlockScores, TaskRecord, metrics_file, parse
 
 RECORD, SUMMARY = "evaluated.json", "sweep.json"
@@ -171,8 +170,7 @@ def checkpoint_panels(table: CheckpointTable) -> list[Panel]:
         values = [(row, value) for row in table.rows if (value := table.metrics[row.label][column]) is not None]
         line = Line("", [(row.epoch, value) for row, value in values if row.epoch is not None])
         levels = [Line(row.label, level=value) for row, value in values if row.epoch is None]
-        metric = key.rpartition("/")[2]
-        panels.append(Panel(metric_title(metric), block_and_task(key), higher_is_better(metric), [line, *levels]))
+        panels.append(metric_panel(key, [line, *levels]))
     return panels
 
 

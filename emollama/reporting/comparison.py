@@ -13,9 +13,8 @@ from emollama.errors import UserError
 from emollama.json_io import Notes, text
 from emollama.listing import abbreviated
 from emollama.reporting.configuration import parse_config
-from emollama.reporting.measures import block_and_task, higher_is_better, metric_title
 from emollama.reporting.metric_table import MetricValue, metric_value
-from emollama.reporting.panels import Line, Panel
+from emollama.reporting.panels import Line, Panel, metric_panel
 from emollama.reporting.run_files import RunFiles, best_validation, metrics_by_key, read_run
 from emollama.reporting.settings import settings_that_differ
 from emollama.run_folder import CONFIG, RESULT
@@ -119,9 +118,8 @@ def comparison_panels(comparison: RunComparison) -> list[Panel]:
         for name, run in comparison.runs.items():
             points = [(record.epoch, value) for record in run.validations if (value := record.metrics.get(key)) is not None]
             lines.append(Line(name, points, levels.get(name, {}).get(key)))
-        metric = key.rpartition("/")[2]
         if sum(len(line.points) + (line.level is not None) for line in lines) > 1:
-            panels.append(Panel(metric_title(metric), block_and_task(key), higher_is_better(metric), lines))
+            panels.append(metric_panel(key, lines))
     return sorted(panels, key=lambda panel: not any(line.points for line in panel.lines))
 
 

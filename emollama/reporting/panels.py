@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from emollama.reporting.measures import block_and_task, higher_is_better, metric_title
 from emollama.reporting.plotting import COLOURS, GREY, QUIET, WIDTH, integer_ticks, png, short
 
 if TYPE_CHECKING:
@@ -52,6 +53,12 @@ class Panel:
     block: str
     higher_is_better: bool | None
     lines: list[Line]
+
+
+def metric_panel(key: str, lines: list[Line]) -> Panel:
+    """Return the panel of the metric with the key ``<block>/<task>/<metric>``."""
+    metric = key.rpartition("/")[2]
+    return Panel(metric_title(metric), block_and_task(key), higher_is_better(metric), lines)
 
 
 def best_point(points: Sequence[tuple[int, float]], higher_is_better: bool | None) -> tuple[int, float] | None:

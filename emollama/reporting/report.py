@@ -14,14 +14,12 @@ from emollama.logs.logger import get_logger
 from emollama.paths import atomic_write
 from emollama.reporting.curves import training_curves
 from emollama.reporting.measures import (
-    block_and_task,
     format_value,
-    higher_is_better,
     metric_digits,
     metric_title,
     registered_metric,
 )
-from emollama.reporting.panels import PANELS, Line, Panel, metric_panels
+from emollama.reporting.panels import PANELS, Line, Panel, metric_panel, metric_panels
 from emollama.reporting.run_files import RunFiles, best_validation, read_run
 from emollama.reporting.run_summary import summary_rows, versions
 from emollama.reporting.sections import picture, report_sections
@@ -86,9 +84,8 @@ def panels_by_epoch(run: RunFiles) -> list[Panel]:
     """Return one panel for each metric of a run's validations."""
     panels = []
     for key in _keys(run):
-        name = key.rpartition("/")[2]
         points = [(record.epoch, value) for record in run.validations if (value := record.metrics.get(key)) is not None]
-        panels.append(Panel(metric_title(name), block_and_task(key), higher_is_better(name), [Line("", points)]))
+        panels.append(metric_panel(key, [Line("", points)]))
     return panels
 
 
