@@ -102,7 +102,8 @@ def test_the_documented_metric_is_scored_with_an_interval_in_table_and_files(mod
     output = tmp_path / "scores"
     command = emollama("score", "--imports", name, "--predictions", answer_file, "--resamples", 100, "--output", output)
     assert command.returncode == 0, command.stderr
-    assert re.search(r"^ +mean_words\n\S*mine\.jsonl +2\.5000\n +\[\d\.\d+, \d\.\d+\]$", command.stdout, re.MULTILINE)
+    table = r"^\| +\| +mean_words \|\n.*\n\| mine\.jsonl \| +2\.5000 \|\n\| +\| \[\d\.\d+, \d\.\d+\] \|$"
+    assert re.search(table, command.stdout, re.MULTILINE)
     [file] = json.loads((output / "scores.json").read_text())["tasks"]["reason"]["files"].values()
     estimate = file["estimates"]["mean_words"]
     assert (estimate["value"], estimate["clips"]) == (2.5, 4) and 0 <= estimate["low"] < 2.5 < estimate["high"] <= 6
