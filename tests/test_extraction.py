@@ -56,7 +56,7 @@ WHY = {
 def own_encoders():
     """Register the encoders of these configurations only for the tests of this file."""
     yield
-    for name in ("bytes", "grid", "meeting"):
+    for name in ("bytes", "grid", "meeting", "series"):
         ENCODERS._entries.pop(name, None)
     sys.modules.pop(IMPORTED, None)
 
@@ -533,6 +533,16 @@ def test_an_encoder_with_an_unexpected_shape_is_an_error_but_finished_clips_rema
     text = refusal(configured(root))
     assert "(48,)" in text and "(24,)" in text and "encoders.bytes" in text
     assert len(list((root / "out").rglob("*.npy"))) >= 6
+
+
+def test_arrays_with_any_number_of_vectors_of_a_new_slot_are_extracted(root):
+    add_trouble(root)
+    slots = {"gaze": {"dim": 24, "length": None}}
+    model = {"arch": "minigpt_v2", "llama_model": "nowhere", "slots": slots}
+    extract(configured(root, encoders={"series": {}}, model=model, failures="zero"))
+    shapes = {path.stem: np.load(path).shape for path in (root / "out/series").glob("*.npy")}
+    assert shapes["clip_0"] == (11, 24) and shapes["broken"] == (1, 24)
+    assert Manifest.read(str(root / "out/series")).num_vectors is None
 
 
 def test_insufficient_device_memory_is_an_error_but_finished_clips_remain(root):

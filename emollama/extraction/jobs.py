@@ -34,7 +34,7 @@ class Job:
         label: label of its block.
         cfg: its Config.
         slot: the first slot that its arrays fill.
-        shape: shape of an array.
+        shape: shape of an array; None stands for any size of at least 1.
         manifest: settings of its arrays.
         arrays: writes its arrays.
         todo: the clips to encode, largest video first.
@@ -45,12 +45,22 @@ class Job:
     label: str
     cfg: Any
     slot: str
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
     manifest: Manifest
     arrays: ArrayWriter
     todo: list[Source]
     absent: list[str]
     before: int
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Return whether an array of this shape is as described."""
+        sizes = zip(shape, self.shape, strict=False)
+        return len(shape) == len(self.shape) and all(size == expected or (expected is None and size) for size, expected in sizes)
+
+    @property
+    def shape_of_zeros(self) -> tuple[int, ...]:
+        """Shape of the zeros that replace an array."""
+        return tuple(1 if size is None else size for size in self.shape)
 
 
 def describe_encoders(config: RunConfig) -> dict[str, EncoderDescription]:
@@ -146,15 +156,15 @@ def _require_model_shape(label: str, description: EncoderDescription, slot: str,
     if dim != shapes[slot].dim:
         text = f"{key}.weights: features of slot '{slot}' have dimension {dim}; model.slots expects {shapes[slot].dim}."
         raise UserError(f"{text} Specify the weights that the model was trained with, or set model.slots.{slot}.dim: {dim}.")
-    if num_vectors != shapes[slot].num_vectors:
-        text = f"{key}.image_size: a clip has {num_vectors} feature vectors in slot '{slot}'"
-        text += f"; model.image_size expects {shapes[slot].num_vectors}."
-        raise UserError(f"{text} Set both to the same size.")
+    if shapes[slot].num_vectors not in (None, num_vectors):
+        counts = f"{num_vectors or 'any number of'} feature vectors in slot '{slot}', but the model expects"
+        own, other = ("image_size", "model.image_size") if slot == "image" else ("type", f"model.slots.{slot}.length")
+        raise UserError(f"{key}.{own}: a clip has {counts} {shapes[slot].num_vectors} ({other}). Set both to the same size.")
 
 
-def _array_shape(slots: tuple[str, ...], description: EncoderDescription) -> tuple[int, ...]:
-    num_vectors, dim = description.shape.num_vectors or 1, description.shape.dim
-    if "cls" in slots:
+def _array_shape(slots: tuple[str, ...], description: EncoderDescription) -> tuple[int | None, ...]:
+    num_vectors, dim = description.shape.num_vectors, description.shape.dim
+    if len(slots) == 2 and num_vectors is not None:
         return 1 + num_vectors, dim
     return (dim,) if num_vectors == 1 else (num_vectors, dim)
 
@@ -166,7 +176,7 @@ def _manifest(slots: tuple[str, ...], block: Any, description: EncoderDescriptio
     inputs = {"faces": "images"} if faces and "face" in settings else {}
     settings = {name: value for name, value in settings.items() if not (inputs and name in FACE_KEYS)}
     shape = description.shape
-    return Manifest(slots, shape.num_vectors or 1, shape.dim, settings, weights, block.dtype, _versions(), inputs)
+    return Manifest(slots, shape.num_vectors, shape.dim, settings, weights, block.dtype, _versions(), inputs)
 
 
 def _versions() -> dict[str, str]:

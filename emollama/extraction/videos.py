@@ -149,7 +149,7 @@ class VideoExtraction:
         for name in [*job.absent, *(source.name for source in job.todo)]:
             self._failures.pop((job.cfg.folder, name), None)
         self._record(job, failed)
-        zeros = np.zeros(job.shape, job.cfg.dtype) if self.cfg.failures == "zero" else None
+        zeros = np.zeros(job.shape_of_zeros, job.cfg.dtype) if self.cfg.failures == "zero" else None
         job.arrays.require_visible([source.name for source in job.todo if source.name not in failed])
         job.arrays.handle_failures(list(failed), zeros)
         job.arrays.finish()

@@ -111,7 +111,7 @@ class Share:
         """Yield the name and the array to store of each clip in a batch."""
         label, cfg, shape = self.job.label, self.job.cfg, self.job.shape
         for source, array in self._encode(encoder, batch):
-            if array.shape != shape:
+            if not self.job.fits(array.shape):
                 text = f"encoders.{label}: the array of '{source.name}' has shape {array.shape}, but its description is {shape}."
                 raise UserError(f"{text} Correct the encoder's class.")
             with np.errstate(over="ignore"):

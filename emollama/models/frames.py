@@ -57,7 +57,7 @@ def manifest(weights: str, cfg: Any, choice: FrameSelection, ln_vision: str = ID
     read_eva(weights, "model.vit_weights", EvaShape.depth)
     eva = Eva.Config(weights, image_size=cfg.image_size, precision=cfg.vit_precision, frame_selection=choice, ln_vision=ln_vision)
     described = Eva.describe(eva, "model")
-    return Manifest(IMAGE, described.shape.num_vectors or 1, described.shape.dim, described.settings, digest(weights), "float32")
+    return Manifest(IMAGE, described.shape.num_vectors, described.shape.dim, described.settings, digest(weights), "float32")
 
 
 def count_tokens_with_pixels(num_feature_tokens: TokenCounter, shapes: Mapping[str, SlotShape]) -> TokenCounter:

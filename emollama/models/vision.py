@@ -120,7 +120,7 @@ def manifest(cfg: Any, shape: SlotShape, choice: FrameSelection) -> Manifest:
         changes = {"q_former_model": digest(cfg.q_former_model)[:16]}
     else:
         changes = {"pooling": f"{GROUP} neighbouring rows joined"}
-    return replace(eva, slots=("image",), num_vectors=shape.num_vectors or 1, dim=shape.dim, settings={**eva.settings, **changes})
+    return replace(eva, slots=("image",), num_vectors=shape.num_vectors, dim=shape.dim, settings={**eva.settings, **changes})
 
 
 def _files(cfg: Any) -> list[str]:

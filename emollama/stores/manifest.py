@@ -22,7 +22,8 @@ class Manifest:
 
     Attributes:
         slots: the slots that the arrays fill.
-        num_vectors, dim: number and size of the feature vectors in an array, without the class token.
+        num_vectors, dim: number and size of the feature vectors in an array, without the class token. A number of None differs
+            from array to array.
         settings: every setting that changes the values, as plain values.
         weights: SHA-256 of the encoder's weights.
         dtype: dtype of the stored values.
@@ -31,7 +32,7 @@ class Manifest:
     """
 
     slots: tuple[str, ...]
-    num_vectors: int
+    num_vectors: int | None
     dim: int
     settings: dict[str, Any]
     weights: str

@@ -37,7 +37,8 @@ class ImageTextPretrainConfig:
     """Words in answers and the labels that they stand for, such as {joyful: happy}, for example labels of another dataset.
     With answer_by: likelihood, the probabilities of a label and of its aliases are added."""
     mask_slots: list[str] = field(default_factory=list)
-    """Slots whose features are replaced by zeros, to measure their contribution: image, cls, face, video, audio."""
+    """Slots whose features are replaced by zeros, to measure their contribution: image, cls, face, video, audio, or
+    further slots of the model."""
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "max_new_tokens", "num_beams")

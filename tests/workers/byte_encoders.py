@@ -76,6 +76,25 @@ class Bytes(Encoder):
         )
 
 
+@ENCODERS.register("series")
+class Series(Bytes):
+    """Features of shape (n, D) of a slot that only a configuration declares; n is the number of words of the file."""
+
+    SLOTS = ("gaze",)
+
+    @dataclass
+    class Config(Bytes.Config):
+        folder: str = "series"
+
+    @classmethod
+    def describe(cls, cfg, key):
+        return EncoderDescription(SlotShape(None, cfg.width), {"encoder": "series"})
+
+    def rows(self, content):
+        words = len(bytes(content.tolist()).split())
+        return np.stack([super(Series, self).rows(content)] * words)
+
+
 @ENCODERS.register("grid")
 class Grid(Bytes):
     """Features of shape (1 + 4, D)."""
