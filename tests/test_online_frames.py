@@ -19,6 +19,7 @@ from emollama.encoders.weights import digest
 from emollama.errors import UserError
 from emollama.media.source import Source
 from emollama.planning import plan
+from emollama.runners.build import build_datasets, training_blocks
 from emollama.runners.runner_base import RunnerBase
 from emollama.stores.manifest import Manifest
 
@@ -264,3 +265,12 @@ def test_a_manifest_file_in_a_folder_of_videos_is_ignored(tmp_path, clips):
         (videos / path.name).symlink_to(path)
     (videos / "manifest.json").write_text('{"clips": 12}')
     assert RunnerBase(loaded(tmp_path, tree(tmp_path, clips, online=True, image_path=str(videos)))).datasets
+
+
+@pytest.mark.parametrize(("check_values", "decoded"), [("small", False), ("all", True)])
+def test_large_frames_are_decoded_at_the_start_only_on_request(tmp_path, clips, monkeypatch, check_values, decoded):
+    monkeypatch.setattr("emollama.data.features.VALUES_CHECKED_UP_TO", 0)
+    config = loaded(tmp_path, tree(tmp_path, clips, online=True, check_values=check_values))
+    (dataset,) = build_datasets(config, training_blocks(config), training=True, check=False).values()
+    (frames,) = (source for source in dataset.features if source.frame_selection is not None)
+    assert (frames.check(NAMES[:1]).valid[NAMES[0]].digest != "") is decoded

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 from emollama.config import EvaluationBlock, RunConfig
 from emollama.data.dataset import ClipDataset
@@ -66,8 +65,9 @@ def find_template(config: RunConfig, task: str | None) -> Template:
     blocks = {f"evaluation_datasets.{label}": block for label, block in config.evaluation_datasets.items()}
     for label, cfg in config.datasets.items():
         blocks[f"datasets.{label}"] = config.default_block(cfg)
-    classes: dict[str, Any] = {key: config.dataset_class(key) for key in blocks}
-    usable = [key for key, dataset_class in classes.items() if issubclass(dataset_class, ClipDataset)]
+    usable: dict[str, type[ClipDataset]] = {
+        key: dataset_class for key in blocks if issubclass(dataset_class := config.dataset_class(key), ClipDataset)
+    }
     tasks = {key: blocks[key].dataset.pool().tasks for key in usable}
     valid = list(dict.fromkeys([*TASK_NAMES, *(name for names in tasks.values() for name in names)]))
     if task is not None and task not in valid:
@@ -78,5 +78,5 @@ def find_template(config: RunConfig, task: str | None) -> Template:
     suitable = [key for key in usable if task in tasks[key]]
     if task is not None and not suitable:
         get_logger().warning("no block of this configuration has the task '%s', so the model may not be trained for it", task)
-    key = (suitable or usable)[0]
-    return Template(key, classes[key], blocks[key], task or tasks[key][0])
+    key = (suitable or list(usable))[0]
+    return Template(key, usable[key], blocks[key], task or tasks[key][0])
