@@ -163,8 +163,8 @@ class Model(Protocol):
         """
         ...
 
-    @staticmethod
-    def prompt_format(cfg: Any, loss_average: LossAverage = "sample") -> PromptFormat:
+    @classmethod
+    def prompt_format(cls, cfg: Any, loss_average: LossAverage = "sample") -> PromptFormat:
         """Return the prompt format of this model. It reads the language model's folder, but not its weights."""
         ...
 

@@ -91,7 +91,7 @@ def parameter_groups(model: Model, *, only_trained: bool = False) -> dict[str, i
         only_trained: count only parameters that require gradients.
     """
     groups = ("image encoder, frozen", "Q-Former, frozen", "language model, frozen", "language model, trained", "LoRA")
-    counts = dict.fromkeys((*groups, "projection"), 0)
+    counts = dict.fromkeys((*groups, "projection", "other modules, frozen", "other modules, trained"), 0)
     for name, parameter in model.named_parameters():
         if only_trained and not parameter.requires_grad:
             continue
@@ -104,7 +104,8 @@ def parameter_groups(model: Model, *, only_trained: bool = False) -> dict[str, i
         elif "lora_" in name:
             group = "LoRA"
         else:
-            group = "language model, trained" if parameter.requires_grad else "language model, frozen"
+            module = "language model" if name.startswith("llama_model.") else "other modules"
+            group = f"{module}, {'trained' if parameter.requires_grad else 'frozen'}"
         counts[group] += parameter.numel()
     return {name: count for name, count in counts.items() if count}
 

@@ -98,14 +98,12 @@ class Registry(Generic[T_co]):
             UserError: If the name is not registered; the message contains a suggestion and all registered names. If a user's
                 component lacks members of the interface; the message contains their names.
         """
-        entry = self._imported(name, key)
-        if name in self._entries and self._interface is not None:
-            self._require_members(name, self._interface, key)
-        return entry
-
-    def _imported(self, name: str, key: str | None) -> T_co:
         self.require(name, key)
-        return self._entries[name] if name in self._entries else cast("T_co", _import(self._built_in[name].target))
+        if name not in self._entries:
+            return cast("T_co", _import(self._built_in[name].target))
+        if self._interface is not None:
+            self._require_members(name, self._interface, key)
+        return self._entries[name]
 
     def _location(self, name: str) -> str:
         """Return file and line where a user's component was registered, or the module of a built-in one."""
@@ -128,7 +126,7 @@ class Registry(Generic[T_co]):
         self.require(name, key)
         if name not in self._entries and attribute in self._built_in[name].light:
             return _import(self._built_in[name].light[attribute])
-        return getattr(self._imported(name, key), attribute)
+        return getattr(self.get(name, key), attribute)
 
     def config(self, name: str, key: str | None = None) -> Any:
         """Return the Config of the class registered under ``name``, if possible without importing torch; see :meth:`get`."""

@@ -218,9 +218,8 @@ def test_a_dataset_without_a_method_is_reported_with_the_key_that_selected_it(tm
     DATASETS.register("mine")(type("Mine", (), members | {"__len__": dataset.__len__}))
     tree = golden_tree(tmp_path)
     tree["datasets"]["golden"]["type"] = "mine"
-    config = loaded(tmp_path, tree)
     with pytest.raises(UserError, match=r"^datasets\.golden\.type: dataset 'mine' \(Mine, .*\) has no record\. Add what"):
-        config.dataset_class("datasets.golden")
+        loaded(tmp_path, tree)
 
 
 def test_an_import_that_fails_names_the_module(tmp_path):

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from emollama.data.validation_cache import ValidationCache
+from emollama.encoders.configs import EncoderConfig
 from emollama.errors import UserError
 from emollama.listing import listing
 from emollama.paths import PATHS, not_a_file, path_exists, sha256
@@ -49,6 +50,13 @@ def digest(path: str) -> str:
     files = [Path(path, CONFIG), *weight_files(path)]
     lines = [f"{_cached_sha256(file)}  {file.name}\n" for file in files if file.is_file()]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def recorded_weights(cfg: EncoderConfig) -> str:
+    """Return the digest of an encoder's weights for its manifest; "random" or "none" without pretrained weights."""
+    if cfg.random_weights:
+        return "random"
+    return digest(cfg.weights) if cfg.weights else "none"
 
 
 def _cached_sha256(path: Path) -> str:

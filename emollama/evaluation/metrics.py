@@ -153,9 +153,12 @@ def input_type(name: str) -> type[MetricInput]:
     except UserError as error:
         remedy = f"Register its class with @METRIC_INPUTS.register('{input_name}'), in a module that is imported."
         raise UserError(f"{error}. {remedy}") from None
+    where = f"metric input '{input_name}' ({source_file(registered)})"
     if not (isinstance(registered, type) and issubclass(registered, MetricInput)):
-        where = f"metric input '{input_name}' ({source_file(registered)})"
         raise UserError(f"{where}: {registered!r} must be a subclass of emollama.evaluation.metrics.MetricInput")
+    own_classes = registered.__mro__[: registered.__mro__.index(MetricInput)]
+    if not any("compute" in vars(base) for base in own_classes):
+        raise UserError(f"{where}: {registered.__name__} does not define compute(predictions, resources)")
     return registered
 
 

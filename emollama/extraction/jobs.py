@@ -16,7 +16,7 @@ from emollama.config import RunConfig
 from emollama.data.annotations import safe_name
 from emollama.encoders.configs import FACE_KEYS
 from emollama.encoders.encoder import EncoderDescription
-from emollama.encoders.weights import digest
+from emollama.encoders.weights import recorded_weights
 from emollama.errors import UserError
 from emollama.extraction.arrays import ArrayWriter
 from emollama.extraction.clips import Clips
@@ -172,7 +172,7 @@ def _array_shape(slots: tuple[str, ...], description: EncoderDescription) -> tup
 def _manifest(slots: tuple[str, ...], block: Any, description: EncoderDescription, *, faces: bool) -> Manifest:
     # Through JSON, so that it compares equal to a manifest that was read from disk (lists in place of tuples).
     settings = json.loads(json.dumps(description.settings))
-    weights = "random" if block.random_weights else digest(block.weights)
+    weights = recorded_weights(block)
     inputs = {"faces": "images"} if faces and "face" in settings else {}
     settings = {name: value for name, value in settings.items() if not (inputs and name in FACE_KEYS)}
     shape = description.shape

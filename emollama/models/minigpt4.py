@@ -59,13 +59,13 @@ class MiniGPT4(PackedLLM):
         """
         return vision.manifest(cfg, MiniGPT4.slot_shapes(cfg)["image"], choice)
 
-    @staticmethod
-    def prompt_format(cfg: MiniGPT4Config, loss_average: LossAverage = "sample") -> PromptFormat:
+    @classmethod
+    def prompt_format(cls, cfg: MiniGPT4Config, loss_average: LossAverage = "sample") -> PromptFormat:
         """Return the prompt format of this model. It reads the language model's folder, but not its weights."""
         block = cfg.prompt_format_block()
         if cfg.prompt_path is not None:
             block["prompts"] = read_prompts(cfg.prompt_path, "model.prompt_path")
-        return prompt_formats.build(cfg, block, MiniGPT4.feature_layout(cfg), loss_average)
+        return prompt_formats.build(cfg, block, cls.feature_layout(cfg), loss_average)
 
     def features_for_fusion(self, batch: Batch) -> Mapping[str, PackedFeatures]:
         """Return the image features: cached ones, and those computed now from the samples' pixels."""

@@ -44,10 +44,10 @@ class MiniGPTv2(PackedLLM):
         assert cfg.vit_weights is not None
         return frames.manifest(cfg.vit_weights, cfg, choice)
 
-    @staticmethod
-    def prompt_format(cfg: MiniGPTv2Config, loss_average: LossAverage = "sample") -> PromptFormat:
+    @classmethod
+    def prompt_format(cls, cfg: MiniGPTv2Config, loss_average: LossAverage = "sample") -> PromptFormat:
         """Return the prompt format of this model. It reads the language model's folder, but not its weights."""
-        return prompt_formats.build(cfg, cfg.prompt_format_block(), MiniGPTv2.feature_layout(cfg), loss_average)
+        return prompt_formats.build(cfg, cfg.prompt_format_block(), cls.feature_layout(cfg), loss_average)
 
     def features_for_fusion(self, batch: Batch) -> Mapping[str, PackedFeatures]:
         """Return the features by slot; those computed from frames are in ``image`` and ``cls``."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from emollama.config import RunConfig
 from emollama.data.dataset import SampleDataset
 from emollama.encoders.configs import FACE_KEYS
-from emollama.encoders.weights import digest
+from emollama.encoders.weights import recorded_weights
 from emollama.errors import UserError
 from emollama.listing import LINES, abbreviated
 from emollama.logs.logger import get_logger
@@ -142,7 +142,7 @@ def _encoder_mismatches(config: RunConfig, first: Mapping[str, FeatureProvenance
             continue
         try:
             settings = encoder.describe(cfg, f"encoders.{block_name}").settings
-            weights = "random" if cfg.random_weights else digest(cfg.weights)
+            weights = recorded_weights(cfg)
         except UserError as error:
             # The weights of the encoders are often not on the machine that trains, where only features are needed.
             get_logger().info("encoders.%s is not compared with %s: %s", block_name, source.where, error)

@@ -84,11 +84,11 @@ class PromptTemplate:
             if not section.optional or any(counts.get(name, 1) for name in section.outputs):
                 yield from section.fragments
 
-    def check_outputs(self, outputs: Collection[str], key: str, placed_elsewhere: Collection[str] = ()) -> None:
-        """Check that the template has every output of the fusion module, and no other.
+    def check_outputs(self, outputs: Mapping[str, Collection[str]], key: str, placed_elsewhere: Collection[str] = ()) -> None:
+        """Check that the template has every output of the fusion module, and no other. An output without parts may be missing.
 
         Args:
-            outputs: names of the fusion module's outputs.
+            outputs: name of an output of the fusion module -> names of its parts.
             key: the configuration key of the template, for messages.
             placed_elsewhere: outputs that the format inserts at another position.
 
@@ -104,7 +104,7 @@ class PromptTemplate:
                 )
             if name in placed_elsewhere:
                 raise ValueError(f"{key}: {{{name}}} is already inserted at the tag in the user text. Remove one of the two.")
-        missing = [name for name in outputs if name not in {*self.outputs, *placed_elsewhere}]
+        missing = [name for name, parts in outputs.items() if parts and name not in {*self.outputs, *placed_elsewhere}]
         if missing:
             raise ValueError(
                 f"{key} has no {{{missing[0]}}}, so these feature tokens would never reach the language model. The fusion module"
