@@ -81,7 +81,15 @@ class Registry(Generic[T_co]):
         return decorate
 
     def require(self, name: str, key: str | None = None) -> None:
-        """Check that a name is registered, without importing its module; see :meth:`get`."""
+        """Check that a name is registered and that a user's component has the members of its interface; see :meth:`get`.
+
+        It does not import the module of a built-in component.
+        """
+        self._require_name(name, key)
+        if name in self._entries and self._interface is not None:
+            self._require_members(name, self._interface, key)
+
+    def _require_name(self, name: str, key: str | None) -> None:
         if name not in self._entries and name not in self._built_in:
             hint = did_you_mean(name, self.names())
             where = f"{key}: " if key else ""
@@ -99,11 +107,7 @@ class Registry(Generic[T_co]):
                 component lacks members of the interface; the message contains their names.
         """
         self.require(name, key)
-        if name not in self._entries:
-            return cast("T_co", _import(self._built_in[name].target))
-        if self._interface is not None:
-            self._require_members(name, self._interface, key)
-        return self._entries[name]
+        return self._entries[name] if name in self._entries else cast("T_co", _import(self._built_in[name].target))
 
     def _location(self, name: str) -> str:
         """Return file and line where a user's component was registered, or the module of a built-in one."""
@@ -123,10 +127,11 @@ class Registry(Generic[T_co]):
 
     def attribute(self, name: str, attribute: str, key: str | None = None) -> Any:
         """Return an attribute of the class registered under ``name``, if possible without importing the class."""
-        self.require(name, key)
-        if name not in self._entries and attribute in self._built_in[name].light:
-            return _import(self._built_in[name].light[attribute])
-        return getattr(self.get(name, key), attribute)
+        self._require_name(name, key)
+        if name in self._entries:
+            return getattr(self._entries[name], attribute)
+        built_in = self._built_in[name]
+        return _import(built_in.light[attribute]) if attribute in built_in.light else getattr(_import(built_in.target), attribute)
 
     def config(self, name: str, key: str | None = None) -> Any:
         """Return the Config of the class registered under ``name``, if possible without importing torch; see :meth:`get`."""
@@ -144,6 +149,7 @@ class Registry(Generic[T_co]):
         """
         if "type" not in block:
             raise UserError(f"{key}: 'type' is missing. {self.registered()}")
+        self.require(str(block["type"]), key)
         config_class = self.config(str(block["type"]), key)
         fields = dataclasses.fields(config_class)
         names = [item.name for item in fields]

@@ -64,7 +64,6 @@ def chosen_blocks(layers: list[Layer], needs_model: bool) -> Iterator[ConfigBloc
     runner = typing.cast("str", selected(layers, ["run", "runner"], "runner_base"))
     task = typing.cast("str", selected(layers, ["run", "task"], "image_text_pretrain"))
     TASKS.require(task, "run.task")
-    task_config = TASKS.config(task, "run.task")
     for group in ("datasets", "evaluation_datasets"):
         block_names = dict.fromkeys(block_name for layer in layers for block_name in layer.tree.get(group, {}))
         unused = compat.processor_blocks(layers) if group == "datasets" else []
@@ -75,7 +74,7 @@ def chosen_blocks(layers: list[Layer], needs_model: bool) -> Iterator[ConfigBloc
                 f"{group}.{block_name}", (DATASETS, name, f"{group}.{block_name}.type"), {"type": name, "preset": preset}
             )
             if group == "evaluation_datasets":
-                block.configs += [task_config, TASKS.attribute(task, "scoring").Config]
+                block.configs += [TASKS.config(task), TASKS.attribute(task, "scoring").Config]
             yield block
     yield _block("run", (RUNNERS, runner, "run.runner"), {"runner": runner, "task": task})
 
@@ -83,4 +82,5 @@ def chosen_blocks(layers: list[Layer], needs_model: bool) -> Iterator[ConfigBloc
 def _block(path: str, chosen: tuple[Registry[object], str, str], selectors: dict[str, str | None]) -> ConfigBlock:
     """Return a component's block; ``chosen`` is its registry, its name there and the key that selected it."""
     registry, name, key = chosen
+    registry.require(name, key)
     return ConfigBlock(path, path.partition(".")[0], name, [registry.config(name, key)], selectors)

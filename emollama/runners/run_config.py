@@ -112,7 +112,7 @@ class RunnerConfig:
         if useless:
             keys = " and ".join(useless)
             raise ValueError(f"{keys}: this requires evaluations during training. Set run.evaluate: True, or remove {keys}.")
-        LR_SCHEDULES.get(self.lr_sched, "lr_sched")
+        LR_SCHEDULES.require(self.lr_sched, "lr_sched")
         self.max_epoch = lr_schedules.total_epochs(self.stages, self.max_epoch)
         require_at_least(1, self, "max_epoch", "iters_per_epoch", "accum_grad_iters", "log_freq", "max_skipped_steps")
         require_at_least(1, self, "keep_last", "save_every_iters", "eval_epoch_interval", "early_stop_patience")
