@@ -189,6 +189,13 @@ def test_a_modality_without_an_encoder_is_reported_as_missing(world):
     assert answer.modalities["video"].state == "real"
 
 
+def test_a_modality_that_only_the_configuration_declares_is_listed(world):
+    gaze = ["model.slots.gaze.dim=7", "evaluation_datasets.answers.features.gaze=gaze_npy"]
+    (answer,) = ask(world, [world / "unseen/happy_1.mp4"], *only("videomae"), *gaze)
+    assert list(answer.modalities) == ["image", "cls", "face", "video", "audio", "gaze"]
+    assert answer.modalities["gaze"].state == "missing" and "computes gaze features" in answer.modalities["gaze"].why
+
+
 def online(world, *more):
     """Return options with which the model encodes frames itself."""
     block = "evaluation_datasets.answers"
