@@ -91,8 +91,8 @@ class Series(Bytes):
         return EncoderDescription(SlotShape(None, cfg.width), {"encoder": "series"})
 
     def rows(self, content):
-        words = len(bytes(content.tolist()).split())
-        return np.stack([super(Series, self).rows(content)] * words)
+        vector, words = super().rows(content), len(bytes(content.tolist()).split())
+        return np.stack([vector] * words)
 
 
 @ENCODERS.register("grid")
