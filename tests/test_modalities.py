@@ -178,7 +178,7 @@ def temporal(tmp_path_factory):
     __import__("my_fusion")
     yield FUSIONS.get("temporal")
     sys.path.remove(str(folder))
-    FUSIONS._entries.pop("temporal")
+    del sys.modules["my_fusion"], FUSIONS._entries["temporal"]
 
 
 SLOTS = {"gaze": SlotShape(None, 7), "pulse": SlotShape(None, 2)}
@@ -231,6 +231,19 @@ class Wrong(LinearFusion):
         return tokens | {"gaze": tokens["gaze"][:-1]}
 
 
+class ByValue(LinearFusion):
+    """A fusion module whose forward pass depends on values, which tensors on the meta device do not have."""
+
+    def forward(self, slots):
+        tokens = super().forward(slots)
+        return tokens if slots["gaze"].values.max().item() < 1e9 else {}
+
+
+def test_a_fusion_module_that_depends_on_values_is_checked_with_real_tensors(monkeypatch):
+    monkeypatch.setitem(FUSIONS._entries, "by_value", ByValue)
+    build_fusion("by_value", {"gaze": SlotShape(1, 7)}, 8, torch.device("meta"))
+
+
 class Failing(LinearFusion):
     """A fusion module with an error in its forward pass."""
 
@@ -238,10 +251,19 @@ class Failing(LinearFusion):
         return slots["nothing"]
 
 
+class Idle(LinearFusion):
+    """A fusion module with a layer that its forward pass does not use."""
+
+    def __init__(self, cfg, slots, hidden_size):
+        super().__init__(cfg, slots, hidden_size)
+        self.idle = torch.nn.Linear(2, 2)
+
+
 @pytest.mark.parametrize(
     ("fusion", "message"),
     [
         (Wrong, r"Wrong \(.*test_modalities.py\).*layout\(\) says 2 feature tokens 'gaze' of size 8, but forward\(\) returns 1"),
+        (Idle, r"Idle \(.*test_modalities.py\): forward\(\) does not use 2 parameters: idle.weight, idle.bias"),
         (Failing, r"Failing \(.*test_modalities.py\): forward\(\) raised KeyError: 'nothing'"),
     ],
 )

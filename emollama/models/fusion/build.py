@@ -13,10 +13,11 @@ from emollama.data.batch import PackedFeatures
 from emollama.data.fusion_layout import FusionLayout
 from emollama.data.slots import SlotShape
 from emollama.errors import UserError
+from emollama.listing import listing
 from emollama.registry import FUSIONS
 
 KEY = "model.fusion"
-LENGTHS_OF_ANY_NUMBER = (3, 5)  # vectors of two invented samples in slots that accept any number
+LENGTHS_OF_ANY_NUMBER = (4, 8)  # vectors of two invented samples in slots that accept any number
 T = TypeVar("T")
 # The value of ``model.fusion``: a registered name, or a block with ``type``.
 FusionKey = str | Mapping[str, Any]
@@ -62,10 +63,11 @@ def build_fusion(fusion: FusionKey, slots: Mapping[str, SlotShape], hidden_size:
     if device.type == "meta":
         try:
             require_agreement(module, layout, slots, hidden_size)
-        except NotImplementedError:
-            # The module uses an operation that the meta device does not have.
-            cpu = torch.device("cpu")
-            _call(fusion_class, "forward", lambda: require_agreement(build(cpu), layout, slots, hidden_size))
+        except UserError as error:
+            # The module uses an operation that the meta device does not have, such as one that depends on values.
+            if "meta" not in str(error.__cause__):
+                raise
+            require_agreement(build(torch.device("cpu")), layout, slots, hidden_size)
     return module
 
 
@@ -73,7 +75,8 @@ def require_agreement(module: nn.Module, layout: FusionLayout, slots: Mapping[st
     """Check that a module returns the feature tokens of its layout, for two samples of zeros.
 
     Raises:
-        UserError: If parts, numbers of feature tokens, or their size differ. The message contains both numbers.
+        UserError: If parts, numbers of feature tokens, or their size differ (the message contains both numbers), or if a
+            parameter takes no part in the forward pass.
     """
     lengths = [{slot: shape.num_vectors or any_number for slot, shape in slots.items()} for any_number in LENGTHS_OF_ANY_NUMBER]
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
@@ -97,6 +100,21 @@ def require_agreement(module: nn.Module, layout: FusionLayout, slots: Mapping[st
                 f" size {hidden_size}, but forward() returns {shape[0] if shape else 0} of size {shape[-1] if shape else 0}."
                 " Correct num_feature_tokens or the module."
             )
+    _require_gradients(module, list(tokens.values()))
+
+
+def _require_gradients(module: nn.Module, tokens: list[Tensor]) -> None:
+    """Check that every trained parameter takes part in the forward pass, which data parallelism requires."""
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    total = torch.stack([value.sum() for value in tokens]).sum()
+    if not trained or not total.requires_grad:
+        return
+    gradients = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
+    if unused := [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]:
+        raise UserError(
+            f"{_name(type(module))}: forward() does not use {listing(unused, 'parameter')}. Remove them, or set"
+            " requires_grad to False."
+        )
 
 
 def _block(fusion: FusionKey) -> Mapping[str, Any]:
@@ -112,7 +130,7 @@ def _call(fusion_class: type, method: str, function: Callable[[], T]) -> T:
     """Call a method of a fusion module; any error of it becomes a user error that names the module's file."""
     try:
         return function()
-    except (UserError, NotImplementedError):
+    except UserError:
         raise
     except Exception as error:
         raise UserError(f"{_name(fusion_class)}: {method}() raised {type(error).__name__}: {error}") from error
