@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+_OF_PYTHON = ("builtins", "typing", "abc")  # modules of base classes outside this package
 CALLED_BY_PYTHON = ("__call__", "__len__")  # the special methods that interfaces of this package contain
 
 
@@ -23,11 +25,19 @@ def missing_members(entry: object, interface: type) -> list[str]:
     return [name for name in names if name in abstract or not hasattr(entry, name)]
 
 
+def missing_keys(config_class: type, interface: type) -> list[str]:
+    """Return the fields, properties and methods of an interface that a Config class, a dataclass, does not have."""
+    bases = [base for base in reversed(interface.__mro__) if base.__module__ not in _OF_PYTHON]
+    names = dict.fromkeys(name for base in bases for name in (*vars(base).get("__annotations__", {}), *vars(base)))
+    fields = {item.name for item in dataclasses.fields(config_class)}
+    return [name for name in names if not (name.startswith("_") or name in fields or hasattr(config_class, name))]
+
+
 def _members(interface: type, *, of_class: bool) -> Iterator[str]:
     """Yield the required members in the order of their definition. Of an abstract class, only abstract methods are required."""
     abstract: frozenset[str] = getattr(interface, "__abstractmethods__", frozenset())
     for base in reversed(interface.__mro__):
-        if base.__module__ in ("builtins", "typing", "abc"):
+        if base.__module__ in _OF_PYTHON:
             continue
         for name, annotation in vars(base).get("__annotations__", {}).items():
             if not of_class or str(annotation).startswith("ClassVar"):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 from emollama.errors import UserError
-from emollama.interface_check import missing_members
+from emollama.interface_check import missing_keys, missing_members
 from emollama.listing import abbreviated
 from emollama.suggestions import did_you_mean
 
@@ -41,6 +41,7 @@ class Registry(Generic[T_co]):
         built_in: name -> location of the built-in component, whose module is imported by a look-up.
         needs_config: require that each registered class contains a dataclass named ``Config``.
         interface: "module:Class" of the Protocol, or of the class, whose members a user's component must have.
+        config_interface: the same for its ``Config``.
     """
 
     def __init__(
@@ -50,9 +51,10 @@ class Registry(Generic[T_co]):
         *,
         needs_config: bool = True,
         interface: str | None = None,
+        config_interface: str | None = None,
     ) -> None:
         self.kind = kind
-        self._interface = interface
+        self._interface, self._config_interface = interface, config_interface
         self._built_in = {
             name: BuiltIn(location) if isinstance(location, str) else location for name, location in (built_in or {}).items()
         }
@@ -86,8 +88,14 @@ class Registry(Generic[T_co]):
         It does not import the module of a built-in component.
         """
         self._require_name(name, key)
-        if name in self._entries and self._interface is not None:
-            self._require_members(name, self._interface, key)
+        # mypy checks the built-in components.
+        if name not in self._entries:
+            return
+        if self._interface is not None:
+            self._refuse(name, missing_members(self._entries[name], _import(self._interface)), self._interface, key)
+        if self._config_interface is not None:
+            missing = missing_keys(self.config(name), _import(self._config_interface))
+            self._refuse(name, [f"Config.{member}" for member in missing], self._config_interface, key)
 
     def _require_name(self, name: str, key: str | None) -> None:
         if name not in self._entries and name not in self._built_in:
@@ -115,9 +123,8 @@ class Registry(Generic[T_co]):
             return self._built_in[name].target.partition(":")[0]
         return self._locations.get(name, "unknown file")
 
-    def _require_members(self, name: str, interface: str, key: str | None) -> None:
-        """Check a user's component; mypy checks the built-in ones."""
-        missing = missing_members(self._entries[name], _import(interface))
+    def _refuse(self, name: str, missing: list[str], interface: str, key: str | None) -> None:
+        """Raise an error about missing members of a user's component, if there are any."""
         if missing:
             where = f"{key}: " if key else ""
             module, _, described_in = interface.partition(":")

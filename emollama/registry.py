@@ -38,6 +38,7 @@ MODELS: Registry[type[Model]] = Registry(
     "model",
     _with_config("emollama.models", {"minigpt_v2": "minigpt_v2:MiniGPTv2", "minigpt4": "minigpt4:MiniGPT4"}),
     interface="emollama.components:Model",
+    config_interface="emollama.component_configs:ModelConfig",
 )
 _FUSIONS = {"linear": "LinearFusion", "image_projection": "ImageProjection"}
 FUSIONS: Registry[type[Fusion]] = Registry(
@@ -54,7 +55,10 @@ _DATASETS = {
     "flickr30k_caption": "flickr30k_caption:Flickr30kCaption",
 }
 DATASETS: Registry[type[SampleDataset]] = Registry(
-    "dataset", _with_config("emollama.datasets", _DATASETS), interface="emollama.data.dataset:SampleDataset"
+    "dataset",
+    _with_config("emollama.datasets", _DATASETS),
+    interface="emollama.data.dataset:SampleDataset",
+    config_interface="emollama.data.dataset:DatasetConfig",
 )
 _IMAGE_TEXT = {
     "Config": "emollama.tasks.configs:ImageTextPretrainConfig",
@@ -64,12 +68,14 @@ TASKS: Registry[type[Task]] = Registry(
     "task",
     {"image_text_pretrain": BuiltIn("emollama.tasks.image_text_pretrain:ImageTextPretrain", _IMAGE_TEXT)},
     interface="emollama.components:Task",
+    config_interface="emollama.component_configs:TaskConfig",
 )
 _RUN_CONFIG = {"Config": "emollama.runners.run_config:RunnerConfig"}
 RUNNERS: Registry[type[Runner]] = Registry(
     "runner",
     {"runner_base": BuiltIn("emollama.runners.runner_base:RunnerBase", _RUN_CONFIG)},
     interface="emollama.runners.runner:Runner",
+    config_interface="emollama.runners.run_config:RunnerConfig",
 )
 _PROMPT_FORMATS = {
     "emotion_llama": "formats:EmotionLlamaFormat",
@@ -80,6 +86,7 @@ PROMPT_FORMATS: Registry[type[PromptFormat]] = Registry(
     "prompt format",
     _with_config("emollama.data.prompts", _PROMPT_FORMATS),
     interface="emollama.data.prompts.prompt:PromptFormat",
+    config_interface="emollama.component_configs:PromptFormatConfig",
 )
 _LR_SCHEDULES = ("linear_warmup_cosine_lr", "linear_warmup_step_lr")
 LR_SCHEDULES: Registry[LRSchedule] = Registry(
@@ -90,12 +97,16 @@ LR_SCHEDULES: Registry[LRSchedule] = Registry(
 )
 _ENCODERS = {"eva": "eva:Eva", "mae": "mae:Mae", "videomae": "videomae:VideoMae", "hubert": "hubert:Hubert"}
 ENCODERS: Registry[type[Encoder]] = Registry(
-    "encoder", _with_config("emollama.encoders", _ENCODERS), interface="emollama.encoders.encoder:Encoder"
+    "encoder",
+    _with_config("emollama.encoders", _ENCODERS),
+    interface="emollama.encoders.encoder:Encoder",
+    config_interface="emollama.encoders.configs:EncoderConfig",
 )
 EXTRACTORS: Registry[type[Extractor]] = Registry(
     "extractor",
     _with_config("emollama.extraction", {"videos": "videos:VideoExtraction"}),
     interface="emollama.extraction.extractor:Extractor",
+    config_interface="emollama.component_configs:ExtractorConfig",
 )
 _METRICS = {
     "loss": "losses:LOSS",
@@ -157,6 +168,8 @@ JUDGES: Registry[type[Judge]] = Registry(
 
 if TYPE_CHECKING:
     # mypy checks here that the built-in components implement the interfaces of their kinds.
+    from emollama.component_configs import ExtractorConfig, ModelConfig, PromptFormatConfig, TaskConfig
+    from emollama.data.prompts.configs import TemplateFormatConfig
     from emollama.data.prompts.formats import EmotionLlamaFormat, MiniGPT4Format, TemplateFormat
     from emollama.datasets.custom import Custom
     from emollama.datasets.dfew import DFEW
@@ -166,12 +179,15 @@ if TYPE_CHECKING:
     from emollama.datasets.mer2024_caption import MER2024Caption
     from emollama.evaluation.judges.lexical import LexicalJudge
     from emollama.evaluation.judges.openai import OpenAIJudge
+    from emollama.extraction.configs import VideoExtractionConfig
     from emollama.extraction.videos import VideoExtraction
     from emollama.lr_schedules import linear_warmup_cosine_lr, linear_warmup_step_lr
+    from emollama.models.configs import LLMConfig
     from emollama.models.fusion.linear import ImageProjection, LinearFusion
     from emollama.models.minigpt4 import MiniGPT4
     from emollama.models.minigpt_v2 import MiniGPTv2
     from emollama.runners.runner_base import RunnerBase
+    from emollama.tasks.configs import ImageTextPretrainConfig
     from emollama.tasks.image_text_pretrain import ImageTextPretrain
 
     _models: tuple[type[Model], ...] = (MiniGPTv2, MiniGPT4)
@@ -183,3 +199,7 @@ if TYPE_CHECKING:
     _lr_schedules: tuple[LRSchedule, ...] = (linear_warmup_cosine_lr, linear_warmup_step_lr)
     _extractor: type[Extractor] = VideoExtraction
     _judges: tuple[type[Judge], ...] = (LexicalJudge, OpenAIJudge)
+    _model_config: type[ModelConfig] = LLMConfig
+    _prompt_format_config: type[PromptFormatConfig] = TemplateFormatConfig
+    _task_config: type[TaskConfig] = ImageTextPretrainConfig
+    _extractor_config: type[ExtractorConfig] = VideoExtractionConfig

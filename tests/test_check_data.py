@@ -209,6 +209,8 @@ class Bare:
         batch_size: int = 1
         held_out: float = 0.0
         labels: list[str] = field(default_factory=list)
+        # Plans and prediction call these methods.
+        pool = turns = None
 
     features, slot_sources = (), dict.fromkeys(("image", "face", "video", "audio"), "computed")
 

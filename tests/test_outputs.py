@@ -85,7 +85,7 @@ def test_a_configuration_error_is_printed_without_a_traceback_and_exits_with_sta
 
 
 def test_the_custom_dataset_in_the_documentation_works_as_written(tmp_path, monkeypatch):
-    text = (ROOT / "docs/architecture.md").read_text()
+    text = (ROOT / "docs/extending.md").read_text()
     code = re.search(r"```python\n(# my_datasets.py.*?)```", text, re.DOTALL)[1]
     (tmp_path / "my_datasets.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -71,7 +71,7 @@ def write_project(folder):
     for number, name in enumerate(LABEL, 1):
         write_video(folder / f"videos/{name}.mp4", frames=4, sound=(number / 10,))
     tree = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1])
-    assert sorted(tree["imports"]) == sorted({*MODULES} - {"my_metrics"})
+    assert sorted(tree["imports"]) == sorted({*MODULES} - {"my_metrics", "my_datasets"})
     tree["model"] |= {"train_llm": "full", "use_grad_checkpoint": False}
     tree["model"]["prompt_format"] |= {"probability": 0.5}
     tree["extraction"] |= {"device": "cpu", "num_workers": 1}
@@ -278,13 +278,37 @@ def merged(tree, changes):
     return tree | {key: merged(tree.get(key), value) for key, value in changes.items()}
 
 
+def command_of(name):
+    return "extract" if name in ("ENCODERS", "EXTRACTORS") else "train"
+
+
 @pytest.mark.parametrize("name", UNUSABLE)
 def test_a_component_without_the_members_of_its_interface_stops_the_command_before_weights_are_loaded(refusal, name):
     entry, keys, members = UNUSABLE[name]
     text = BARE.format(name=name, entry=entry)
     line = 1 + text.splitlines().index(f'registry.{name}.register("mine")({entry})')
-    output = refusal("extract" if name in ("ENCODERS", "EXTRACTORS") else "train", text, keys)
+    output = refusal(command_of(name), text, keys)
     assert f"{REGISTRIES[name].kind} 'mine' ({entry}, mine.py, line {line}) has no {members}" in output
+
+
+# Registry -> the keys that the Config of a component lacks.
+MISSING_KEYS = {
+    "MODELS": "llama_model, Config.ckpt",
+    "PROMPT_FORMATS": "layout_names",
+    "DATASETS": "batch_size, Config.held_out",
+    "TASKS": "prompt_layout, Config.instruction",
+    "RUNNERS": "output_dir, Config.job_id",
+    "ENCODERS": "weights, Config.folder",
+    "EXTRACTORS": "videos, Config.output, Config.device",
+}
+
+
+@pytest.mark.parametrize("name", MISSING_KEYS)
+def test_a_config_without_the_keys_that_other_modules_read_stops_the_command(refusal, name):
+    built_in = {"MODELS": "minigpt_v2", "ENCODERS": "mae"}.get(name) or REGISTRIES[name].in_order()[0]
+    entry = f"type('Bare', (registry.{name}.get('{built_in}'),), {{'Config': Bare.Config}})"
+    output = refusal(command_of(name), BARE.format(name=name, entry=entry), UNUSABLE[name][1])
+    assert re.search(rf"'mine' \(Bare, mine\.py, line \d+\) has no Config\.{re.escape(MISSING_KEYS[name])}", output)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,124 @@
+"""The Protocols of Config classes: the keys and methods that other modules read; further keys are up to the component.
+
+The ``Config`` of a dataset implements :class:`emollama.data.dataset.DatasetConfig`. A runner derives its ``Config`` from
+:class:`emollama.runners.run_config.RunnerConfig`, an encoder from :class:`emollama.encoders.configs.EncoderConfig`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+
+class ModelConfig(Protocol):
+    """What the ``Config`` of a model must provide. :class:`emollama.models.configs.LLMConfig` documents the keys."""
+
+    @property
+    def llama_model(self) -> str:
+        """Folder of the language model and its tokenizer."""
+        ...
+
+    @property
+    def ckpt(self) -> str | list[str] | None:
+        """One or several checkpoints, or None."""
+        ...
+
+    @property
+    def ensemble(self) -> str:
+        """``predictions`` or ``weights``."""
+        ...
+
+    @property
+    def ckpt_allow_missing(self) -> list[str]:
+        """Glob patterns of trainable tensors that may be missing from ``ckpt``."""
+        ...
+
+    @property
+    def low_resource(self) -> bool:
+        """Whether the language model is loaded in 8 bits."""
+        ...
+
+    @property
+    def load_in_4bit(self) -> bool:
+        """Whether the language model is loaded in 4 bits."""
+        ...
+
+    @property
+    def use_grad_checkpoint(self) -> bool:
+        """Whether activations are computed again in the backward pass."""
+        ...
+
+    def require_layout(self, name: str, key: str) -> None:
+        """Check that the prompt format has a layout.
+
+        Raises:
+            UserError: If it does not. The message starts with ``key``.
+        """
+        ...
+
+
+class TaskConfig(Protocol):
+    """What the ``Config`` of a task must provide. :class:`emollama.tasks.configs.ImageTextPretrainConfig` documents the keys."""
+
+    @property
+    def prompt_layout(self) -> str:
+        """Layout of the prompt format."""
+        ...
+
+    @property
+    def instruction(self) -> str:
+        """``first``, or the instruction itself."""
+        ...
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Maximum number of tokens of an answer."""
+        ...
+
+    @property
+    def num_beams(self) -> int:
+        """Number of beams of the beam search; 1 without one."""
+        ...
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Word in an answer -> label that it stands for."""
+        ...
+
+    @property
+    def mask_slots(self) -> Sequence[str]:
+        """Slots whose features are replaced by zeros."""
+        ...
+
+
+class ExtractorConfig(Protocol):
+    """What the ``Config`` of an extractor must provide."""
+
+    @property
+    def videos(self) -> str:
+        """Folder of videos."""
+        ...
+
+    @property
+    def output(self) -> str:
+        """Output folder."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """``auto``, ``cuda`` or ``cpu``."""
+        ...
+
+    @property
+    def num_workers(self) -> int:
+        """Number of threads that read videos, per process; ``emollama predict`` uses it, too."""
+        ...
+
+
+class PromptFormatConfig(Protocol):
+    """What the ``Config`` of a prompt format must provide."""
+
+    @property
+    def layout_names(self) -> Sequence[str]:
+        """The values that ``prompt_layout`` of an evaluation block can have."""
+        ...
