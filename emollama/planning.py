@@ -16,7 +16,7 @@ import torch
 from emollama.components import Model
 from emollama.config import RunConfig
 from emollama.data.batch import Record
-from emollama.data.slots import PIXELS
+from emollama.data.slots import without_pixels
 from emollama.logs.console import aligned
 from emollama.precision import Precision
 
@@ -45,8 +45,9 @@ class Plan:
 
     def text(self) -> str:
         """Return the numbers as tables."""
+        parameters = {group_title(name): count for name, count in self.parameters.items()}
         sections: list[tuple[str, Mapping[str, float], str]]
-        sections = [("Parameters", self.parameters, "{:,}"), ("Memory per GPU (GiB, estimated)", self.memory_gib, "{:.3f}")]
+        sections = [("Parameters", parameters, "{:,}"), ("Memory per GPU (GiB, estimated)", self.memory_gib, "{:.3f}")]
         tokens = {name.replace("rows: ", "feature tokens: "): count for name, count in self.tokens.items()}
         sections.append(("Tokens of a sample", tokens, "{:,}"))
         # A single table, so that the columns of all sections are aligned.
@@ -110,6 +111,11 @@ def parameter_groups(model: Model, *, only_trained: bool = False) -> dict[str, i
     return {name: count for name, count in counts.items() if count}
 
 
+def group_title(group: str) -> str:
+    """Return the name of a parameter group in tables; the keys of the --json output are those of :func:`parameter_groups`."""
+    return "fusion module" if group == "projection" else group
+
+
 def _trained_names(model: Model) -> list[str]:
     """Return the names of trained tensors in a checkpoint, with * in place of layer numbers."""
     trained = [model.stored_name(name) for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -117,7 +123,7 @@ def _trained_names(model: Model) -> list[str]:
 
 
 def _tokens(config: RunConfig, model: Model) -> tuple[dict[str, int], list[str]]:
-    shapes = {slot: shape for slot, shape in model.slot_shapes(config.model).items() if slot != PIXELS}
+    shapes = without_pixels(model.slot_shapes(config.model))
     folder = Path(config.model.llama_model)
     exact = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     texts = [text for block in config.datasets.values() for text in block.turns()] or [""]
@@ -133,9 +139,11 @@ def _tokens(config: RunConfig, model: Model) -> tuple[dict[str, int], list[str]]
     method = "tokenized" if exact else f"estimated with {CHARACTERS_PER_TOKEN} characters per token: {folder} has no tokenizer"
     # The names are keys of the --json output; text() has plainer ones.
     named = {f"rows: {name}": count for name, count in feature_tokens.items()}
-    return {**named, "prompt text": text_tokens, "sentence, answer": SENTENCE_TOKENS + ANSWER_TOKENS}, [
-        f"prompt text is {method}"
-    ]
+    notes = [f"prompt text is {method}"]
+    if any_number := [slot for slot, shape in shapes.items() if shape.num_vectors is None]:
+        text = "samples have any number of feature vectors in the slots {}; feature tokens and memory are for one vector in each"
+        notes.append(text.format(", ".join(any_number)))
+    return {**named, "prompt text": text_tokens, "sentence, answer": SENTENCE_TOKENS + ANSWER_TOKENS}, notes
 
 
 def _frozen_bytes(config: RunConfig, model: Model, frozen: int, size: int) -> float:

@@ -401,7 +401,7 @@ def test_a_run_logs_its_folder_devices_parameters_data_and_steps_at_the_start(tr
     assert value_of(messages, "checkpoint").endswith("checkpoint_slim.pth")
     share = r"[\d,]+ \(\d+\.\d\d%\)"
     assert re.fullmatch(r"([\d,]+) of ([\d,]+) \(\d+\.\d\d%\)", value_of(messages, "trainable parameters"))
-    groups = [value_of(messages, f"  {name}") for name in ("projection", "LoRA")]
+    groups = [value_of(messages, f"  {name}") for name in ("fusion module", "LoRA")]
     assert all(re.fullmatch(share, group) for group in groups)
     numbers = [int(text.split()[0].replace(",", "")) for text in (value_of(messages, "trainable parameters"), *groups)]
     assert numbers[0] == sum(numbers[1:]) > 0

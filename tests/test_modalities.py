@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from itertools import chain
 
 import numpy as np
 import pytest
@@ -37,7 +36,7 @@ def blocks_of_code(language):
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """Clips of four labels that only the gaze features tell apart; the names and all other inputs are alike."""
-    folder, rng = tmp_path_factory.mktemp("gaze"), np.random.default_rng(3)
+    folder, rng = tmp_path_factory.mktemp("corpus"), np.random.default_rng(3)
     (folder / "gaze_npy").mkdir()
     prototypes = rng.normal(0, 2, (4, 7))
     rows = ["name,emotion"]
@@ -142,7 +141,8 @@ def test_plan_counts_the_feature_tokens_of_the_new_modality(corpus, tmp_path):
 
 def test_the_report_contains_the_new_modality(trained, emollama):
     assert emollama("report", trained).returncode == 0
-    assert "gaze" in (trained / "result/report.html").read_text(encoding="utf-8")
+    page = (trained / "result/report.html").read_text(encoding="utf-8")
+    assert re.search(r"features:\n( +\w+: null\n)* +gaze: gaze_npy\n", page)
 
 
 def test_the_summary_lists_the_features_and_the_slots_that_are_empty(corpus, tmp_path, emollama):
@@ -278,7 +278,26 @@ def test_a_slot_that_the_fusion_does_not_accept_is_refused_with_the_accepted_one
         build_fusion("image_projection", {"image": SlotShape(4, 7), "gaze": SlotShape(1, 7)}, 8, torch.device("meta"))
 
 
-def test_the_errors_on_the_page_are_those_of_the_program():
-    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "emollama").rglob("*.py"))
-    quoted = chain.from_iterable(re.findall(r"`([^`]*)` \|", line)[:1] for line in PAGE.partition("## Errors")[2].splitlines())
-    assert all(re.sub(r"'gaze'|gaze|\.\.\.|shape.*", "|", text).split("|")[0].strip() in code for text in quoted)
+def without_features(tree, folder):
+    # Both blocks contain the same mapping.
+    del tree["datasets"]["custom"]["features"]["gaze"]
+
+
+def without_slot(tree, folder):
+    del tree["model"]["slots"]["gaze"]
+
+
+def arrays_of_nine(tree, folder):
+    (folder / "nine").mkdir()
+    for number in range(160):
+        np.save(folder / f"nine/clip_{number:03d}.npy", np.ones(9, np.float32))
+    tree["datasets"]["custom"]["features"]["gaze"] = str(folder / "nine")
+
+
+@pytest.mark.parametrize(("row", "mistake"), enumerate([without_features, without_slot, arrays_of_nine]))
+def test_the_errors_on_the_page_are_those_of_the_program(corpus, tmp_path, row, mistake):
+    quoted = re.findall(r"^\| `([^`]+)` \|", PAGE.partition("## Errors")[2], re.MULTILINE)
+    tree = tree_of(tmp_path, corpus)
+    mistake(tree, tmp_path)
+    with pytest.raises(UserError, match=".*".join(map(re.escape, quoted[row].split("...")))):
+        RunnerBase(loaded(tmp_path, tree))

@@ -13,7 +13,7 @@ from ranks import HANG, start
 from running import ROOT, golden_config, read_jsonl
 
 from emollama.config import load
-from emollama.data.dataset import NewClips
+from emollama.data.dataset import ClipsToPredict
 from emollama.errors import UserError
 from emollama.evaluation.losses import Losses
 from emollama.evaluation.prediction_files import write_predictions
@@ -95,7 +95,7 @@ def test_the_custom_dataset_in_the_documentation_works_as_written(tmp_path, monk
     runner = runner_of(scaled, *own)
     plain, quiet = runner_of(base).datasets["clips"], runner.datasets["clips"]
     folder = next(source.path for source in quiet.features if source.slots == ("audio",))
-    clips = NewClips(quiet.names()[:1], "emotion", None, {"audio": folder}, "")
+    clips = ClipsToPredict(quiet.names()[:1], "emotion", None, {"audio": folder}, "")
     shapes = runner.config.model_class.slot_shapes(runner.config.model)
     predicted = type(quiet).for_clips(quiet.cfg, clips, slot_shapes=shapes, block_path="datasets.clips")
     audio = [dataset.record(0, "emotion", "?").features["audio"] for dataset in (plain, quiet, predicted)]

@@ -16,7 +16,7 @@ from emollama.checks.report import text_of
 from emollama.demo.tiny_encoders import make_tiny_encoders
 from emollama.errors import UserError
 from emollama.inference.predict import Modality, predict
-from emollama.inference.template import find_template
+from emollama.inference.prediction_block import find_prediction_block
 from emollama.planning import plan
 from emollama.registry import DATASETS
 from emollama.runners import summary
@@ -77,9 +77,9 @@ def test_predict_skips_blocks_whose_class_has_no_method_for_new_clips(tmp_path, 
     golden = golden_tree(tmp_path)["datasets"]["golden"]
     only_talks, both = loaded(tmp_path, tree), loaded(tmp_path, tree | {"datasets": tree["datasets"] | {"golden": golden}})
     del sys.modules["outside_dataset"].Interviews.for_clips
-    assert find_template(both, None).key == "datasets.golden"
+    assert find_prediction_block(both, None).key == "datasets.golden"
     with pytest.raises(UserError, match="no block under evaluation_datasets or datasets has video clips"):
-        find_template(only_talks, None)
+        find_prediction_block(only_talks, None)
 
 
 def test_a_dry_run_and_the_plan_count_its_samples_and_prompts(tmp_path, tree):

@@ -55,6 +55,12 @@ def test_token_counts_are_exact_if_the_tokenizer_exists(tmp_path):
     assert tokens["prompt text"] == expected["prompt_len"] - 20 - tokens_of(config, spoken)
 
 
+def test_a_note_names_the_slots_with_any_number_of_vectors(tmp_path):
+    slots = {"audio": {"dim": 1024, "length": None}}
+    notes = plan(load(str(golden_config(tmp_path, model={"image_size": 112, "slots": slots})))).notes
+    assert [note for note in notes if note.startswith("samples have any number of feature vectors in the slots audio;")]
+
+
 def tokens_of(config, spoken):
     prompt = config.model_class.prompt_format(config.model)
     text = "</feature> The person in video says: {}.  [emotion] "

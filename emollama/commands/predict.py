@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     running.add_arguments(parser)
     parser.add_argument("--video", nargs="+", required=True, metavar="FILE", help="the videos")
     parser.add_argument("--text", metavar="SENTENCE", help="the sentence that is spoken in the video; requires a single video")
-    task = "emotion, reason or reason_v2 (default: the first task of the configuration's first block)"
+    task = "name of the task (default: the first task of the configuration's first block)"
     parser.add_argument("--task", metavar="NAME", help=task)
     parser.add_argument("--json", action="store_true", help="print one JSON object per line, one for each video")
 

@@ -94,7 +94,12 @@ class FeatureSource(Protocol):
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """The slots of the model that an array fills, or ("frame",) for pixels that the model encodes."""
+        """The slots of the arrays that :meth:`read` returns, or ("frame",) for pixels that the model encodes."""
+        ...
+
+    @property
+    def filled_slots(self) -> tuple[str, ...]:
+        """The slots whose feature vectors the fusion module gets from an array: ``slots``, or ("image", "cls") for pixels."""
         ...
 
     @property
@@ -211,7 +216,7 @@ class SampleDataset(Protocol):
 
 
 @dataclass(frozen=True)
-class NewClips:
+class ClipsToPredict:
     """Video clips that are in no annotation file, for which ``emollama predict`` needs records.
 
     Attributes:
@@ -249,6 +254,8 @@ class ClipDataset(Protocol):
         ...
 
     @classmethod
-    def for_clips(cls, cfg: Any, clips: NewClips, *, slot_shapes: Mapping[str, SlotShape], block_path: str) -> SampleDataset:
+    def for_clips(
+        cls, cfg: Any, clips: ClipsToPredict, *, slot_shapes: Mapping[str, SlotShape], block_path: str
+    ) -> SampleDataset:
         """Build a dataset for evaluation whose samples are new clips, with the prompts and features of the block."""
         ...

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from emollama.suggestions import did_you_mean
 
@@ -15,6 +15,7 @@ PATCH = 14  # side of an EVA patch in pixels
 PIXELS = "frame"  # slot of a frame's or an image's pixels, which an encoder inside the model replaces by the slots of IMAGE
 IMAGE = ("image", "cls")
 FrameSelection = Literal["first", "middle", "random", "peak"]  # which frame of a video is encoded
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,18 @@ def slot_shapes(slots: Mapping[str, SlotConfig]) -> dict[str, SlotShape]:
     return shapes
 
 
+def without_pixels(slots: Mapping[str, T]) -> dict[str, T]:
+    """Return the slots of feature vectors, which a fusion module gets: all but pixels."""
+    return {slot: value for slot, value in slots.items() if slot != PIXELS}
+
+
 def declared_slots(shapes: Mapping[str, SlotShape]) -> dict[str, tuple[str, ...]]:
     """Return slot -> the slots that one of its arrays fills, without pixels and without the slots of class tokens."""
     class_tokens = {shape.class_token for shape in shapes.values()}
     return {
         slot: (slot,) if shape.class_token is None else (slot, shape.class_token)
-        for slot, shape in shapes.items()
-        if slot != PIXELS and slot not in class_tokens
+        for slot, shape in without_pixels(shapes).items()
+        if slot not in class_tokens
     }
 
 

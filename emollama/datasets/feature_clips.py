@@ -15,7 +15,7 @@ from torch import zeros
 from emollama.data.annotations import Clip, Table, missing_names
 from emollama.data.batch import Record
 from emollama.data.curriculum import column_values
-from emollama.data.dataset import NewClips
+from emollama.data.dataset import ClipsToPredict
 from emollama.data.problems import Problem
 from emollama.data.sampling import DatasetSampling
 from emollama.data.slots import PIXELS, SlotShape, declared_slots
@@ -96,7 +96,7 @@ class FeatureClips(ClipTexts):
         return cls(texts_only, slot_shapes={}, block_path=block_path, training=False).table.sentences is not None
 
     @classmethod
-    def for_clips(cls, cfg: Any, clips: NewClips, *, slot_shapes: Mapping[str, SlotShape], block_path: str) -> Self:
+    def for_clips(cls, cfg: Any, clips: ClipsToPredict, *, slot_shapes: Mapping[str, SlotShape], block_path: str) -> Self:
         """Build a dataset for evaluation whose samples are new clips, with the prompts and features of the block."""
         sentences = None if clips.sentence is None else dict.fromkeys(clips.names, clips.sentence)
         table = Table([Clip(name, "", number) for number, name in enumerate(clips.names, 1)], sentences)

@@ -12,11 +12,11 @@ from typing import Literal
 from emollama import checkpoint
 from emollama.checkpoint_files import require_language_model
 from emollama.config import RunConfig
-from emollama.data.dataset import FeatureSource, NewClips
-from emollama.data.slots import IMAGE, PIXELS
+from emollama.data.dataset import ClipsToPredict, FeatureSource
+from emollama.data.slots import PIXELS, without_pixels
 from emollama.distributed import process_group
 from emollama.errors import UserError
-from emollama.inference.template import Template, find_template
+from emollama.inference.prediction_block import PredictionBlock, find_prediction_block
 from emollama.inference.videos import Extracted, extract, find_videos, plan_extraction
 from emollama.logs.console import dry_run_summary
 from emollama.logs.logger import get_logger, set_up
@@ -49,7 +49,7 @@ class VideoAnswer:
 
     Attributes:
         video: the path as the caller passed it.
-        task: the task: emotion, reason or reason_v2.
+        task: name of the task.
         prompt: the user turn, with tags at the positions of feature tokens.
         sentence: the spoken sentence in the prompt; None if the prompt has no sentence.
         modalities: slot -> the model's input for it.
@@ -75,7 +75,7 @@ def predict(config: RunConfig, videos: Sequence[str], *, text: str | None = None
         videos: paths of the videos.
         text: the spoken sentence of the videos. With None, the sentence is empty if the video clips of the block have sentences,
             and left out otherwise.
-        task: emotion, reason or reason_v2. None selects the first task of the block.
+        task: name of the task, such as emotion. None selects the first task of the block.
 
     Raises:
         UserError: If a video does not exist or provides no features at all, the checkpoint is missing, the task is unknown, or an
@@ -85,23 +85,23 @@ def predict(config: RunConfig, videos: Sequence[str], *, text: str | None = None
     set_up(world.is_main)
     for warning in config.warnings if world.is_main else ():
         get_logger().warning("%s", warning)
-    template, sources, sentence = world.rank_zero_first(lambda: _checked(config, videos, text, task))
+    block, sources, sentence = world.rank_zero_first(lambda: _checked(config, videos, text, task))
     with ExitStack() as stack:
         # Rank 0 removes the folder after all answers are gathered, when no other rank reads it any more.
         folder = Path(world.on_rank_zero(lambda: stack.enter_context(tempfile.TemporaryDirectory(prefix="emollama-"))))
-        extracted = extract(config, set(template.slots), sources, folder / "features", world)
-        folders, links = world.on_rank_zero(lambda: (_folders(template, extracted, folder), _link_videos(sources, folder)))
-        clips = NewClips(list(sources), template.task, sentence, folders, str(links))
-        preparation = Preparation(template.evaluation(config), world, training=False, clips=clips)
-        ((label, block),) = preparation.blocks.items()
-        modalities = {name: _modalities(template, config, block, extracted, name) for name in sources}
+        extracted = extract(config, set(block.slots), sources, folder / "features", world)
+        folders, links = world.on_rank_zero(lambda: (_folders(block, extracted, folder), _link_videos(sources, folder)))
+        clips = ClipsToPredict(list(sources), block.task, sentence, folders, str(links))
+        preparation = Preparation(block.evaluation(config), world, training=False, clips=clips)
+        ((label, evaluation),) = preparation.blocks.items()
+        modalities = {name: _modalities(block, config, evaluation, extracted, name) for name in sources}
         _require_features(sources, modalities)
         prediction_runner = preparation.prediction_runner([member.eval() for member in preparation.build_models()])
-        answers = {answer.name: answer for answer in prediction_runner.predict(label, block.dataset, block.options)}
+        answers = {answer.name: answer for answer in prediction_runner.predict(label, evaluation.dataset, evaluation.options)}
     return [
         VideoAnswer(
             video=video,
-            task=template.task,
+            task=block.task,
             prompt=answers[name].instruction,
             sentence=sentence,
             modalities=modalities[name],
@@ -132,13 +132,13 @@ def dry_run(config: RunConfig, videos: Sequence[str], *, text: str | None, task:
     set_up(is_main=False)
 
     def summary() -> str:
-        template, sources, sentence = _checked(config, videos, text, task)
+        block, sources, sentence = _checked(config, videos, text, task)
         with tempfile.TemporaryDirectory(prefix="emollama-") as folder:
-            jobs = plan_extraction(config, set(template.slots), sources, Path(folder))
+            jobs = plan_extraction(config, set(block.slots), sources, Path(folder))
         require_language_model(config.model.llama_model)
         checkpoint_tensors(config, Precision(world.device, config.run.amp, config.run.amp_dtype), None, {}, training=False)
         entries = [["videos", f"{len(videos):,}"], ["processes", f"{processes} on {world.device.type}"]]
-        entries += [["block", template.key], ["task", template.task]]
+        entries += [["block", block.key], ["task", block.task]]
         entries.append(["sentence", "none" if sentence is None else f'"{sentence}"'])
         entries += [[job.slot, f"encoders.{job.label}"] for job in jobs]
         entries.append(["checkpoint", ", ".join(checkpoint_paths(config.model.ckpt)) or "none"])
@@ -150,34 +150,34 @@ def dry_run(config: RunConfig, videos: Sequence[str], *, text: str | None, task:
 
 def _checked(
     config: RunConfig, videos: Sequence[str], text: str | None, task: str | None
-) -> tuple[Template, dict[str, Source], str | None]:
+) -> tuple[PredictionBlock, dict[str, Source], str | None]:
     """Return the block to use, name -> video, and the sentence, after all checks that are possible before encoding."""
-    template = find_template(config, task)
+    block = find_prediction_block(config, task)
     sources = find_videos(config, videos)
     require_checkpoint(config.model)
     # A damaged checkpoint must be detected before the videos are encoded, which is expensive.
     for path in checkpoint_paths(config.model.ckpt):
         checkpoint.read(path, "model.ckpt")
-    return template, sources, _sentence(template, text)
+    return block, sources, _sentence(block, text)
 
 
-def _sentence(template: Template, text: str | None) -> str | None:
+def _sentence(block: PredictionBlock, text: str | None) -> str | None:
     """Return the sentence of the prompts, or None for prompts without a sentence; log the choice if it may surprise."""
-    has_sentences = template.has_sentences()
+    has_sentences = block.has_sentences()
     if text is None and has_sentences:
-        get_logger().info("no --text: the prompt has an empty sentence, because the samples of %s have sentences", template.key)
+        get_logger().info("no --text: the prompt has an empty sentence, because the samples of %s have sentences", block.key)
     if text is not None and not has_sentences:
         get_logger().warning(
-            "--text: the samples of %s have no sentences, so the model may not be trained to use them", template.key
+            "--text: the samples of %s have no sentences, so the model may not be trained to use them", block.key
         )
     return text.strip() if text is not None else "" if has_sentences else None
 
 
-def _folders(template: Template, extracted: Mapping[str, Extracted], folder: Path) -> dict[str, str]:
+def _folders(block: PredictionBlock, extracted: Mapping[str, Extracted], folder: Path) -> dict[str, str]:
     """Return slot -> folder of its arrays; the folder is empty for slots without an encoder."""
     empty = folder / "nothing"
     empty.mkdir()
-    slots = [slot for slot in template.slots if slot != PIXELS]
+    slots = [slot for slot in block.slots if slot != PIXELS]
     return {slot: str(extracted[slot].folder if slot in extracted else empty) for slot in slots}
 
 
@@ -193,34 +193,29 @@ def _link_videos(sources: Mapping[str, Source], folder: Path) -> Path:
 
 
 def _modalities(
-    template: Template, config: RunConfig, block: EvaluationSet, extracted: Mapping[str, Extracted], name: str
+    block: PredictionBlock, config: RunConfig, evaluation: EvaluationSet, extracted: Mapping[str, Extracted], name: str
 ) -> dict[str, Modality]:
     """Return slot -> the model's input for one video clip, for each slot of the model but pixels."""
-    sources: dict[str, FeatureSource] = {}
-    for source in block.dataset.features:
-        # The model replaces a frame by image and class features.
-        sources |= dict.fromkeys(source.slots if source.frame_selection is None else IMAGE, source)
+    sources: dict[str, FeatureSource] = {slot: source for source in evaluation.dataset.features for slot in source.filled_slots}
     modalities = {}
-    for slot in config.model_class.slot_shapes(config.model):
-        if slot == PIXELS:
-            continue
+    for slot in without_pixels(config.model_class.slot_shapes(config.model)):
         if slot not in sources:
-            modalities[slot] = Modality("missing", f"{template.key} has no {slot} features")
-        elif slot in block.options.mask_slots:
-            modalities[slot] = Modality("zero", f"{template.key}.mask_slots")
+            modalities[slot] = Modality("missing", f"{block.key} has no {slot} features")
+        elif slot in evaluation.options.mask_slots:
+            modalities[slot] = Modality("zero", f"{block.key}.mask_slots")
         else:
-            modalities[slot] = _modality(template, slot, sources[slot], extracted.get(sources[slot].slots[0]), name)
+            modalities[slot] = _modality(block, slot, sources[slot], extracted.get(sources[slot].slots[0]), name)
     return modalities
 
 
-def _modality(template: Template, slot: str, source: FeatureSource, encoded: Extracted | None, name: str) -> Modality:
+def _modality(block: PredictionBlock, slot: str, source: FeatureSource, encoded: Extracted | None, name: str) -> Modality:
     """Return the model's input for a slot with a source. ``encoded`` are the features that were extracted for it."""
     online = source.frame_selection is not None
     encoder = "model.vit_weights" if online else encoded.encoder if encoded else ""
     if name in source:
         return Modality("real", encoder)
     if online:
-        return Modality("zero", f"{encoder}: {NO_PEAK}. {_remedy(template.key, template.key, name)}")
+        return Modality("zero", f"{encoder}: {NO_PEAK}. {_remedy(block.key, block.key, name)}")
     if encoded is None:
         return Modality("missing", f"no block under 'encoders' computes {slot} features; zeros replace them")
     why = encoded.failed.get(name, "no array")

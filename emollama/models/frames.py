@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from emollama.data.batch import PackedFeatures
-from emollama.data.slots import IMAGE, PIXELS, FrameSelection, SlotShape
+from emollama.data.slots import IMAGE, PIXELS, FrameSelection, SlotShape, without_pixels
 from emollama.encoders.eva import Eva
 from emollama.encoders.eva_vit import EvaFiles, EvaVit, read_eva
 from emollama.encoders.shapes import IDENTITY, EvaShape
@@ -70,7 +70,7 @@ def count_tokens_with_pixels(num_feature_tokens: TokenCounter, shapes: Mapping[s
     vectors_per_frame = {slot: shapes[slot].num_vectors or 1 for slot in IMAGE if slot in shapes}
 
     def count_tokens(counts: Mapping[str, int]) -> dict[str, int]:
-        rest = {slot: count for slot, count in counts.items() if slot != PIXELS}
+        rest = without_pixels(counts)
         frames = counts.get(PIXELS, 0)
         return num_feature_tokens(rest | {slot: rest[slot] + frames * count for slot, count in vectors_per_frame.items()})
 
@@ -96,7 +96,7 @@ def encode_pixels(
         slots: packed features by slot, including the pixels ``frame`` (F, 3 x side x side).
         encode: (F, 3, side, side) -> slot -> (F, n, D).
     """
-    rest = {slot: features for slot, features in slots.items() if slot != PIXELS}
+    rest = without_pixels(slots)
     frames = slots[PIXELS]
     if not len(frames.values):
         return rest

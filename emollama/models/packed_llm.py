@@ -19,7 +19,7 @@ from emollama.components import DecodingState
 from emollama.data.batch import IGNORED, Batch, PackedFeatures
 from emollama.data.fusion_layout import FusionLayout
 from emollama.data.prompts.prompt import PromptFormat
-from emollama.data.slots import PIXELS, SlotShape
+from emollama.data.slots import SlotShape, without_pixels
 from emollama.errors import UserError
 from emollama.models import checkpoint_names, frames, llm
 from emollama.models.decoding import empty_cache, unpacked_state
@@ -71,7 +71,7 @@ class PackedLLM(nn.Module, ABC):
         )
         self.llama_model: Any = llm_weights.build(options, self.llm_config, dtype=frozen_dtype, device=device)
         self.first_placeholder = llm.embedding_rows(self.llm_config)
-        slots = fusion_slots(self.slot_shapes(cfg))
+        slots = without_pixels(self.slot_shapes(cfg))
         layout = fusion_layout(self.fusion_key(cfg), slots)
         self.fusion = build_fusion(self.fusion_key(cfg), slots, llm.hidden_size(self.llm_config), device)
         self.dropout = nn.Dropout(cfg.dropout)
@@ -97,7 +97,7 @@ class PackedLLM(nn.Module, ABC):
             UserError: If the fusion module is unknown, or does not accept the slots of the model.
         """
         shapes = cls.slot_shapes(cfg)
-        layout = fusion_layout(cls.fusion_key(cfg), fusion_slots(shapes))
+        layout = fusion_layout(cls.fusion_key(cfg), without_pixels(shapes))
         num_feature_tokens = frames.count_tokens_with_pixels(layout.num_feature_tokens, shapes)
         return dataclasses.replace(layout, num_feature_tokens=num_feature_tokens)
 
@@ -192,11 +192,6 @@ class PackedLLM(nn.Module, ABC):
         tokens = self.fusion(self.features_for_fusion(batch))
         tokens = {part: self.dropout(tokens[part]) for part in self._parts}
         return place_feature_tokens(text, batch.input_ids, tokens, self.first_placeholder)
-
-
-def fusion_slots(shapes: Mapping[str, SlotShape]) -> dict[str, SlotShape]:
-    """Return the slots whose feature vectors a fusion module gets: all but pixels."""
-    return {slot: shape for slot, shape in shapes.items() if slot != PIXELS}
 
 
 def _pad_positions(positions: Tensor) -> Tensor:

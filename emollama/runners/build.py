@@ -14,7 +14,7 @@ from emollama import checkpoint
 from emollama.checkpoint_files import require_checkpoint_file, require_language_model
 from emollama.components import Model
 from emollama.config import RunConfig
-from emollama.data.dataset import ClipDataset, DatasetConfig, NewClips, SampleDataset
+from emollama.data.dataset import ClipDataset, ClipsToPredict, DatasetConfig, SampleDataset
 from emollama.data.slots import SlotShape, unfilled_slots
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
@@ -48,7 +48,7 @@ def build_datasets(
     *,
     training: bool,
     check: bool,
-    clips: NewClips | None = None,
+    clips: ClipsToPredict | None = None,
 ) -> dict[str, SampleDataset]:
     """Build the dataset of each block.
 

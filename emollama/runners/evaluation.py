@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from emollama.config import RunConfig
-from emollama.data.dataset import NewClips, SampleDataset
+from emollama.data.dataset import ClipsToPredict, SampleDataset
 from emollama.data.prompts.configs import TRAIN
-from emollama.data.slots import IMAGE, PIXELS
+from emollama.data.slots import PIXELS, without_pixels
 from emollama.errors import UserError
 from emollama.evaluation.component_errors import MetricFailed
 from emollama.evaluation.prediction_files import write_metrics, write_predictions
@@ -59,7 +59,7 @@ class Outcome:
     unreachable: dict[str, str]
 
 
-def build_blocks(config: RunConfig, *, check: bool, clips: NewClips | None = None) -> dict[str, EvaluationSet]:
+def build_blocks(config: RunConfig, *, check: bool, clips: ClipsToPredict | None = None) -> dict[str, EvaluationSet]:
     """Build the blocks under ``evaluation_datasets``, or, if there are none, the held-out samples of ``datasets``.
 
     Args:
@@ -79,7 +79,7 @@ def build_blocks(config: RunConfig, *, check: bool, clips: NewClips | None = Non
     }
     classes = {key: (config.dataset_class(key), block.dataset) for key, block in blocks.items()}
     datasets = build_datasets(config, classes, training=False, check=check, clips=clips)
-    slots = [slot for slot in config.model_class.slot_shapes(config.model) if slot != PIXELS]
+    slots = list(without_pixels(config.model_class.slot_shapes(config.model)))
     sets = {}
     for key, block in blocks.items():
         dataset = datasets[key]
@@ -89,7 +89,8 @@ def build_blocks(config: RunConfig, *, check: bool, clips: NewClips | None = Non
                 f"{key}.mask_slots: {listing(unknown, 'unknown slot')}. The slots of this model are {abbreviated(slots)}."
             )
         config.model.require_layout(block.task.prompt_layout, f"{key}.prompt_layout")
-        if {*IMAGE} & {*block.task.mask_slots} and any(PIXELS in source.slots for source in dataset.features):
+        computed = {slot for source in dataset.features if PIXELS in source.slots for slot in source.filled_slots}
+        if computed & {*block.task.mask_slots}:
             raise UserError(
                 f"{key}.mask_slots: image features that the model computes from frames cannot be masked. Extract them"
                 " beforehand (emollama extract)."

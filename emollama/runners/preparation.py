@@ -14,7 +14,7 @@ from torch import Tensor
 from emollama.checkpoint_files import require_checkpoint_file, require_language_model
 from emollama.components import Model
 from emollama.config import RunConfig
-from emollama.data.dataset import NewClips, SampleDataset
+from emollama.data.dataset import ClipsToPredict, SampleDataset
 from emollama.data.loader import BatchLayout
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.sampling import MixtureSampler
@@ -107,7 +107,7 @@ class Preparation:
         training: bool,
         processes: int | None = None,
         problems: ErrorCollector | None = None,
-        clips: NewClips | None = None,
+        clips: ClipsToPredict | None = None,
     ) -> None:
         self.config, self.world, self.training, self.clips = config, world, training, clips
         self.processes = processes or world.size

@@ -24,7 +24,7 @@ from emollama.distributed.worker_variables import integer
 from emollama.logs.console import aligned, duration
 from emollama.logs.logger import get_logger
 from emollama.paths import PACKAGE, SHIPPED, packaged_copy, read_text
-from emollama.planning import parameter_groups
+from emollama.planning import group_title, parameter_groups
 from emollama.precision import Precision
 from emollama.runners.build import checkpoint_paths
 from emollama.runners.evaluation import EvaluationSet
@@ -116,7 +116,9 @@ def _weights(model: Model, config: RunConfig, resumed: str | None) -> Rows:
     total = sum(parameter.numel() for parameter in model.parameters())
     groups = parameter_groups(model, only_trained=True)
     trained = sum(groups.values())
-    shares = [(f"  {name.removesuffix(', trained')}", f"{count:,} ({count / total:.2%})") for name, count in groups.items()]
+    shares = [
+        (f"  {group_title(name).removesuffix(', trained')}", f"{count:,} ({count / total:.2%})") for name, count in groups.items()
+    ]
     sources = [resumed] if resumed else checkpoint_paths(config.model.ckpt)
     source = ", ".join(sources) or "none"
     parameters = ("trainable parameters", f"{trained:,} of {total:,} ({trained / total:.2%})")

@@ -15,7 +15,7 @@ from emollama.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)
-class Template:
+class PredictionBlock:
     """A block under ``evaluation_datasets`` or ``datasets``.
 
     Attributes:
@@ -52,7 +52,7 @@ class Template:
         return dataclasses.replace(config, evaluation_datasets={label: block}, names=names)
 
 
-def find_template(config: RunConfig, task: str | None) -> Template:
+def find_prediction_block(config: RunConfig, task: str | None) -> PredictionBlock:
     """Return the first block that has the task, ``evaluation_datasets`` before ``datasets``, or else the first block.
 
     Args:
@@ -79,4 +79,4 @@ def find_template(config: RunConfig, task: str | None) -> Template:
     if task is not None and not suitable:
         get_logger().warning("no block of this configuration has the task '%s', so the model may not be trained for it", task)
     key = (suitable or list(usable))[0]
-    return Template(key, usable[key], blocks[key], task or tasks[key][0])
+    return PredictionBlock(key, usable[key], blocks[key], task or tasks[key][0])
