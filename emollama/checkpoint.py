@@ -162,7 +162,13 @@ class StoredModel(HasParameters, Protocol):
 
 
 def load_trainable(
-    model: StoredModel, stored: Mapping[str, Tensor], *, path: str, allow_missing: list[str], dry: bool = False
+    model: StoredModel,
+    stored: Mapping[str, Tensor],
+    *,
+    path: str,
+    allow_missing: list[str],
+    new_slots: bool = False,
+    dry: bool = False,
 ) -> list[str]:
     """Copy stored tensors into the model's trained parameters.
 
@@ -173,6 +179,8 @@ def load_trainable(
         stored: name in the file -> tensor.
         path: path of the file, for messages.
         allow_missing: glob patterns of trained tensors that may be missing.
+        new_slots: allow missing tensors of slots that were added after the checkpoint's training (``optional_tensors``), as at
+            the start of a training.
         dry: only check; the model can be on the meta device.
 
     Returns:
@@ -187,7 +195,7 @@ def load_trainable(
     unexpected = [name for name in stored if name not in parameters]
     unused = [name for name in unexpected if _matches(name, model.ignored_tensors)]
     notes = [f"{path}: ignored {listing(unused, 'unused tensor')}"] if unused else []
-    new = [name for name in missing if _matches(name, model.optional_tensors)]
+    new = [name for name in missing if new_slots and _matches(name, model.optional_tensors)]
     missing = [name for name in missing if name not in new]
     if new:
         notes.append(f"{path}: initialized {listing(new, 'missing tensor')} of slots that the checkpoint was not trained with")

@@ -166,6 +166,85 @@ def test_features_of_the_wrong_size_name_the_key_to_change(corpus, tmp_path):
         RunnerBase(loaded(tmp_path, tree))
 
 
+def test_an_evaluation_needs_the_new_projection(tmp_path):
+    tree = golden_tree(tmp_path)
+    tree["model"]["slots"] = {"gaze": {"dim": 7}}
+    tree["evaluation_datasets"]["answers"]["features"] = {"gaze": None}
+    with pytest.raises(UserError, match=r"2 missing tensors: feats_llama_proj_gaze.weight, .* set ckpt_allow_missing"):
+        RunnerBase(loaded(tmp_path, tree), training=False)
+
+
+def two_slots(tree, *order):
+    """Declare the slots a and b in this order, without features for them."""
+    tree["model"]["slots"] = {slot: {"dim": 3} for slot in order}
+    tree["datasets"]["golden"]["features"] = {"a": None, "b": None}
+    tree["evaluation_datasets"]["answers"]["features"] = {"a": None, "b": None}
+
+
+@pytest.fixture(scope="module")
+def ordered(tmp_path_factory):
+    """A checkpoint of a run with the slots a and b."""
+    folder = tmp_path_factory.mktemp("ordered")
+    tree = golden_tree(folder)
+    two_slots(tree, "a", "b")
+    return RunnerBase(loaded(folder, tree)).train() / "checkpoint_0.pth"
+
+
+def test_a_run_with_the_new_slots_in_another_order_does_not_resume(ordered, tmp_path):
+    tree = golden_tree(tmp_path)
+    two_slots(tree, "b", "a")
+    tree["run"] |= {"resume_ckpt_path": str(ordered), "max_epoch": 2}
+    with pytest.raises(UserError, match="feature tokens: .*'cls', 'a', 'b'|feature tokens: .*cls.*a.*b"):
+        RunnerBase(loaded(tmp_path, tree))
+
+
+def test_an_evaluation_with_the_new_slots_in_another_order_is_warned_about(ordered, tmp_path, caplog):
+    tree = golden_tree(tmp_path)
+    two_slots(tree, "b", "a")
+    tree["model"]["ckpt"] = str(ordered)
+    RunnerBase(loaded(tmp_path, tree), training=False)
+    assert "was trained with the feature tokens of 'feature' (face, video, audio, cls, a, b) in another order" in caplog.text
+
+
+def test_a_run_resumes_with_keys_that_mean_the_same(ordered, tmp_path):
+    tree = golden_tree(tmp_path)
+    two_slots(tree, "a", "b")
+    tree["model"]["slots"]["a"]["length"] = 1
+    tree["model"] |= {"fusion": {"type": "linear"}, "prompt_format": {"type": "emotion_llama"}}
+    tree["run"] |= {"resume_ckpt_path": str(ordered), "max_epoch": 2}
+    assert RunnerBase(loaded(tmp_path, tree)).first_step == 2
+
+
+def test_another_prompt_format_than_that_of_the_training_is_warned_about(ordered, tmp_path, caplog):
+    tree = golden_tree(tmp_path)
+    two_slots(tree, "a", "b")
+    tree["model"] |= {"ckpt": str(ordered), "prompt_format": {"type": "emotion_llama", "bos": "never"}}
+    RunnerBase(loaded(tmp_path, tree), training=False)
+    assert "was trained with prompt_format 'emotion_llama'" in caplog.text
+
+
+def test_a_block_that_does_not_mention_a_slot_of_another_block_is_warned_about(tmp_path, caplog):
+    tree = golden_tree(tmp_path)
+    two_slots(tree, "a", "b")
+    tree["datasets"]["more"] = tree["datasets"]["golden"] | {"features": {"a": None}}
+    RunnerBase(loaded(tmp_path, tree))
+    assert "datasets.more.features does not mention b, which other blocks fill" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"gaze": {"a": 1}}, "features.gaze"),
+        (["gaze"], "features"),
+    ],
+)
+def test_features_of_the_wrong_type_are_refused(tmp_path, features, message):
+    tree = golden_tree(tmp_path)
+    tree["datasets"]["golden"] |= {"features": features, "audio_feature_path": "HL-UTT"}
+    with pytest.raises(UserError, match=message):
+        loaded(tmp_path, tree)
+
+
 # The fusion module of the docs
 
 
@@ -231,6 +310,15 @@ class Wrong(LinearFusion):
         return tokens | {"gaze": tokens["gaze"][:-1]}
 
 
+class NeedsVectors(LinearFusion):
+    """A fusion module that fails without feature vectors."""
+
+    def forward(self, slots):
+        for vectors in slots["gaze"].split():
+            vectors.amax(0)
+        return super().forward(slots)
+
+
 class ByValue(LinearFusion):
     """A fusion module whose forward pass depends on values, which tensors on the meta device do not have."""
 
@@ -264,6 +352,7 @@ class Idle(LinearFusion):
     [
         (Wrong, r"Wrong \(.*test_modalities.py\).*layout\(\) says 2 feature tokens 'gaze' of size 8, but forward\(\) returns 1"),
         (Idle, r"Idle \(.*test_modalities.py\): forward\(\) does not use 2 parameters: idle.weight, idle.bias"),
+        (NeedsVectors, r"NeedsVectors \(.*test_modalities.py\): forward\(\) raised IndexError"),
         (Failing, r"Failing \(.*test_modalities.py\): forward\(\) raised KeyError: 'nothing'"),
     ],
 )

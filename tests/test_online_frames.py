@@ -19,7 +19,7 @@ from emollama.encoders.weights import digest
 from emollama.errors import UserError
 from emollama.media.source import Source
 from emollama.planning import plan
-from emollama.runners.build import build_datasets, training_blocks
+from emollama.runners.datasets import build_datasets, training_blocks
 from emollama.runners.runner_base import RunnerBase
 from emollama.stores.manifest import Manifest
 

@@ -70,8 +70,8 @@ IMPORTS = {
     "models": "checkpoint_files components config data data.batch dtypes encoders errors listing paths"
     " registry stores suggestions tensor_files",
     "runners": "checkpoint checkpoint_files components config data data.batch distributed.process_group"
-    " distributed.worker_variables dtypes encoders errors evaluation listing logs logs.console lr_schedules optim paths"
-    " planning precision registry run_folder stores suggestions",
+    " distributed.worker_variables dtypes encoders errors evaluation interface_check listing logs logs.console lr_schedules"
+    " optim paths planning precision registry run_folder stores suggestions",
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning runners",
     "convert": "checkpoint errors listing models paths stores tensor_files",
     "inference": "checkpoint checkpoint_files config data distributed.process_group encoders errors extraction"

@@ -15,6 +15,10 @@ from media_files import cut
 
 from emollama import config
 from emollama.commands import predict as predict_command
+from emollama.data.dataset import ClipsToPredict
+from emollama.data.slots import SlotShape
+from emollama.datasets.configs import CustomConfig
+from emollama.datasets.custom import Custom
 from emollama.demo.tiny_encoders import make_tiny_encoders
 from emollama.demo.tiny_llama import make_tiny_llama
 from emollama.demo.videos import draw_texts, make_videos
@@ -191,9 +195,18 @@ def test_a_modality_without_an_encoder_is_reported_as_missing(world):
 
 def test_a_modality_that_only_the_configuration_declares_is_listed(world):
     gaze = ["model.slots.gaze.dim=7", "evaluation_datasets.answers.features.gaze=gaze_npy"]
+    gaze.append("model.ckpt_allow_missing=['feats_llama_proj_gaze.*']")
     (answer,) = ask(world, [world / "unseen/happy_1.mp4"], *only("videomae"), *gaze)
     assert list(answer.modalities) == ["image", "cls", "face", "video", "audio", "gaze"]
     assert answer.modalities["gaze"].state == "missing" and "computes gaze features" in answer.modalities["gaze"].why
+
+
+def test_a_slot_that_the_block_leaves_empty_is_empty_for_a_video_too(world):
+    shapes = {"face": SlotShape(1, 64), "gaze": SlotShape(1, 7)}
+    cfg = CustomConfig(annotation_file="labels.csv", features={"image": None, "face": "x", "video": None, "audio": None})
+    clips = ClipsToPredict(["clip_000"], "emotion", None, {"face": str(world / "features/face")}, "")
+    record = Custom.for_clips(cfg, clips, slot_shapes=shapes, block_path="b").record(0, "emotion", "?")
+    assert {slot: len(vectors) for slot, vectors in record.features.items()} == {"face": 1, "gaze": 0}
 
 
 def online(world, *more):

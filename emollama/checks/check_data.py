@@ -17,7 +17,8 @@ from emollama.data.dataset import DatasetContent, FeatureSource, SampleDataset
 from emollama.data.prompts.configs import TRAIN
 from emollama.errors import UserError
 from emollama.runners import provenance
-from emollama.runners.build import batch_size, missing_files, unfilled_slot_problems
+from emollama.runners.build import missing_files
+from emollama.runners.datasets import batch_size, unfilled_slot_problems
 
 
 def check(config: RunConfig) -> CheckReport:

@@ -13,7 +13,8 @@ from emollama.listing import abbreviated
 from emollama.logs.console import dry_run_summary
 from emollama.logs.logger import get_logger, set_up
 from emollama.planning import Plan, plan
-from emollama.runners.build import batch_size, checkpoint_paths, checkpoint_tensors
+from emollama.runners.build import checkpoint_paths, checkpoint_tensors
+from emollama.runners.datasets import batch_size
 from emollama.runners.preparation import ErrorCollector, Preparation
 from emollama.runners.summary import feature_rows
 

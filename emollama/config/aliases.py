@@ -32,8 +32,10 @@ def with_current_keys(layer: Layer, path: str, fields: Collection[str]) -> Layer
     if SLOTS in fields and not (isinstance(dims, dict) and all(_is_number(dim) for dim in dims.values())):
         raise UserError(f"{layer.name}: '{path}.{DIMS}': expected a mapping to whole numbers, got {dims!r}.")
     for key, (group, entries) in _aliases(layer.tree, fields).items():
-        current = tree.get(group)
-        merged = dict(current) if isinstance(current, dict) else {}
+        current = tree.get(group, {})
+        if not isinstance(current, dict):
+            raise UserError(f"{layer.name}: '{path}.{group}': expected a mapping from slots, got {current!r}.")
+        merged = dict(current)
         for name, value in entries.items():
             if name in merged:
                 raise UserError(f"{layer.name}: '{path}.{key}' and '{path}.{group}.{name}' set the same slot. Keep one of them.")

@@ -102,8 +102,12 @@ class FeatureClips(ClipTexts):
         table = Table([Clip(name, "", number) for number, name in enumerate(clips.names, 1)], sentences)
         image_path = clips.videos if PIXELS in cls.clip_slots(cfg) else None
         changes = {"task_pool": clips.task, "transcription_path": None, "image_path": image_path, **ALL_CLIPS}
+        new_cfg = cfg.with_features(clips.features, **changes)
+        if cfg.missing_features != "zero":
+            # Only arrays that could not be computed become zeros. Slots that the block does not mention stay empty.
+            new_cfg.features = dict.fromkeys(declared_slots(slot_shapes)) | new_cfg.features
         return cls(
-            cfg.with_features(clips.features, **changes),
+            new_cfg,
             slot_shapes=slot_shapes,
             block_path=block_path,
             training=False,

@@ -206,7 +206,9 @@ class CheckpointEvaluation:
             "run.seed": self._start.seed,
         }
         if row.epoch == -1:
-            values["model.ckpt_allow_missing"] = self._start.model.get("ckpt_allow_missing", []) if row.files else ["*"]
+            new_slots = self._config.model_class.feature_layout(self._config.model).optional_tensors
+            allowed = [*self._start.model.get("ckpt_allow_missing", []), *new_slots]
+            values["model.ckpt_allow_missing"] = allowed if row.files else ["*"]
         return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
     def _has_all_trained(self, tensors: dict[str, Any]) -> bool:

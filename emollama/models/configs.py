@@ -164,8 +164,12 @@ class MiniGPTv2Config(LLMConfig):
                 f"image_size is {self.image_size}; it must be a multiple of {2 * PATCH}, so that patches can be joined in groups"
                 " of four"
             )
-        if "image" not in self.parsed_slots() and self.vit_weights is not None:
-            raise ValueError("vit_weights encodes frames for the slot image, but slots has no image. Set vit_weights: null.")
+        slots = self.parsed_slots()
+        if self.vit_weights is not None and ("image" not in slots or slots["image"].class_token != "cls"):
+            raise ValueError(
+                "vit_weights encodes frames for the slots image and cls, but slots declares no image with class_token: cls."
+                " Set vit_weights: null, or declare it."
+            )
 
     def parsed_slots(self) -> dict[str, SlotConfig]:
         """Return the declared slots with their defaults filled in."""

@@ -1,4 +1,4 @@
-"""Build the datasets and models of a run, and check them before expensive work starts."""
+"""Build the models of a run, and check their checkpoints before expensive work starts."""
 
 from __future__ import annotations
 
@@ -14,16 +14,12 @@ from emollama import checkpoint
 from emollama.checkpoint_files import require_checkpoint_file, require_language_model
 from emollama.components import Model
 from emollama.config import RunConfig
-from emollama.data.dataset import ClipDataset, ClipsToPredict, DatasetConfig, SampleDataset
-from emollama.data.slots import SlotShape, unfilled_slots
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
-from emollama.listing import LINES, abbreviated
 from emollama.logs.logger import get_logger
 from emollama.precision import Precision
 from emollama.runners import provenance
-
-DatasetBlock = tuple[type[SampleDataset], DatasetConfig]  # the dataset class of a block, and its Config
+from emollama.runners.resume import FEATURE_TOKENS, as_block, reordered_outputs
 
 # Keys of a model that a tensor-shape check cannot detect -> the effect of a different value.
 NON_SHAPE_KEYS = {
@@ -31,106 +27,9 @@ NON_SHAPE_KEYS = {
     "prompt_template": "the prompts differ from those of its training",
     "chat_template": "the prompts differ from those of its training",
     "end_sym": "its answers end with another symbol",
+    "prompt_format": "the prompts differ from those of its training",
+    "fusion": "the feature tokens differ from those of its training",
 }
-
-
-def training_blocks(config: RunConfig) -> dict[str, DatasetBlock]:
-    """Return path -> (class, Config) for each block under ``datasets``."""
-    return {
-        f"datasets.{block_name}": (config.dataset_class(f"datasets.{block_name}"), cfg)
-        for block_name, cfg in config.datasets.items()
-    }
-
-
-def build_datasets(
-    config: RunConfig,
-    blocks: Mapping[str, DatasetBlock],
-    *,
-    training: bool,
-    check: bool,
-    clips: ClipsToPredict | None = None,
-) -> dict[str, SampleDataset]:
-    """Build the dataset of each block.
-
-    Args:
-        config: the resolved configuration.
-        blocks: path of each block -> (class, Config).
-        training: True for datasets to train on, False for datasets to evaluate.
-        check: check the files of all samples, which only rank 0 does.
-        clips: new clips that replace the samples of datasets to evaluate.
-
-    Returns:
-        path of each block -> dataset.
-
-    Raises:
-        UserError: If there is no block, or the data has problems; the message lists all of them.
-    """
-    if not blocks:
-        group = "datasets" if training else "evaluation_datasets"
-        reason = " (blocks without samples are ignored, see the warning)" if config.warnings else ""
-        remedy = "Add one, such as {feature_face_caption: {annotation_file: ...}}"
-        if not training:
-            remedy += ", or set held_out in a block of 'datasets'"
-        raise UserError(f"'{group}' has no block{reason}. {remedy}.{_command_for_other_blocks(config, training)}")
-    shapes = config.model_class.slot_shapes(config.model)
-    datasets: dict[str, SampleDataset] = {}
-    errors = []
-    for path, (cls, cfg) in blocks.items():
-        try:
-            if clips is None:
-                datasets[path] = cls(cfg, slot_shapes=shapes, block_path=path, training=training)
-            else:
-                assert issubclass(cls, ClipDataset)
-                datasets[path] = cls.for_clips(cfg, clips, slot_shapes=shapes, block_path=path)
-        except UserError as error:
-            errors.append(str(error))  # the other blocks are checked as well, so that one message lists all errors
-    if not errors:
-        errors += unfilled_slot_problems(shapes, datasets, "datasets" if training else "evaluation_datasets")
-    problems = [problem.text for dataset in datasets.values() for problem in dataset.problems()] if check else []
-    if problems:
-        errors.append(f"the data cannot be used:{LINES}{abbreviated(problems, LINES)}")
-    if errors:
-        raise UserError(errors[0] if len(errors) == 1 else f"{len(errors)} problems:{LINES}{LINES.join(errors)}")
-    for dataset in datasets.values():
-        for note in dataset.notes:
-            get_logger().info("%s", note)
-    return datasets
-
-
-def unfilled_slot_problems(shapes: Mapping[str, SlotShape], datasets: Mapping[str, SampleDataset], group: str) -> list[str]:
-    """Return a message for each declared slot that no dataset mentions, because the model would never get features there.
-
-    Args:
-        shapes: the slots of the model.
-        datasets: path of each block -> dataset, all of one group.
-        group: "datasets" or "evaluation_datasets", for messages.
-    """
-    return [
-        f"model.slots declares '{slot}', but no block under '{group}' has features for it. Set features.{slot} in a block to"
-        f" their path, or to null for no such features, or remove the slot (model.slots.{slot}: null)."
-        for slot in unfilled_slots(shapes, [dataset.slot_sources for dataset in datasets.values()])
-    ]
-
-
-def _command_for_other_blocks(config: RunConfig, training: bool) -> str:
-    """Return a sentence that names the command for the existing blocks of the other group, or ""."""
-    if training and config.evaluation_datasets:
-        return " To evaluate the blocks of 'evaluation_datasets', use emollama eval."
-    if not training and config.datasets:
-        return " To train on 'datasets' without evaluations, use emollama train with run.evaluate=False."
-    return ""
-
-
-def batch_size(datasets: dict[str, SampleDataset]) -> int:
-    """Return the micro-batch size, which must be the same for all datasets of a run.
-
-    Raises:
-        UserError: If the sizes differ.
-    """
-    sizes = {block_name: dataset.cfg.batch_size for block_name, dataset in datasets.items()}
-    if len(set(sizes.values())) > 1:
-        raise UserError(f"all blocks under 'datasets' must have the same batch_size, but it is {sizes}. Set it to one value.")
-    return int(next(iter(sizes.values())))
 
 
 def build_models(
@@ -161,7 +60,8 @@ def build_models(
     frozen = {id(value): value for value in [*model.parameters(), *model.buffers()] if not value.requires_grad}
     members = [model, *(copy.deepcopy(model, dict(frozen)) for _ in tensors[1:])]
     for member, stored in zip(members, tensors, strict=False):
-        checkpoint.load_trainable(member, stored, path=", ".join(sources), allow_missing=allowed)
+        # checkpoint_tensors has rejected missing tensors where they are not allowed.
+        checkpoint.load_trainable(member, stored, path=", ".join(sources), allow_missing=allowed, new_slots=True)
     return members
 
 
@@ -203,10 +103,18 @@ def checkpoint_tensors(
     members = []
     for source in sources:
         content = resumed or checkpoint.read(source, "model.ckpt")
-        _compare_keys(content, cfg, source)
+        _compare_keys(content, config, source)
         mismatches = provenance.checkpoint_mismatches(content.get("features"), features, source)
         provenance.require_no_mismatches(mismatches, config.run.allow_other_features)
-        for note in checkpoint.load_trainable(shapes, content["model"], path=source, allow_missing=allowed, dry=True):
+        notes = checkpoint.load_trainable(
+            shapes,
+            content["model"],
+            path=source,
+            allow_missing=allowed,
+            new_slots=training and not resumed,
+            dry=True,
+        )
+        for note in notes:
             get_logger().info("%s", note)
         members.append(content["model"])
     return members if ensemble or len(members) < 2 else [checkpoint.mean(members)]
@@ -257,13 +165,18 @@ def is_ensemble(cfg: Any) -> bool:
     return len(checkpoint_paths(cfg.ckpt)) > 1 and cfg.ensemble == "predictions"
 
 
-def _compare_keys(content: dict[str, Any], cfg: Any, source: str) -> None:
-    """Warn about keys that differ from the checkpoint's training and that a tensor-shape check cannot detect."""
+def _compare_keys(content: dict[str, Any], config: RunConfig, source: str) -> None:
+    """Warn about everything that differs from the checkpoint's training and that a tensor-shape check cannot detect."""
+    cfg, fields = config.model, content.get(checkpoint.RESUME_FIELDS_KEY)
+    recorded = fields.get(FEATURE_TOKENS) if isinstance(fields, dict) else None
+    if differing := reordered_outputs(config.model_class.feature_layout(cfg), recorded):
+        text = "%s was trained with the feature tokens of %s in another order. Declare the slots in the order of its training"
+        get_logger().warning(text, source, "; ".join(differing))
     stored = content.get("config")
     block = stored.get("model") if isinstance(stored, dict) else None
     for key, effect in NON_SHAPE_KEYS.items():
         value = getattr(cfg, key, None)
         trained_value = block.get(key, value) if isinstance(block, dict) else value
-        if trained_value != value:
+        if as_block(trained_value) != as_block(value):
             text = "%s was trained with %s %r, but this run has %r: %s"
             get_logger().warning(text, source, key, trained_value, value, effect)

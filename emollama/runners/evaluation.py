@@ -23,7 +23,8 @@ from emollama.evaluation.scoring import Scoring
 from emollama.listing import abbreviated, listing
 from emollama.logs.logger import get_logger
 from emollama.run_folder import PredictionRecord, predictions_file
-from emollama.runners.build import build_datasets, is_ensemble
+from emollama.runners.build import is_ensemble
+from emollama.runners.datasets import build_datasets
 from emollama.runners.prediction_runner import PredictionRunner
 
 

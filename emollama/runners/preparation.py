@@ -24,7 +24,8 @@ from emollama.logs import tracking
 from emollama.paths import new_job_id, require_writable
 from emollama.precision import Precision
 from emollama.runners import provenance
-from emollama.runners.build import batch_size, build_datasets, build_models, checkpoint_paths, checkpoint_tensors, training_blocks
+from emollama.runners.build import build_models, checkpoint_paths, checkpoint_tensors
+from emollama.runners.datasets import batch_size, build_datasets, training_blocks
 from emollama.runners.evaluation import EvaluationSet, build_blocks, warn_of_training_samples
 from emollama.runners.prediction_runner import PredictionRunner
 from emollama.runners.resume import require_job_id, resume_content, run_fields, sampling_fields
@@ -209,7 +210,8 @@ class Preparation:
         names = tuple(f"datasets.{name}" for name in self.datasets)
         self.sampler = self.world.rank_zero_first(lambda: MixtureSampler(run.seed, tuple(samplings), samples_per_epoch, names))
         fields = sampling_fields(self.layout, self.datasets, samplings, self.world)
-        self.resume_fields = run_fields(fields, self.precision, self.prompt)
+        layout = self.config.model_class.feature_layout(self.config.model)
+        self.resume_fields = run_fields(fields, self.precision, self.prompt, layout)
         self.resumed = resume_content(self.config, self.folder, self.resume_fields, self.world)
         if self.resumed is None:
             return

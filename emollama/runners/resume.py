@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from emollama import checkpoint
 from emollama.config import RunConfig, from_dict
 from emollama.config.layers import leaves
 from emollama.data.dataset import SampleDataset
+from emollama.data.fusion_layout import FusionLayout
 from emollama.data.loader import BatchLayout
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.sampling import DatasetSampling
@@ -57,6 +60,8 @@ RESUMABLE_OVERRIDES = (
 )
 
 
+FEATURE_TOKENS = "feature tokens"  # name of the outputs of the fusion module in a checkpoint
+PUBLISHED_OUTPUTS = ({"video": ["image"], "feature": ["face", "video", "audio", "cls"]}, {"image": ["image"]})
 # Prefixes of names in checkpoints -> what messages show instead. The stored names must not change.
 DISPLAY_NAMES = {
     "list and texts of ": "annotation file and texts of ",
@@ -102,18 +107,63 @@ def _display_name(field: str) -> str:
     return DISPLAY_NAMES.get(prefix, "") + field.removeprefix(prefix)
 
 
-def run_fields(sampling: dict[str, Any], precision: Precision, prompt: PromptFormat) -> dict[str, Any]:
+def run_fields(sampling: dict[str, Any], precision: Precision, prompt: PromptFormat, layout: FusionLayout) -> dict[str, Any]:
     """Return everything outside the configuration that must be the same when a run is resumed.
 
     Args:
         sampling: the result of :func:`sampling_fields`.
         precision: precision of the run.
         prompt: prompt format of the model.
+        layout: names and numbers of the feature tokens.
 
     Returns:
         name -> value.
     """
-    return sampling | {"dtype": str(precision.frozen_dtype), "the model's prompts": prompt.digest()}
+    fields = {"dtype": str(precision.frozen_dtype), "the model's prompts": prompt.digest()}
+    return sampling | fields | {FEATURE_TOKENS: recorded_outputs(layout)}
+
+
+def recorded_outputs(layout: FusionLayout) -> str | None:
+    """Return the outputs and parts of a fusion module as a checkpoint records them; None for the published ones."""
+    outputs = {output: list(parts) for output, parts in layout.outputs.items()}
+    # Earlier checkpoints do not record them.
+    return None if outputs in PUBLISHED_OUTPUTS else json.dumps(outputs)
+
+
+def reordered_outputs(layout: FusionLayout, recorded: str | None) -> list[str]:
+    """Return the recorded outputs whose parts a fusion module returns in another order; parts at the end may be new.
+
+    Args:
+        layout: the layout of the fusion module.
+        recorded: the outputs of another training (:func:`recorded_outputs`).
+    """
+    if recorded is None:
+        return []
+    trained = json.loads(recorded)
+    return [
+        f"'{output}' ({', '.join(parts)})"
+        for output, parts in trained.items()
+        if list(layout.outputs.get(output, ()))[: len(parts)] != parts
+    ]
+
+
+def as_block(value: Any) -> Any:
+    """Return a component that is selected by its name alone as a block: ``linear`` as ``{type: linear}``."""
+    return {"type": value} if isinstance(value, str) else value
+
+
+def comparable(config: RunConfig) -> dict[str, Any]:
+    """Return dotted key -> value, the same for configurations that mean the same.
+
+    A component that is selected by its name is a block, and the shapes of slots have their defaults filled in.
+    """
+    tree = config.resolved()
+    model = tree["model"]
+    model |= {key: as_block(model[key]) for key in ("fusion", "prompt_format") if key in model}
+    if "slots" in model:
+        shapes = config.model_class.slot_shapes(config.model)
+        model["slots"] = {slot: dataclasses.asdict(shape) for slot, shape in shapes.items()}
+    return dict(leaves(tree))
 
 
 def require_job_id(run: Any) -> None:
@@ -185,7 +235,7 @@ def _check_same_run(content: dict[str, Any], config: RunConfig, fields: dict[str
         )
     # The modules of `imports` are not loaded, because a checkpoint must not be able to run code.
     stored = {key: value for key, value in content["config"].items() if key != "imports"}
-    then, now = (dict(leaves(tree.resolved())) for tree in (from_dict(stored, path), config))
+    then, now = (comparable(tree) for tree in (from_dict(stored, path), config))
     different = {
         key: (then.get(key), now.get(key))
         for key in sorted({*then, *now})

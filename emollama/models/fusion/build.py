@@ -72,13 +72,15 @@ def build_fusion(fusion: FusionKey, slots: Mapping[str, SlotShape], hidden_size:
 
 
 def require_agreement(module: nn.Module, layout: FusionLayout, slots: Mapping[str, SlotShape], hidden_size: int) -> None:
-    """Check that a module returns the feature tokens of its layout, for two samples of zeros.
+    """Check that a module returns the feature tokens of its layout, for two samples of zeros and one without any features.
 
     Raises:
         UserError: If parts, numbers of feature tokens, or their size differ (the message contains both numbers), or if a
             parameter takes no part in the forward pass.
     """
     lengths = [{slot: shape.num_vectors or any_number for slot, shape in slots.items()} for any_number in LENGTHS_OF_ANY_NUMBER]
+    # A dataset without features for a slot has no vectors there.
+    lengths.append(dict.fromkeys(slots, 0))
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     features = {
         slot: PackedFeatures.pack([torch.zeros(sample[slot], shape.dim, device=device) for sample in lengths])
@@ -92,11 +94,16 @@ def require_agreement(module: nn.Module, layout: FusionLayout, slots: Mapping[st
             f"{name}: forward() returns the parts {', '.join(sorted(tokens))}, but layout() has {', '.join(sorted(layout.parts))}"
         )
     for part in layout.parts:
-        expected, shape = sum(sample.get(part, 0) for sample in counts), tuple(tokens[part].shape)
+        if lacking := [sample for sample, parts in zip(lengths, counts, strict=True) if part not in parts]:
+            raise UserError(
+                f"{name}: num_feature_tokens of layout() has no number for the part '{part}' of a sample with {lacking[0]}"
+                " feature vectors. Return 0 for no tokens."
+            )
+        expected, shape = sum(sample[part] for sample in counts), tuple(tokens[part].shape)
         if shape != (expected, hidden_size):
             vectors = " and ".join(str(sample) for sample in lengths)
             raise UserError(
-                f"{name}: for two samples with {vectors} feature vectors, layout() says {expected} feature tokens '{part}' of"
+                f"{name}: for samples with {vectors} feature vectors, layout() says {expected} feature tokens '{part}' of"
                 f" size {hidden_size}, but forward() returns {shape[0] if shape else 0} of size {shape[-1] if shape else 0}."
                 " Correct num_feature_tokens or the module."
             )
