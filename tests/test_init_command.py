@@ -23,6 +23,7 @@ from emollama.errors import UserError
 from emollama.paths import packaged_copy
 from emollama.starter.kinds import KINDS
 from emollama.starter.yaml_text import YamlText
+from emollama.stores.manifest import Manifest
 
 
 @pytest.fixture
@@ -255,7 +256,7 @@ def test_missing_files_are_marked_in_the_configuration_and_printed_with_a_remedy
     assert (block.annotation_file, block.features["audio"]) == ("mine.txt", "HL-UTT")
     assert config.model.slots["audio"]["dim"] == 16
     assert set(missing("stage1")) == {
-        "llama_model", "ckpt", "transcription_path", "image_feature_path", "face_feature_path", "video_feature_path"
+        "llama_model", "ckpt", "transcription_path", "image", "face", "video"
     }  # fmt: skip
     out = capsys.readouterr().out
     assert "model.ckpt: no such file; download the MiniGPT-v2 checkpoint" in out
@@ -308,6 +309,17 @@ def test_names_with_subfolders_are_matched_with_feature_folders(data):
     (data / "mine.txt").write_text("a/clip happy\nb/clip sad\n")
     write_features(data, ["a/clip", "b/clip"])
     assert loaded("stage1").datasets["feature_face_caption"].features["face"] == "mae_340_UTT"
+
+
+def test_a_slot_of_a_manifest_is_declared_in_the_model_and_filled_by_the_dataset(data):
+    names = write_list(data / "mine.txt", ["happy", "sad"])
+    write_features(data, names)
+    write_arrays(data / "looks", names, (3, 7))
+    Manifest(("gaze",), None, 7, {}, "", "float32").write(data / "looks")
+    config = loaded("stage1")
+    assert config.datasets["feature_face_caption"].features["gaze"] == "looks"
+    assert config.model.slots["gaze"] == {"dim": 7, "length": None}
+    assert config.model.slots["image"] == {"dim": 8, "class_token": "cls"}
 
 
 @pytest.mark.parametrize("form", ["packed", "tar"])
@@ -499,7 +511,7 @@ def test_the_feature_dimension_is_printed_without_the_shape_of_a_single_array(da
     write_arrays(data / "mae_340_UTT", names[:1], (1, 16))
     np.save(data / "mae_340_UTT" / f"{names[1]}.npy", np.zeros(16, np.float32))
     run("stage1")
-    assert "face_feature_path: mae_340_UTT (dimension 16, for 2 clips)" in capsys.readouterr().out
+    assert "features.face: mae_340_UTT (dimension 16, for 2 clips)" in capsys.readouterr().out
 
 
 # Refusals

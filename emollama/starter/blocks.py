@@ -14,7 +14,7 @@ from emollama.starter.defaults import defaults
 from emollama.starter.draft import Draft
 from emollama.starter.survey import ClipFile, FeatureFolder, captioned_names, read_list, read_table
 
-SLOTS = {"image": "EVA", "face": "MAE", "video": "VideoMAE", "audio": "HuBERT"}  # slot -> encoder of its features
+ENCODERS = {"image": "EVA", "face": "MAE", "video": "VideoMAE", "audio": "HuBERT"}  # default slot -> encoder of its features
 CAPTIONS = {  # task -> key of its JSON file, field of the file that contains the answer
     "reason": ("coarse_grained_json_path", "caption"),
     "reason_v2": ("fine_grained_json_path", "smp_reason_caption"),
@@ -218,15 +218,15 @@ def _features(draft: Draft, block: StarterBlock, clip_file: ClipFile) -> None:
     # An evaluation block with optional features measures answers without some features. It must not get features from
     # another folder.
     beside_only = optional and not block.training
-    for slot, encoder in SLOTS.items():
-        key = f"{block.path}.{slot}_feature_path"
+    for slot in dict.fromkeys([*ENCODERS, *(folder.slot for folder in draft.survey.features if folder.slot is not None)]):
+        key = f"{block.path}.features.{slot}"
         folders = [folder for folder in draft.survey.features if folder.slot == slot]
         folders = [folder for folder in folders if folder.path.parent == here or not beside_only]
-        usual = block.defaults["features"][slot]
+        usual = block.defaults["features"].get(slot, slot)
         folder = _best_folder(folders, names, here, usual)
         if folder is None:
-            if not optional:
-                text, remedy = f"no {encoder} features for these clips", "extract them, or set null to train without them"
+            if not optional and slot in ENCODERS:
+                text, remedy = f"no {ENCODERS[slot]} features for these clips", "extract them, or set null to train without them"
                 draft.mark_missing(key, text, remedy, draft.text.get(key) or usual)
             continue
         count = folder.coverage(names)

@@ -98,14 +98,14 @@ def set_weights(draft: Draft, file: WeightFile, path: Path) -> None:
 
 
 def _feature_dimensions(draft: Draft) -> None:
-    """Set ``slot_dims`` and ``image_size`` from the shapes of the arrays."""
+    """Set ``slots`` and ``image_size`` from the shapes of the arrays."""
     model = _defaults(draft)
-    published = {slot: keys["dim"] for slot, keys in model["slots"].items()}
-    dimensions = published | {slot: folder.width for slot, folder in draft.features.items()}
+    published = {slot: {"dim": keys["dim"]} for slot, keys in model["slots"].items()}
+    slots = published | {slot: folder.slot_keys for slot, folder in draft.features.items()}
     note = "dimensions of the arrays"
-    if assumed := [slot for slot in dimensions if slot not in draft.features]:
+    if assumed := [slot for slot in slots if slot not in draft.features]:
         note += f"; defaults for {', '.join(assumed)}"
-    draft.set_found("model.slot_dims", dimensions, note)
+    draft.set_found("model.slots", slots, note)
     image = draft.features.get("image")
     if image is None:
         return

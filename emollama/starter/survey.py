@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from emollama.data.annotations import NAME_COLUMNS, read_annotations, read_captions
 from emollama.data.csv_files import read_csv
@@ -62,15 +63,17 @@ class FeatureFolder:
 
     Attributes:
         path: the folder.
-        slot: ``image``, ``face``, ``video`` or ``audio``, from its manifest or its name; None if neither identifies it.
+        slot: the slot of its manifest, or the one that its name suggests; None if neither identifies it.
         shape: shape of its first array.
         store: reader of the arrays.
+        manifest: how the arrays were computed; None if the folder does not say.
     """
 
     path: Path
     slot: str | None
     shape: tuple[int, ...]
     store: ArrayStore
+    manifest: Manifest | None = None
 
     @property
     def width(self) -> int:
@@ -83,6 +86,18 @@ class FeatureFolder:
         patches = (self.shape[0] if len(self.shape) == 2 else 0) - 1
         side = round(max(patches, 0) ** 0.5)
         return 14 * side if side and side * side == patches else None
+
+    @property
+    def slot_keys(self) -> dict[str, Any]:
+        """The keys of the slot in ``model.slots``. For ``image``, ``model.image_size`` determines all but ``dim``."""
+        keys: dict[str, Any] = {"dim": self.width}
+        if self.manifest is None or self.slot == "image":
+            return keys
+        if self.manifest.num_vectors != 1:
+            keys["length"] = self.manifest.num_vectors
+        if len(self.manifest.slots) > 1:
+            keys["class_token"] = self.manifest.slots[1]
+        return keys
 
     def coverage(self, names: Iterable[str]) -> int:
         """Return how many of these clips have an array."""
@@ -275,17 +290,17 @@ def open_features(folder: Path) -> FeatureFolder | None:
         shape, _ = store.header(name)
     except (UserError, OSError, ValueError, StopIteration):
         return None
-    return FeatureFolder(folder, _slot_of(folder), shape, store) if shape else None
-
-
-def _slot_of(folder: Path) -> str | None:
     try:
         manifest = Manifest.read(str(folder))
     except UserError:
         manifest = None
-    if manifest is not None:
-        return manifest.slots[0]
-    return next((slot for slot, pattern in SLOT_NAMES if pattern.search(folder.name)), None)
+    slot = manifest.slots[0] if manifest is not None else _usual_slot(folder.name)
+    return FeatureFolder(folder, slot, shape, store, manifest) if shape else None
+
+
+def _usual_slot(name: str) -> str | None:
+    """Return the slot that the name of a folder suggests, or None."""
+    return next((slot for slot, pattern in SLOT_NAMES if pattern.search(name)), None)
 
 
 def video_folders(survey: FolderSurvey) -> list[tuple[Path, int]]:
