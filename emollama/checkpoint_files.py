@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emollama.component_configs import RecognizesCheckpoints
 from emollama.errors import UserError
 from emollama.paths import PATHS, not_a_file, path_exists, require_folder
 from emollama.registry import MODELS
@@ -73,7 +74,7 @@ def _kind_of_folder(folder: Path) -> str:
 def other_architecture(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor], architecture: str) -> str:
     """Return a text about the architecture of a checkpoint that does not fit the model; "" if it is not recognized.
 
-    The models' Configs recognize checkpoints with ``recognizes``; see :class:`~emollama.models.configs.LLMConfig`.
+    Only models whose Config implements :class:`~emollama.component_configs.RecognizesCheckpoints` are considered.
 
     Args:
         expected: name in the file -> tensor of the model.
@@ -82,8 +83,7 @@ def other_architecture(expected: Mapping[str, Tensor], stored: Mapping[str, Tens
     """
     for other in MODELS.in_order():
         config = MODELS.config(other)
-        recognizes = getattr(config, "recognizes", None)
-        if recognizes is None or not recognizes(stored.keys(), expected.keys()):
+        if not isinstance(config, RecognizesCheckpoints) or not config.recognizes(stored.keys(), expected.keys()):
             continue
         if other == architecture:
             return ""

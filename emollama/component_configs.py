@@ -6,8 +6,8 @@ The ``Config`` of a dataset implements :class:`emollama.data.dataset.DatasetConf
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 
 class ModelConfig(Protocol):
@@ -48,11 +48,42 @@ class ModelConfig(Protocol):
         """Whether activations are computed again in the backward pass."""
         ...
 
+    @property
+    def max_txt_len(self) -> int:
+        """Maximum number of tokens of an answer, including the end symbol."""
+        ...
+
+    @property
+    def max_context_len(self) -> int:
+        """Maximum number of text tokens of a prompt; feature tokens are not counted."""
+        ...
+
     def require_layout(self, name: str, key: str) -> None:
         """Check that the prompt format has a layout.
 
         Raises:
             UserError: If it does not. The message starts with ``key``.
+        """
+        ...
+
+
+@runtime_checkable
+class RecognizesCheckpoints(Protocol):
+    """What the ``Config`` of a model provides in addition if messages should say that a checkpoint belongs to this model.
+
+    Attributes:
+        checkpoint_description: name of the model's checkpoints in messages; "" for the value of ``arch``.
+    """
+
+    checkpoint_description: str
+
+    @classmethod
+    def recognizes(cls, stored: Collection[str], expected: Collection[str]) -> bool:
+        """Return whether tensor names suggest that a checkpoint belongs to this model.
+
+        Args:
+            stored: names of the checkpoint's tensors.
+            expected: names of the tensors of the model that the checkpoint does not fit, possibly of a different architecture.
         """
         ...
 

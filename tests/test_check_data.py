@@ -23,6 +23,7 @@ from emollama import checkpoint, config, optim
 from emollama.checks.captions import LabelWords, is_refusal
 from emollama.checks.check_data import check
 from emollama.checks.report import text_of
+from emollama.checks.tokens import TokenLengths
 from emollama.data import features
 from emollama.data.dataset import DatasetContent
 from emollama.data.features import Features
@@ -120,6 +121,23 @@ def test_cached_lengths_are_measured_again_when_a_text_changes(checked, corpus):
     change_captions(corpus, lambda content: content[NAMES[0]].update(caption="a longer text than all others " * 8))
     after = checked().blocks[0].lengths[1]
     assert before.what == after.what == "answers of reason" and after.maximum > 100 > before.maximum
+
+
+def test_cached_lengths_are_measured_again_when_a_module_of_the_user_changes(tmp_path, tree, monkeypatch):
+    module = tmp_path / "measured_again.py"
+    module.write_text("WIDTH = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    tree["imports"] = ["measured_again"]
+
+    def measures():
+        lengths = TokenLengths(loaded(tmp_path, tree))
+        lengths.answers("block", "emotion", {"clip": "happy"})
+        lengths.save()
+        return "_prompt" in vars(lengths)
+
+    assert [measures(), measures()] == [True, False]
+    module.write_text("WIDTH = 10\n")
+    assert measures()
 
 
 def test_a_repeated_check_does_not_load_the_language_model_configuration_or_tokenizer(checked, monkeypatch, tmp_path):

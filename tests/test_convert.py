@@ -183,6 +183,12 @@ def test_two_tensors_for_one_name_are_refused(tmp_path):
     assert twice in refusal(read, str(tmp_path / "twice.pth"), "inspect")
 
 
+def test_tensor_names_of_a_model_with_names_of_its_own_are_unchanged(tmp_path):
+    names = ["fusion.gate.weight", "head.bias"]
+    torch.save({"model": {name: torch.ones(1) for name in names}}, tmp_path / "own.pth")
+    assert list(read(str(tmp_path / "own.pth"), "inspect").tensors) == names
+
+
 @pytest.fixture(scope="module")
 def saved_checkpoint(tmp_path_factory):
     """A checkpoint that the runner saved on the golden corpus."""

@@ -50,7 +50,7 @@ IMPORTS = {
     "registration": "errors interface_check listing suggestions",
     "registry": "registration",
     "stores": "errors listing paths",
-    "checkpoint_files": "errors paths registry",
+    "checkpoint_files": "component_configs errors paths registry",
     "config.packaged": "errors listing paths suggestions variables",
     "lr_schedules": "registry suggestions",
     "checkpoint": "checkpoint_files errors listing optim paths",
@@ -74,7 +74,7 @@ IMPORTS = {
     " optim paths planning precision registry run_folder stores suggestions",
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning runners",
     "convert": "checkpoint errors listing models paths stores tensor_files",
-    "inference": "checkpoint checkpoint_files config data distributed.process_group encoders errors extraction"
+    "inference": "checkpoint checkpoint_files component_configs config data distributed.process_group encoders errors extraction"
     " json_io listing logs logs.console media optim paths precision reporting run_folder runners suggestions",
     "tasks": "components data data.batch errors evaluation models run_folder",
     "commands": "__init__ checks config convert data demo demo.folder distributed.launcher"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
@@ -24,7 +25,7 @@ from emollama.demo.tiny_llama import make_tiny_llama
 from emollama.demo.videos import draw_texts, make_videos
 from emollama.errors import UserError
 from emollama.inference.predict import Modality, dry_run, predict
-from emollama.inference.videos import find_videos
+from emollama.inference.videos import find_videos, plan_extraction
 
 LABELS = ["happy", "sad", "neutral", "angry", "worried", "surprise"]
 CLIPS = [f"clip_{number:03d}" for number in range(6)]
@@ -298,6 +299,21 @@ def test_a_video_of_the_extraction_has_its_clip_name_peak_frame_and_face_folder(
     assert list(sources) == ["sub/a.b", "a.b", "video_2", "video_3"]
     assert [source.peak for source in sources.values()] == [3, None, None, None]
     assert {source.faces for source in sources.values()} == {tmp_path}
+
+
+def test_the_block_of_another_extractor_needs_only_the_keys_that_all_extractors_have(world, tmp_path):
+    @dataclass
+    class Other:
+        videos: str
+        output: str
+        device: str = "auto"
+        num_workers: int = 1
+
+    cfg = config.load(str(world / "config.yaml"), only("mae"))
+    cfg = replace(cfg, extraction=Other(str(world / "unseen"), "elsewhere"))
+    sources = find_videos(cfg, [str(world / "unseen/happy_1.mp4")])
+    (job,) = plan_extraction(cfg, {"face"}, sources, tmp_path)
+    assert (list(sources), job.arrays.folder.parent) == (["happy_1"], tmp_path)
 
 
 def test_an_unknown_peak_frame_gives_zero_modalities_with_the_remedy(world, tmp_path):

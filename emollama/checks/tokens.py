@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
@@ -24,8 +25,8 @@ Measure = Callable[[Sequence[str]], list[int]]
 class TokenLengths:
     """Lengths of texts in tokens, estimated from characters if the language model cannot be read.
 
-    Lengths are cached until the tokenizer's files, the keys of the model or the texts change. If all lengths are
-    cached, the tokenizer is not loaded.
+    Lengths are cached until the tokenizer's files, the keys of the model, the user's modules or the texts change. If all lengths
+    are cached, the tokenizer is not loaded.
 
     Attributes:
         why_estimated: why lengths are estimated; None if they are not.
@@ -33,12 +34,11 @@ class TokenLengths:
 
     def __init__(self, config: RunConfig) -> None:
         self.why_estimated: str | None = None
-        self._limits = {key: int(getattr(config.model, key)) for key in ("max_txt_len", "max_context_len")}
         self._model, self._class = config.model, config.model_class
+        self._limits = {"max_txt_len": self._model.max_txt_len, "max_context_len": self._model.max_context_len}
         path = self._model.llama_model
-        self._cache = ValidationCache.load(
-            "lengths", os.path.abspath(path), _files(path), self._class.__qualname__, repr(self._model)
-        )
+        components = [self._class.__qualname__, repr(self._model), _sources(config.unresolved().get("imports", []))]
+        self._cache = ValidationCache.load("lengths", os.path.abspath(path), _files(path), *components)
 
     @cached_property
     def _prompt(self) -> PromptFormat | None:
@@ -113,6 +113,14 @@ def _estimate(texts: Sequence[str]) -> list[int]:
 
 def _prompt_measure(layout: str) -> Callable[[PromptFormat], Measure]:
     return lambda prompt: lambda user_texts: list(prompt.prompt_lengths(user_texts, layout))
+
+
+def _sources(imports: Sequence[str]) -> str:
+    """Return paths, sizes and times of the user's modules and of the other modules in their packages, as text."""
+    packages = {name.partition(".")[0] for name in imports}
+    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] in packages]
+    paths = {path for module in modules if (path := getattr(module, "__file__", None)) and os.path.isfile(path)}
+    return str([(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in sorted(paths)])
 
 
 def _files(folder: str) -> str:

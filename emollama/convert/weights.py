@@ -65,7 +65,8 @@ def read(path: str, key: str) -> Weights:
     if path.endswith(".safetensors"):
         return Weights(path, "safetensors file", [Path(path)], _read_safetensors(Path(path), key), {})
     content = checkpoint.read(path, key)
-    tensors = checkpoint.by_stored_name(content["model"], checkpoint_names.stored_name, path)
+    # All other names stay as they are: a model may define its own with stored_name.
+    tensors = checkpoint.by_stored_name(content["model"], checkpoint_names.without_adapter_name, path)
     entries = {name: value for name, value in content.items() if name not in ("model", "optimizer", "scaler")}
     return Weights(path, "checkpoint", [Path(path)], tensors, entries)
 

@@ -7,15 +7,16 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from emollama.component_configs import ExtractorConfig
 from emollama.config import RunConfig
 from emollama.data.annotations import safe_name
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.extraction.clips import Clips
+from emollama.extraction.configs import VideoExtractionConfig
 from emollama.extraction.jobs import Job, describe_encoders, plan_jobs, require_weights
-from emollama.extraction.videos import VideoExtraction
 from emollama.extraction.work import Share
 from emollama.listing import abbreviated
 from emollama.media.frame_selection import read_peaks
@@ -137,10 +138,17 @@ def _encode_share(config: RunConfig, job: Job, world: World) -> dict[str, str]:
     return share.failed
 
 
-def _settings(config: RunConfig, output: str) -> Any:
-    """Return the ``extraction`` block, or its defaults, with .npy files in ``output`` as its result."""
-    extraction = config.extraction or VideoExtraction.Config(videos=os.curdir, output=output)
-    return dataclasses.replace(extraction, output=output, stored_as="npy", failures="report")
+def _settings(config: RunConfig, output: str) -> VideoExtractionConfig:
+    """Return the ``extraction`` block, or its defaults, with .npy files in ``output`` as its result.
+
+    Of the block of another extractor, only the keys that all extractors have are used.
+    """
+    block: ExtractorConfig | None = config.extraction
+    if block is None:
+        block = VideoExtractionConfig(videos=os.curdir, output=output)
+    elif not isinstance(block, VideoExtractionConfig):
+        block = VideoExtractionConfig(videos=block.videos, output=output, num_workers=block.num_workers)
+    return dataclasses.replace(block, output=output, stored_as="npy", failures="report")
 
 
 def _name(video: Path, videos: Path) -> str | None:

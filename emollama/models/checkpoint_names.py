@@ -22,7 +22,12 @@ def stored_name(name: str) -> str:
     ``fusion.llama_proj.weight`` -> ``llama_proj.weight``; ``...lora_A.default.weight`` -> ``...lora_A.weight``. A name that
     is already in the stored form is returned unchanged. Files written with peft 0.3 or later contain ``.default``.
     """
-    return name.removeprefix("fusion.").replace(".lora_A.default.", ".lora_A.").replace(".lora_B.default.", ".lora_B.")
+    return without_adapter_name(name.removeprefix("fusion."))
+
+
+def without_adapter_name(name: str) -> str:
+    """Return the name of a tensor in a checkpoint without ``.default``, the name that peft gives to an adapter."""
+    return name.replace(".lora_A.default.", ".lora_A.").replace(".lora_B.default.", ".lora_B.")
 
 
 def is_unused(name: str) -> bool:

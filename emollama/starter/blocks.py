@@ -12,7 +12,8 @@ from emollama.data.annotations import LABELS, SENTENCE_COLUMNS
 from emollama.registry import DATASETS
 from emollama.starter.defaults import defaults
 from emollama.starter.draft import Draft
-from emollama.starter.survey import ClipFile, FeatureFolder, captioned_names, read_list, read_table
+from emollama.starter.feature_folders import FeatureFolder
+from emollama.starter.survey import ClipFile, captioned_names, read_list, read_table
 
 ENCODERS = {"image": "EVA", "face": "MAE", "video": "VideoMAE", "audio": "HuBERT"}  # default slot -> encoder of its features
 CAPTIONS = {  # task -> key of its JSON file, field of the file that contains the answer

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emollama.starter.survey import FeatureFolder, FolderSurvey
+from emollama.starter.feature_folders import FeatureFolder
+from emollama.starter.survey import FolderSurvey
 from emollama.starter.yaml_text import YamlText, as_text, unescaped
 
 ROOT = "${paths.root}"

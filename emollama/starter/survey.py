@@ -11,10 +11,9 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from emollama.data.annotations import NAME_COLUMNS, read_annotations, read_captions
 from emollama.data.csv_files import read_csv
@@ -23,21 +22,13 @@ from emollama.demo.folder import demo_in
 from emollama.errors import UserError
 from emollama.media.files import EXTENSIONS
 from emollama.starter.defaults import feature_folders
-from emollama.stores.manifest import Manifest
+from emollama.starter.feature_folders import FeatureFolder, open_features
 from emollama.stores.packed import is_packed
-from emollama.stores.store import ArrayStore, open_store
 
 MAX_DEPTH, MAX_FOLDERS = 6, 10_000  # below the data folder
 
 MAX_TEXT = 200 * 2**20  # bytes of a list, table or JSON file that is opened
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png")
-# The first pattern that matches decides. "maeV" must come before "mae", which it contains.
-SLOT_NAMES = (
-    ("video", re.compile(r"maev|videomae|video", re.IGNORECASE)),
-    ("audio", re.compile(r"^hl\b|^hl[-_]|hubert|audio|wav|speech", re.IGNORECASE)),
-    ("image", re.compile(r"eva|vit|clip|image", re.IGNORECASE)),
-    ("face", re.compile(r"mae|face", re.IGNORECASE)),
-)
 
 
 @dataclass(frozen=True)
@@ -55,53 +46,6 @@ class ClipFile:
     names: tuple[str, ...]
     labels: Counter[str]
     columns: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class FeatureFolder:
-    """A folder of arrays, one for each clip.
-
-    Attributes:
-        path: the folder.
-        slot: the slot of its manifest, or the one that its name suggests; None if neither identifies it.
-        shape: shape of its first array.
-        store: reader of the arrays.
-        manifest: how the arrays were computed; None if the folder does not say.
-    """
-
-    path: Path
-    slot: str | None
-    shape: tuple[int, ...]
-    store: ArrayStore
-    manifest: Manifest | None = None
-
-    @property
-    def width(self) -> int:
-        """Dimension of the feature vectors."""
-        return self.shape[-1]
-
-    @property
-    def image_size(self) -> int | None:
-        """Frame size in pixels behind EVA features of shape (1 + (size / 14)^2, width); None for other numbers of rows."""
-        patches = (self.shape[0] if len(self.shape) == 2 else 0) - 1
-        side = round(max(patches, 0) ** 0.5)
-        return 14 * side if side and side * side == patches else None
-
-    @property
-    def slot_keys(self) -> dict[str, Any]:
-        """The keys of the slot in ``model.slots``. For ``image``, ``model.image_size`` determines all but ``dim``."""
-        keys: dict[str, Any] = {"dim": self.width}
-        if self.manifest is None or self.slot == "image":
-            return keys
-        if self.manifest.num_vectors != 1:
-            keys["length"] = self.manifest.num_vectors
-        if len(self.manifest.slots) > 1:
-            keys["class_token"] = self.manifest.slots[1]
-        return keys
-
-    def coverage(self, names: Iterable[str]) -> int:
-        """Return how many of these clips have an array."""
-        return sum(name in self.store for name in names)
 
 
 def require_data_folder(root: Path, source: str) -> None:
@@ -277,30 +221,6 @@ def captioned_names(path: Path, field: str) -> frozenset[str]:
         return frozenset(read_captions(str(path), field, "--data", lambda problem: None))
     except (UserError, OSError):
         return frozenset()
-
-
-def open_features(folder: Path) -> FeatureFolder | None:
-    """Open a folder of arrays; return None if it contains no readable array."""
-    try:
-        store = open_store(str(folder), "--data")
-        name = min(store.names(), default=None)
-        if name is None:  # the clip names contain folders
-            first = next(folder.rglob("*.npy"))
-            name = first.relative_to(folder).with_suffix("").as_posix()
-        shape, _ = store.header(name)
-    except (UserError, OSError, ValueError, StopIteration):
-        return None
-    try:
-        manifest = Manifest.read(str(folder))
-    except UserError:
-        manifest = None
-    slot = manifest.slots[0] if manifest is not None else _usual_slot(folder.name)
-    return FeatureFolder(folder, slot, shape, store, manifest) if shape else None
-
-
-def _usual_slot(name: str) -> str | None:
-    """Return the slot that the name of a folder suggests, or None."""
-    return next((slot for slot, pattern in SLOT_NAMES if pattern.search(name)), None)
 
 
 def video_folders(survey: FolderSurvey) -> list[tuple[Path, int]]:
