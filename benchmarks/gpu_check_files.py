@@ -150,7 +150,7 @@ def make_runner(folder: Path, sizes: Sizes) -> RunnerBase:
         f"run.output_dir={folder / 'out'}",
         "model.ckpt=null",
         f"model.image_size={sizes.image_size}",
-        f"model.slot_dims.image={sizes.image_width}",
+        f"model.slots.image.dim={sizes.image_width}",
         *sizes.options,
     ]
     return RunnerBase(load(str(ROOT / CONFIG), options))
