@@ -19,6 +19,7 @@ from emollama.encoders.mae import Mae
 from emollama.encoders.videomae import VideoMae
 from emollama.media.source import Source
 from emollama.models.attention import packed_attention
+from emollama.models.dropout import dropped_elements
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -33,6 +34,11 @@ def test_the_variable_length_attention_kernel_matches_the_loop_over_sequences(ke
     kernel, _ = packed_attention(module, query, key, value, None, cu_seqlens=seams, max_length=170)
     loop, _ = packed_attention(module, query.float(), key.float(), value.float(), None, cu_seqlens=seams, max_length=170)
     assert (kernel.float() - loop).abs().max() < 0.03
+
+
+def test_dropout_masks_on_the_gpu_are_those_on_the_cpu():
+    keys = torch.randint(-(2**31), 2**31, (300,), generator=torch.Generator().manual_seed(0)).int()
+    assert dropped_elements(keys.cuda(), 999, -5, 3277).cpu().equal(dropped_elements(keys, 999, -5, 3277))
 
 
 @pytest.mark.parametrize(("amp", "dtype"), [(True, "bf16"), (True, "fp16"), (False, "auto")])

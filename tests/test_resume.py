@@ -69,7 +69,7 @@ def resumed(folders, tmp_path, **changes):
     ("changes", "expected"),
     [
         ({"run": {"init_lr": 2e-3}}, ["run.init_lr", "0.001", "0.002"]),
-        ({"data": {"batch_size": 4}}, ["batch_size", "2", "4"]),
+        ({"data": {"batch_size": 4}}, ["samples of a step", "4 in the checkpoint", "8 in this run"]),
         ({"model": {"dropout": 0.3}}, ["model.dropout", "0.1", "0.3"]),
     ],
 )

@@ -51,6 +51,7 @@ class Sample:
         slots: slot -> feature vectors (n, D).
         tokens_cut: number of text tokens that exceeded the length limits.
         cache_key: the record's cache key.
+        dropout_seed: signed integer of 32 bits from which the model's dropout is computed; None outside of training.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Sample:
     slots: dict[str, Tensor]
     tokens_cut: int = 0
     cache_key: str | None = None
+    dropout_seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Batch:
         slots: slot -> :class:`PackedFeatures`, for every slot of the model; a sample without features has 0 vectors.
         tokens_cut: number of text tokens of all samples that exceeded the length limits.
         cache_key: the cache key or None of each of the B records.
+        dropout_seeds: (B,) int32, the samples' seeds; None if a sample has no seed.
     """
 
     names: tuple[str, ...]
@@ -113,6 +116,7 @@ class Batch:
     slots: dict[str, PackedFeatures]
     tokens_cut: int
     cache_key: tuple[str | None, ...]
+    dropout_seeds: Tensor | None = None
 
     @property
     def lengths(self) -> list[int]:
@@ -136,11 +140,13 @@ class Batch:
             position_ids=function(self.position_ids),
             cu_seqlens=function(self.cu_seqlens),
             slots={slot: PackedFeatures(function(packed.values), packed.offsets) for slot, packed in self.slots.items()},
+            dropout_seeds=None if self.dropout_seeds is None else function(self.dropout_seeds),
         )
 
 
 def collate(samples: list[Sample]) -> Batch:
     """Pack samples into one sequence without padding; each slot's feature vectors are concatenated in the same order."""
+    seeds = [sample.dropout_seed for sample in samples if sample.dropout_seed is not None]
     lengths = torch.tensor([0] + [len(sample.input_ids) for sample in samples], dtype=torch.int32)
     return Batch(
         names=tuple(sample.name for sample in samples),
@@ -154,4 +160,5 @@ def collate(samples: list[Sample]) -> Batch:
         slots={slot: PackedFeatures.pack([sample.slots[slot] for sample in samples]) for slot in samples[0].slots},
         tokens_cut=sum(sample.tokens_cut for sample in samples),
         cache_key=tuple(sample.cache_key for sample in samples),
+        dropout_seeds=torch.tensor(seeds, dtype=torch.int32) if len(seeds) == len(samples) else None,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -30,7 +30,8 @@ class TrainingSamples(Dataset[Sample]):
         ref = self.sampler.at(index)
         dataset = self.datasets[ref.dataset]
         task, instruction = dataset.pool.draw(ref.rng)
-        return self.prompt.tokenize(dataset.record(ref.index, task, instruction, ref.rng), rng=ref.rng)
+        sample = self.prompt.tokenize(dataset.record(ref.index, task, instruction, ref.rng), rng=ref.rng)
+        return replace(sample, dropout_seed=ref.dropout_seed)
 
 
 @dataclass(frozen=True)

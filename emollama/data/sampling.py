@@ -18,7 +18,7 @@ from emollama.errors import UserError
 # Number of consecutive samples in which every dataset has its exact share.
 MIXING_WINDOW = 1024
 # Each use of random numbers has its own entry after the seed, so that no two streams overlap.
-_SHUFFLE, _MIX, _SAMPLE, _TIE_BREAK = 0, 1, 2, 3
+_SHUFFLE, _MIX, _SAMPLE, _TIE_BREAK, _DROPOUT = 0, 1, 2, 3, 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,12 +67,14 @@ class SampleRef:
     Attributes:
         dataset: index of the dataset in the mixture.
         index: index of the sample in the dataset.
-        rng: generator of all random numbers for this sample.
+        rng: generator of all random numbers for this sample, except for dropout.
+        dropout_seed: signed integer of 32 bits from which the model's dropout is computed.
     """
 
     dataset: int
     index: int
     rng: np.random.Generator
+    dropout_seed: int
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ class MixtureSampler:
         position = self._count_before(index, dataset_index) - self._count_before(phase * self.samples_per_epoch, dataset_index)
         dataset_epoch, offset = divmod(position, dataset.count(phase))
         order = _order(self.seed, dataset, dataset_index, phase, dataset_epoch if dataset.shuffle else 0)
-        return SampleRef(dataset_index, int(order[offset]), _generator(self.seed, _SAMPLE, index))
+        dropout_seed = int(_generator(self.seed, _DROPOUT, index).integers(-(2**31), 2**31))
+        return SampleRef(dataset_index, int(order[offset]), _generator(self.seed, _SAMPLE, index), dropout_seed)
 
     def _dataset_index(self, index: int) -> int:
         """Return the index of the dataset that the sample comes from."""

@@ -12,6 +12,7 @@ sequences. Generation pads its sequences and passes no ``cu_seqlens``; then tran
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from emollama.errors import UserError
+from emollama.models.dropout import sample_generator
 
 NAME = "emollama_packed"
 AMPERE = 8  # lowest major compute capability on which the variable-length kernel runs
@@ -75,7 +77,11 @@ def packed_attention(
         return _varlen(query, key, value, cu_seqlens, max_length, scaling=scaling, window=sliding_window), None
     lengths = cu_seqlens.diff().tolist()
     parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    out = [_causal(*part, scaling=scaling, dropout=dropout, window=sliding_window) for part in parts]
+    out = []
+    layer = getattr(module, "layer_idx", None) or 0
+    for start, part in zip(cu_seqlens[:-1].tolist(), parts, strict=True):
+        with sample_generator(start, layer, query.device) if dropout else nullcontext():
+            out.append(_causal(*part, scaling=scaling, dropout=dropout, window=sliding_window))
     return torch.cat(out, dim=2).transpose(1, 2), None
 
 

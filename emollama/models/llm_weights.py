@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
-from emollama.models import attention
+from emollama.models import attention, dropout
 from emollama.models.configs import TrainLLM
 from emollama.suggestions import did_you_mean
 
@@ -114,7 +114,7 @@ def _with_options(llm: Any, options: LLMOptions) -> Any:
         # The method was renamed in transformers 5.23, where the old name still works with a warning.
         name = "activation_checkpointing_enable"
         enable = getattr(llm, name, None) or llm.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        enable({"use_reentrant": False, "context_fn": dropout.checkpoint_contexts})
     llm.config.use_cache = False
     return llm
 

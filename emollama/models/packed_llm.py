@@ -21,7 +21,7 @@ from emollama.data.fusion_layout import FusionLayout
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.slots import SlotShape, without_pixels
 from emollama.errors import UserError
-from emollama.models import checkpoint_names, frames, llm
+from emollama.models import checkpoint_names, dropout, frames, llm
 from emollama.models.decoding import empty_cache, unpacked_state
 from emollama.models.fusion.build import FusionKey, build_fusion, fusion_layout
 from emollama.models.fusion.feature_tokens import MIN_GEMM_ROWS, place_feature_tokens
@@ -70,11 +70,12 @@ class PackedLLM(nn.Module, ABC):
             checkpointing=cfg.use_grad_checkpoint,
         )
         self.llama_model: Any = llm_weights.build(options, self.llm_config, dtype=frozen_dtype, device=device)
+        dropout.replace_dropout(self.llama_model)
         self.first_placeholder = llm.embedding_rows(self.llm_config)
         slots = without_pixels(self.slot_shapes(cfg))
         layout = fusion_layout(self.fusion_key(cfg), slots)
         self.fusion = build_fusion(self.fusion_key(cfg), slots, llm.hidden_size(self.llm_config), device)
-        self.dropout = nn.Dropout(cfg.dropout)
+        self.dropout = dropout.CounterDropout(cfg.dropout, "dropout")
         self.optional_tensors = layout.optional_tensors
         self._parts = layout.parts
 
@@ -120,7 +121,8 @@ class PackedLLM(nn.Module, ABC):
         """Return the cross-entropy of each labelled token, (L,) float32, in the batch's order."""
         positions = (batch.labels != IGNORED).nonzero().squeeze(1)
         # Logits are computed only where a label follows: those of all tokens, (T, V), would need far more memory.
-        logits = self._packed_logits(batch, _pad_positions(positions) - 1, use_cache=False)[: len(positions)]
+        with dropout.use_keys(dropout.token_keys_of(batch)):
+            logits = self._packed_logits(batch, _pad_positions(positions) - 1, use_cache=False)[: len(positions)]
         return F.cross_entropy(logits.float(), batch.labels[positions], reduction="none")
 
     def prefill(self, batch: Batch) -> tuple[Tensor, DecodingState]:
@@ -190,8 +192,9 @@ class PackedLLM(nn.Module, ABC):
         is_text = batch.input_ids < self.first_placeholder
         text = table(batch.input_ids.where(is_text, 0))
         tokens = self.fusion(self.features_for_fusion(batch))
-        tokens = {part: self.dropout(tokens[part]) for part in self._parts}
-        return place_feature_tokens(text, batch.input_ids, tokens, self.first_placeholder)
+        tokens = {part: tokens[part] for part in self._parts}
+        embeddings = place_feature_tokens(text, batch.input_ids, tokens, self.first_placeholder)
+        return torch.where(is_text[:, None], text, self.dropout(embeddings))
 
 
 def _pad_positions(positions: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ from emollama.listing import abbreviated
 from emollama.logs.logger import get_logger
 from emollama.precision import Precision
 
-# Keys that can differ between a stored run and the run that resumes it: paths, intervals, workers, the number of epochs.
+# Keys that can differ between a stored run and the run that resumes it: paths, intervals, workers, the number of epochs, and the
+# split of the global batch.
 RESUMABLE_OVERRIDES = (
     "imports",
     "paths*",
@@ -44,6 +45,9 @@ RESUMABLE_OVERRIDES = (
     "run.job_id",
     "run.device",
     "run.num_workers",
+    # The samples of a step must be as many as before; sampling_fields compares them.
+    "datasets.*.batch_size",
+    "run.accum_grad_iters",
     "run.max_epoch",
     "run.log_freq",
     "run.wandb_*",

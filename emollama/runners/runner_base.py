@@ -211,7 +211,8 @@ class RunnerBase:
         total = self.world.sum(torch.tensor(weights, dtype=torch.float64, device=device))
         mean_loss = torch.zeros((), dtype=torch.float64, device=device)
         for micro, batch in enumerate(micro_batches):
-            # Dropout depends only on these numbers, so a checkpoint need not store the state of random generators.
+            # The model's dropout uses the seeds of the samples. Other random operations depend only on these numbers, so a
+            # checkpoint need not store the state of random generators.
             torch.manual_seed(mix_seed(self.cfg.seed, step, self.world.rank, micro))
             with self.parallel.no_sync_unless(last=micro + 1 == len(micro_batches)):
                 with self.precision.autocast():

@@ -34,7 +34,7 @@ class ImageTextPretrain:
     def loss(self, model: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
         """Return the weighted sum of the answer tokens' cross-entropies, a scalar to be divided by the step's total weight."""
         weights: Tensor = batch.loss_weights[batch.labels != IGNORED]
-        return (model(batch) * weights).sum()
+        return (model(batch) * weights).sum(dtype=torch.float64)
 
     def evaluation_items(self, dataset: SampleDataset, cfg: ImageTextPretrainConfig) -> list[EvaluationItem]:
         """Return one item for every sample and every task of the dataset."""

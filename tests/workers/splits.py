@@ -18,6 +18,12 @@ def gradients(path: str) -> dict[str, Any]:
     return {name: parameter.grad.clone() for name, parameter in trainable(runner.model).items()}
 
 
+def train_only(path: str) -> None:
+    """Train one configuration."""
+    config = load(path)
+    config.runner_class(config).train()
+
+
 def train(paths: list[str]) -> None:
     """Write <config's folder>/gradients_<rank>.pt for each configuration, then train it."""
     import torch

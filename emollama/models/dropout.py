@@ -1,0 +1,154 @@
+"""Dropout that does not depend on how a global batch is split into processes and micro-batches.
+
+Whether an element is dropped is a function of four values: the sample's random seed, the token's position in its sample, the
+name of the dropout module, and the channel. Such a random number generator is called counter-based: it hashes the values instead
+of advancing a state, so all elements of a micro-batch are computed at once, on a GPU with the same result as on a CPU.
+
+Shape letters: B = samples, T = tokens of a packed micro-batch, C = channels of a dropout module's input.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from emollama.data.batch import Batch
+
+BITS = 16  # random bits per element; a probability is rounded to a multiple of 2^-16
+
+
+_OTHER_ROWS = (
+    "a layer of the language model with dropout is not called with one vector per token, so its dropout depends on how the global"
+    " batch is split. Set model.lora_dropout: 0, or choose other model.lora_target_modules, to avoid this."
+)
+
+
+class CounterDropout(nn.Dropout):
+    """Dropout with a mask that is computed from the tokens' keys (:func:`token_keys_of`).
+
+    Without keys, or if the input does not have one row for each token, it is torch's dropout.
+
+    Args:
+        p: probability of an element to be zeroed, in [0, 1). The others are multiplied by 1 / (1 - p).
+        name: name of the module in the model. Modules with different names have independent masks.
+    """
+
+    def __init__(self, p: float, name: str) -> None:
+        super().__init__(p)
+        self._key = _signed(zlib.crc32(name.encode()))
+        self._threshold = min(round(p * 2**BITS), 2**BITS - 1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the input with some elements zeroed in training, and the input itself in evaluation: (..., C) -> (..., C)."""
+        if not self.training or not self.p:
+            return input
+        keys = _STATE.keys
+        if keys is None or keys.numel() != input.shape[:-1].numel():
+            if keys is not None:
+                warnings.warn(_OTHER_ROWS, stacklevel=2)
+            return nn.functional.dropout(input, self.p)
+        dropped = dropped_elements(keys.flatten(), input.shape[-1], self._key, self._threshold)
+        output: Tensor = input.masked_fill(dropped.view(input.shape), 0.0) * (1 / (1 - self._threshold / 2**BITS))
+        return output
+
+
+class _State:
+    """The keys of the current forward pass: (T,) int32, or None outside of one."""
+
+    keys: Tensor | None = None
+
+
+# Not a thread-local variable, because the backward pass recomputes activations in another thread.
+_STATE = _State()
+
+
+@contextmanager
+def use_keys(keys: Tensor | None) -> Iterator[None]:
+    """Inside ``with``, dropout modules compute their masks from these keys: one for each token, int32, or None."""
+    before, _STATE.keys = _STATE.keys, keys
+    try:
+        yield
+    finally:
+        _STATE.keys = before
+
+
+def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return the contexts of a layer's forward pass and of its recomputation, for ``context_fn`` of activation checkpointing."""
+    return nullcontext(), use_keys(_STATE.keys)
+
+
+def token_keys_of(batch: Batch) -> Tensor | None:
+    """Return the key of each token, (T,) int32: a hash of its sample's seed and its position; None for samples without seeds."""
+    if batch.dropout_seeds is None:
+        return None
+    tokens = len(batch.position_ids)
+    seeds = _mixed(batch.dropout_seeds).repeat_interleave(batch.cu_seqlens.diff(), output_size=tokens)
+    return _mixed(seeds ^ _mixed(batch.position_ids.int()))
+
+
+@contextmanager
+def sample_generator(sample_start: int, layer: int, device: torch.device) -> Iterator[None]:
+    """Inside ``with``, torch's global generator is seeded for one sample and layer, if there are keys.
+
+    It is for operations that draw random numbers themselves, and are called for one sample at a time.
+
+    Args:
+        sample_start: index of the sample's first token in the micro-batch.
+        layer: index of the layer.
+        device: device of the operation.
+    """
+    if _STATE.keys is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(_STATE.keys.flatten()[sample_start]) * 2**16 + layer)
+        yield
+
+
+def replace_dropout(model: nn.Module) -> None:
+    """Replace each ``nn.Dropout`` of a model that drops anything by a :class:`CounterDropout`."""
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if type(module) is nn.Dropout and module.p:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, CounterDropout(module.p, name).train(module.training))
+
+
+def dropped_elements(keys: Tensor, channels: int, module_key: int, threshold: int) -> Tensor:
+    """Return which elements are zeroed, (T, C) bool.
+
+    Args:
+        keys: (T,) int32, the tokens' keys.
+        channels: C.
+        module_key: an integer of 32 bits, signed.
+        threshold: the probability times 2^16.
+    """
+    # Each hash has 32 bits, enough for two channels.
+    words = _mixed(_mixed(keys ^ module_key)[:, None] ^ _channel_keys((channels + 1) // 2, keys.device))
+    dropped: Tensor = words.view(torch.int16)[:, :channels] < threshold - 2 ** (BITS - 1)
+    return dropped
+
+
+@lru_cache(maxsize=16)
+def _channel_keys(count: int, device: torch.device) -> Tensor:
+    return _mixed(torch.arange(1, count + 1, dtype=torch.int32, device=device))
+
+
+def _mixed(values: Tensor) -> Tensor:
+    """Return the hash of each value: int32 -> int32, the finalizer of MurmurHash3. Products are modulo 2^32."""
+    # A right shift of int32 repeats the sign bit; the masks remove the copies.
+    mixed = torch.bitwise_xor(values, (values >> 16) & 0xFFFF)
+    mixed.mul_(_signed(0x85EBCA6B))
+    mixed.bitwise_xor_((mixed >> 13) & 0x7FFFF)
+    mixed.mul_(_signed(0xC2B2AE35))
+    return mixed.bitwise_xor_((mixed >> 16) & 0xFFFF)
+
+
+def _signed(number: int) -> int:
+    """Return the signed integer with the same 32 bits."""
+    return number - 2**32 if number >= 2**31 else number
