@@ -142,6 +142,15 @@ class Model(Protocol):
         ...
 
     @classmethod
+    def packing_notice(cls, cfg: Any) -> str:
+        """Check without weights how the language model can run micro-batches; return one line about additional costs, or "".
+
+        Raises:
+            UserError: If the language model cannot be run correctly.
+        """
+        ...
+
+    @classmethod
     def feature_layout(cls, cfg: Any) -> FusionLayout:
         """Return names and numbers of a sample's feature tokens, without building the fusion module.
 

@@ -77,6 +77,8 @@ def plan(config: RunConfig) -> Plan:
     blocks = [*config.datasets.values(), *(block.dataset for block in config.evaluation_datasets.values())]
     batch = max((block.batch_size for block in blocks), default=1)
     memory = _memory(config, model, sum(tokens.values()), batch)
+    notice = config.model_class.packing_notice(config.model)
+    notes += [notice] if notice else []
     notes.append(f"trained tensors: {', '.join(_trained_names(model))}")
     notes.append(
         f"the memory is for micro-batches of {batch}, sentences of {SENTENCE_TOKENS} tokens and answers of {ANSWER_TOKENS} tokens"
@@ -157,13 +159,27 @@ def _frozen_bytes(config: RunConfig, model: Model, frozen: int, size: int) -> fl
     return (frozen - whole) * (1 if config.model.low_resource else BYTES_OF_4_BITS) + 4 * whole
 
 
+def _inner_width(model: Model, hidden: int) -> int:
+    """Return the inner width of the language model's layers, of which configurations have different names, or 4 hidden sizes."""
+    llm = model.llm_config.get_text_config()
+    for name in ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "decoder_ffn_dim", "moe_intermediate_size"):
+        width = getattr(llm, name, None)
+        if isinstance(width, int):
+            return width
+        # A few models have a width for each layer.
+        if isinstance(width, list | tuple) and width:
+            return int(max(width))
+    return 4 * hidden
+
+
 def _memory(config: RunConfig, model: Model, tokens: int, batch: int) -> dict[str, float]:
     size = 2 if config.run.amp else 4
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     encoder = [parameter for name, parameter in model.named_parameters() if VIT in name or QFORMER in name]
     frozen = sum(parameter.numel() for parameter in model.parameters()) - trained - sum(map(torch.Tensor.numel, encoder))
     llm = model.llm_config.get_text_config()
-    hidden, inner, layers = llm.hidden_size, llm.intermediate_size, llm.num_hidden_layers
+    hidden, layers = llm.hidden_size, llm.num_hidden_layers
+    inner = _inner_width(model, hidden)
     positions = tokens * batch
     parts = {"frozen weights": _frozen_bytes(config, model, frozen, size), "trained weights (float32)": 4 * trained}
     if encoder:
@@ -180,6 +196,8 @@ def _memory(config: RunConfig, model: Model, tokens: int, batch: int) -> dict[st
         }
     else:
         longest = max((block.task.max_new_tokens for block in config.evaluation_datasets.values()), default=0)
-        heads = getattr(llm, "num_key_value_heads", llm.num_attention_heads) / llm.num_attention_heads
+        # Models without attention heads, such as Mamba, have no keys and values; the estimate is then an upper limit.
+        query_heads = getattr(llm, "num_attention_heads", None) or 1
+        heads = (getattr(llm, "num_key_value_heads", None) or query_heads) / query_heads
         parts["key-value cache"] = 2 * layers * hidden * heads * (positions + batch * longest) * size
     return {name: value / GIB for name, value in parts.items()} | {"sum": sum(parts.values()) / GIB}

@@ -177,7 +177,7 @@ def check_base(folder: str, adapters: Adapters, source: str) -> None:
     from emollama.models import llm, llm_weights
 
     targets = target_modules(adapters.layers)
-    options = llm_weights.LLMOptions(folder, "lora", adapters.rank, 1, 0.0, targets, None, False)
+    options = llm_weights.LLMOptions(folder, "lora", adapters.rank, 1, 0.0, targets, None, False, attention="eager")
     try:
         model = llm_weights.build(options, llm.read_config(folder), dtype=torch.float32, device=torch.device("meta"))
     except UserError as error:

@@ -12,7 +12,8 @@ sequences. Generation pads its sequences and passes no ``cu_seqlens``; then tran
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from emollama.errors import UserError
 from emollama.models.dropout import sample_generator
 
 NAME = "emollama_packed"
+RECORDED = "emollama_packed_recorded"
 AMPERE = 8  # lowest major compute capability on which the variable-length kernel runs
 
 
@@ -136,5 +138,32 @@ def _packed_mask(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tens
     return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **kwargs)
 
 
+_RECORDERS: list[list[tuple[str, bool]]] = []
+
+
+@contextmanager
+def recorded_calls() -> Iterator[list[tuple[str, bool]]]:
+    """Record which attention layers of models with the implementation ``RECORDED`` receive ``cu_seqlens``.
+
+    Yields:
+        (class and number of the layer, whether it received ``cu_seqlens``) of each call.
+    """
+    calls: list[tuple[str, bool]] = []
+    _RECORDERS.append(calls)
+    try:
+        yield calls
+    finally:
+        _RECORDERS.remove(calls)
+
+
+def _recorded_attention(module: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    name = f"{type(module).__name__} {getattr(module, 'layer_idx', '')}".strip()
+    for calls in _RECORDERS:
+        calls.append((name, kwargs.get("cu_seqlens") is not None))
+    return packed_attention(module, *args, **kwargs)
+
+
 AttentionInterface.register(NAME, packed_attention)
+AttentionInterface.register(RECORDED, _recorded_attention)
+AttentionMaskInterface.register(RECORDED, _packed_mask)
 AttentionMaskInterface.register(NAME, _packed_mask)

@@ -17,6 +17,7 @@ from emollama.registry import FUSIONS, PROMPT_FORMATS
 from emollama.suggestions import did_you_mean
 
 TrainLLM = Literal["lora", "none", "full"]
+PackingKey = Literal["auto", "packed", "padded"]
 
 
 @dataclass
@@ -52,6 +53,10 @@ class LLMConfig:
     """Dropout probability on the feature tokens during training."""
     use_grad_checkpoint: bool = True
     """Recompute the language model's activations in the backward pass; this saves memory and takes about a third more time."""
+    packing: PackingKey = "auto"
+    """How the language model reads the samples of a micro-batch. packed: in one row without padding; models that mix the samples
+    of a row are rejected. padded: one row per sample, with the attention of transformers, which also computes on the padding.
+    auto: packed if a check of a small random copy of the model shows that the losses are correct, otherwise padded."""
     low_resource: bool = False
     """Load the language model in 8 bits (needs bitsandbytes)."""
     load_in_4bit: bool = False

@@ -35,12 +35,12 @@ def empty_cache() -> Any:
 
 def unpacked_state(packed: Any, lengths: list[int]) -> DecodingState:
     """Unpack and pad the cache of a packed forward pass, (1, heads, T, head_dim) per layer."""
-    cache = DynamicCache()
-    for index, layer in enumerate(packed.layers):
-        cache.update(_unpack(layer.keys, lengths), _unpack(layer.values, lengths), index)
-    sizes = torch.tensor(lengths, device=packed.layers[0].keys.device)
-    width = int(sizes.max())
-    return DecodingState(cache, (torch.arange(width, device=sizes.device) >= width - sizes[:, None]).long())
+    return _state(packed, lengths, _unpack)
+
+
+def left_padded_state(padded: Any, lengths: list[int]) -> DecodingState:
+    """Move the padding of a cache, (B, heads, W, head_dim) per layer, from the right to the left."""
+    return _state(padded, lengths, _left_padded)
 
 
 @torch.inference_mode()
@@ -143,10 +143,24 @@ def _sample(scores: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     )
 
 
+def _state(filled: Any, lengths: list[int], convert: Callable[[Tensor, list[int]], Tensor]) -> DecodingState:
+    cache = DynamicCache()
+    for index, layer in enumerate(filled.layers):
+        cache.update(convert(layer.keys, lengths), convert(layer.values, lengths), index)
+    sizes = torch.tensor(lengths, device=filled.layers[0].keys.device)
+    width = int(sizes.max())
+    return DecodingState(cache, (torch.arange(width, device=sizes.device) >= width - sizes[:, None]).long())
+
+
 def _unpack(packed: Tensor, lengths: list[int]) -> Tensor:
     """Convert (1, heads, T, head_dim) to (B, heads, W, head_dim), padded with zeros on the left."""
     pieces = packed[0].transpose(0, 1).split(lengths)
     return pad_sequence(list(pieces), batch_first=True, padding_side="left").transpose(1, 2)
+
+
+def _left_padded(padded: Tensor, lengths: list[int]) -> Tensor:
+    pieces = [row[:, :length].transpose(0, 1) for row, length in zip(padded, lengths, strict=True)]
+    return pad_sequence(pieces, batch_first=True, padding_side="left").transpose(1, 2)
 
 
 def _processors(params: SamplingParams) -> LogitsProcessorList:

@@ -92,6 +92,17 @@ def token_keys_of(batch: Batch) -> Tensor | None:
     return _mixed(seeds ^ _mixed(batch.position_ids.int()))
 
 
+def split_keys(lengths: list[int]) -> list[Tensor | None]:
+    """Return the current keys of each sample, which has this number of tokens; None for each if there are no keys."""
+    return [None] * len(lengths) if _STATE.keys is None else list(_STATE.keys.flatten().split(lengths))
+
+
+def padded_keys(lengths: list[int]) -> Tensor | None:
+    """Return the current keys for samples that are padded on the right, (B, W), where W is the longest length."""
+    parts = [part for part in split_keys(lengths) if part is not None]
+    return nn.utils.rnn.pad_sequence(parts, batch_first=True) if parts else None
+
+
 @contextmanager
 def sample_generator(sample_start: int, layer: int, device: torch.device) -> Iterator[None]:
     """Inside ``with``, torch's global generator is seeded for one sample and layer, if there are keys.

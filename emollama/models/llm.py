@@ -33,11 +33,6 @@ def embedding_rows(config: Any) -> int:
     return int(config.get_text_config().vocab_size)
 
 
-def hidden_size(config: Any) -> int:
-    """Return the hidden size of the language model."""
-    return int(config.get_text_config().hidden_size)
-
-
 def load_tokenizer(path: str) -> Any:
     """Load the tokenizer from a model's folder.
 

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
-from emollama.models import attention, dropout
+from emollama.models import dropout
 from emollama.models.configs import TrainLLM
 from emollama.suggestions import did_you_mean
 
@@ -33,6 +33,7 @@ class LLMOptions:
         lora_r, lora_alpha, lora_dropout, lora_targets: as in peft's LoraConfig.
         quantize: bits of the frozen weights; None does not quantize.
         checkpointing: recompute the layers' activations in the backward pass.
+        attention: name of the attention implementation.
     """
 
     path: str
@@ -43,6 +44,7 @@ class LLMOptions:
     lora_targets: list[str]
     quantize: Literal[4, 8] | None
     checkpointing: bool
+    attention: str
 
 
 def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
@@ -63,7 +65,7 @@ def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     if device.type == "meta":
         with device:
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=options.attention)
             return _with_options(model, options)
     quantization = _quantization(options, dtype)
     try:
@@ -71,7 +73,7 @@ def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch
             options.path,
             config=config,
             dtype=dtype,
-            attn_implementation=attention.NAME,
+            attn_implementation=options.attention,
             local_files_only=True,
             quantization_config=quantization,
             device_map={"": device} if device.type == "cuda" else None,

@@ -21,8 +21,8 @@ from emollama.data.fusion_layout import FusionLayout
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.slots import SlotShape, without_pixels
 from emollama.errors import UserError
-from emollama.models import checkpoint_names, dropout, frames, llm
-from emollama.models.decoding import empty_cache, unpacked_state
+from emollama.models import checkpoint_names, dropout, frames, llm, padded
+from emollama.models.decoding import empty_cache, left_padded_state, unpacked_state
 from emollama.models.fusion.build import FusionKey, build_fusion, fusion_layout
 from emollama.models.fusion.feature_tokens import MIN_GEMM_ROWS, place_feature_tokens
 from emollama.stores.manifest import Manifest
@@ -54,11 +54,12 @@ class PackedLLM(nn.Module, ABC):
 
     def __init__(self, cfg: Any, *, device: torch.device, frozen_dtype: torch.dtype) -> None:
         # Imported here because it takes seconds, and most commands need no weights.
-        from emollama.models import llm_weights
+        from emollama.models import llm_weights, packing_check
 
         super().__init__()
         self.cfg = cfg
         self.llm_config = llm.read_config(cfg.llama_model)
+        self.packing = packing_check.resolve(cfg.packing, self.llm_config)
         options = llm_weights.LLMOptions(
             path=cfg.llama_model,
             train=cfg.train_llm,
@@ -68,13 +69,16 @@ class PackedLLM(nn.Module, ABC):
             lora_targets=cfg.lora_target_modules,
             quantize=8 if cfg.low_resource else 4 if cfg.load_in_4bit else None,
             checkpointing=cfg.use_grad_checkpoint,
+            attention=self.packing.attention,
         )
         self.llama_model: Any = llm_weights.build(options, self.llm_config, dtype=frozen_dtype, device=device)
         dropout.replace_dropout(self.llama_model)
         self.first_placeholder = llm.embedding_rows(self.llm_config)
         slots = without_pixels(self.slot_shapes(cfg))
         layout = fusion_layout(self.fusion_key(cfg), slots)
-        self.fusion = build_fusion(self.fusion_key(cfg), slots, llm.hidden_size(self.llm_config), device)
+        # In a few models, such as some of OPT, the embedding table is narrower than the layers.
+        width = self.llama_model.get_input_embeddings().weight.shape[1]
+        self.fusion = build_fusion(self.fusion_key(cfg), slots, width, device)
         self.dropout = dropout.CounterDropout(cfg.dropout, "dropout")
         self.optional_tensors = layout.optional_tensors
         self._parts = layout.parts
@@ -89,6 +93,19 @@ class PackedLLM(nn.Module, ABC):
         """Return the value of ``model.fusion``: a registered name, or a block with ``type``."""
         key: FusionKey = cfg.fusion
         return key
+
+    @classmethod
+    def packing_notice(cls, cfg: Any) -> str:
+        """Return one line about the cost of micro-batches that cannot be packed, or an empty string.
+
+        Raises:
+            UserError: If the language model cannot be run correctly, or not as ``model.packing`` demands.
+        """
+        # Imported here for the same reason as in __init__.
+        from emollama.models import packing_check
+
+        config = llm.read_config(cfg.llama_model)
+        return packing_check.resolve(cfg.packing, config).notice(config.model_type)
 
     @classmethod
     def feature_layout(cls, cfg: Any) -> FusionLayout:
@@ -122,28 +139,26 @@ class PackedLLM(nn.Module, ABC):
         positions = (batch.labels != IGNORED).nonzero().squeeze(1)
         # Logits are computed only where a label follows: those of all tokens, (T, V), would need far more memory.
         with dropout.use_keys(dropout.token_keys_of(batch)):
-            logits = self._packed_logits(batch, _pad_positions(positions) - 1, use_cache=False)[: len(positions)]
+            if self.packing.is_packed:
+                logits = self._packed_logits(batch, _pad_positions(positions) - 1, use_cache=False)[: len(positions)]
+            else:
+                logits = self._padded_logits(batch, self._embed(batch), positions - 1)
         return F.cross_entropy(logits.float(), batch.labels[positions], reduction="none")
 
     def prefill(self, batch: Batch) -> tuple[Tensor, DecodingState]:
         """Process B prompts; return next-token logits (B, V) float32 and the decoding state."""
         cache = empty_cache()
         last = batch.cu_seqlens[1:].long() - 1
+        if not self.packing.is_packed:
+            return self._padded_prefill(batch, last)
         logits = self._packed_logits(batch, _pad_positions(last), past_key_values=cache, use_cache=True)[: len(last)]
         return logits.float(), unpacked_state(cache, batch.lengths)
 
     def decode(self, ids: Tensor, state: DecodingState) -> Tensor:
         """Append tokens (B, Q) to ``state.cache``; return the logits after each of them, (B, Q, V) float32."""
-        mask, positions = state.extended(ids.shape[1])
-        table = self.llama_model.get_input_embeddings()
-        logits: Tensor = self.llama_model(
-            inputs_embeds=table(ids),
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=state.cache,
-            use_cache=True,
-        ).logits
-        return logits.float()
+        if isinstance(state.cache, padded.Prefixes):
+            return padded.decode_prefixes(self.llama_model, ids, state.cache, batched=self.packing.batched).float()
+        return padded.decode_cached(self.llama_model, ids, state).float()
 
     @torch.inference_mode()
     def beam_search(self, batch: Batch, prompt: PromptFormat, options: Mapping[str, Any]) -> list[list[int]]:
@@ -157,9 +172,14 @@ class PackedLLM(nn.Module, ABC):
         Returns:
             B lists of new token ids, up to and including the end of the answer.
         """
-        pieces = self._embed(batch).split(batch.lengths)
-        embeddings = torch.nn.utils.rnn.pad_sequence(list(pieces), batch_first=True, padding_side="left")
-        lengths = torch.tensor(batch.lengths, device=embeddings.device)
+        pieces = list(self._embed(batch).split(batch.lengths))
+        # Without padding, generate() of transformers is correct for every model.
+        groups = [pieces] if self.packing.is_packed else [[piece] for piece in pieces]
+        return [answer for group in groups for answer in self._beam_search(group, prompt, options)]
+
+    def _beam_search(self, pieces: list[Tensor], prompt: PromptFormat, options: Mapping[str, Any]) -> list[list[int]]:
+        embeddings = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True, padding_side="left")
+        lengths = torch.tensor([len(piece) for piece in pieces], device=embeddings.device)
         mask = torch.arange(embeddings.shape[1], device=embeddings.device) >= embeddings.shape[1] - lengths[:, None]
         tokenizer = prompt.tokenizer
         stops = {} if prompt.ends_with_eos else {"stop_strings": [self.cfg.end_sym], "tokenizer": tokenizer}
@@ -168,7 +188,7 @@ class PackedLLM(nn.Module, ABC):
             attention_mask=mask.long(),
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.eos_token_id,
-            use_cache=True,
+            use_cache=self.packing.cached,
             **stops,
             **options,
         )
@@ -185,6 +205,22 @@ class PackedLLM(nn.Module, ABC):
             **cache,
         ).logits[0]
         return logits
+
+    def _padded_logits(self, batch: Batch, embeddings: Tensor, positions: Tensor, cache: Any = None) -> Tensor:
+        """Return the next-token logits after these positions of a packed batch, which the language model reads padded."""
+        rows = torch.searchsorted(batch.cu_seqlens[1:].long(), positions, right=True)
+        columns = positions - batch.cu_seqlens.long()[rows]
+        sequences = embeddings.split(batch.lengths)
+        return padded.logits_at(self.llama_model, sequences, rows, columns, batched=self.packing.batched, cache=cache)
+
+    def _padded_prefill(self, batch: Batch, last: Tensor) -> tuple[Tensor, DecodingState]:
+        embeddings = self._embed(batch)
+        cache = empty_cache() if self.packing.cached else None
+        logits = self._padded_logits(batch, embeddings, last, cache).float()
+        if cache is not None:
+            return logits, left_padded_state(cache, batch.lengths)
+        # A mask with one column is enough, because prefixes need none.
+        return logits, DecodingState(padded.Prefixes(embeddings.split(batch.lengths)), last.new_ones(len(last), 1))
 
     def _embed(self, batch: Batch) -> Tensor:
         """Return the input embeddings (T, H): text embeddings, and feature tokens at placeholder ids."""

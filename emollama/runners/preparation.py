@@ -21,6 +21,7 @@ from emollama.data.sampling import MixtureSampler
 from emollama.distributed.process_group import World
 from emollama.errors import RemoteUserError, UserError
 from emollama.logs import tracking
+from emollama.logs.logger import get_logger
 from emollama.paths import new_job_id, require_writable
 from emollama.precision import Precision
 from emollama.runners import provenance
@@ -156,6 +157,9 @@ class Preparation:
                 on_rank_zero(lambda: require_writable(self.folder, "run.output_dir"))
         with self._collect_errors:
             on_rank_zero(lambda: require_language_model(model.llama_model))
+            notice = self.world.rank_zero_first(lambda: self.config.model_class.packing_notice(model))
+            if notice and self.world.is_main:
+                get_logger().warning(notice)
             prompt_format = self.config.model_class.prompt_format
             self.prompt = self.world.rank_zero_first(lambda: prompt_format(model, run.loss_average))
 

@@ -1,0 +1,146 @@
+"""Shrink the configuration of a language model, so that a random copy of the model can be run on a CPU in a moment.
+
+Ratios of widths are preserved: the numbers of heads and all widths are divided by the same number, and the width of a head stays
+as it is, because the configurations of many models check how these numbers are related.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+MAX_VOCABULARY = 128
+WINDOW = 8  # tokens of a shrunken sliding window or attention chunk
+# Experts of a layer, groups of experts, and experts of a token: two experts in each of two groups.
+EXPERTS = {
+    r"experts$": 4,
+    r"^n_group$|^n_groups_moe$|expert_groups?$": 2,
+    r"^topk_group$": 1,
+    r"experts_per_tok|experts_top_?k|top_?k_experts|^moe_top_?k$|^moe_k$": 2,
+}
+LAYERS_OF_A_TYPE = 2
+MAX_LAYERS = 8  # without a list of layer types, unless the layers alternate with a longer period
+
+HEADS = re.compile(r"(^|_)(n_heads?|num_heads?|num_\w*_heads|\w*_heads|\w*_head_kv|num_kv|n_groups|num_groups)$")
+WIDTHS = re.compile(r"hidden|intermediate|ffn|inner|embd|embed|d_model|d_ff|width|rank|d_ssm|mlp_dim")
+NO_WIDTHS = re.compile(r"layer|head_dim|max_|vocab|expert|position|_id$|_type|num_|_act|eps|dropout|loss|coef")
+WINDOWS = re.compile(r"window(_size)?$|chunk_size$|^local_attn")
+PERIODS = re.compile(r"(period|interval|pattern|_step|_freq\w*|every_\w+)$")
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
+
+
+def shrunken_configs(config: Any) -> Iterator[Any]:
+    """Yield smaller copies of a configuration, the one that changes most first.
+
+    A copy may be invalid: then building the model, or its first forward pass, raises an exception. Copies that the class of the
+    configuration rejects are skipped.
+
+    Args:
+        config: the configuration of a causal language model, an object of transformers.
+    """
+    content = config.to_dict()
+    for divisor in _divisors(content):
+        for free_widths, layers in ((True, True), (False, True), (False, False)):
+            try:
+                yield type(config).from_dict(_shrunken(content, divisor, free_widths=free_widths, layers=layers))
+            # The classes of transformers reject a configuration with many kinds of exceptions.
+            except Exception:
+                continue
+
+
+def _divisors(content: dict[str, Any]) -> list[int]:
+    """Return the numbers by which widths can be divided, best first."""
+    counts = [value for block in _blocks(content) for key, value in block.items() if HEADS.search(key) and _above_one(value)]
+    common = math.gcd(*counts) if counts else 16
+    divisors = [number for number in range(common, 0, -1) if common % number == 0]
+    # A model with a single head would hide mistakes in the order of heads.
+    several = [number for number in divisors if not counts or max(counts) >= 2 * number]
+    return list(dict.fromkeys([*several[:1], *divisors[:1], *several[1:3]]))
+
+
+def _shrunken(content: dict[str, Any], divisor: int, *, free_widths: bool, layers: bool) -> dict[str, Any]:
+    """Return a smaller copy.
+
+    Args:
+        content: the configuration, or the block of a part of the model.
+        divisor: number by which widths and numbers of heads are divided.
+        free_widths: also shrink the inner widths of feed-forward layers to a small number.
+        layers: also reduce the number of layers.
+    """
+    small: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict) and key.endswith("_config"):
+            small[key] = _shrunken(value, divisor, free_widths=free_widths, layers=layers)
+        elif key.endswith("token_id") and isinstance(value, int):
+            small[key] = value if 0 <= value < MAX_VOCABULARY else 0
+        elif key.endswith("token_id") and isinstance(value, list):
+            small[key] = [entry if entry < MAX_VOCABULARY else 0 for entry in value]
+        elif _above_one(value):
+            small[key] = _shrunken_number(key, value, divisor, free_widths)
+        else:
+            small[key] = value
+    if layers:
+        small |= _fewer_layers(content)
+    return small
+
+
+def _shrunken_number(key: str, value: int, divisor: int, free_widths: bool) -> int:
+    if "vocab" in key:
+        return min(value, MAX_VOCABULARY)
+    if WINDOWS.search(key):
+        return min(value, WINDOW)
+    for pattern, limit in EXPERTS.items():
+        if re.search(pattern, key):
+            return min(value, limit)
+    if HEADS.search(key) or (WIDTHS.search(key) and not NO_WIDTHS.search(key)):
+        divided = max(1, value // divisor)
+        is_free = free_widths and re.search(r"intermediate|ffn|inner|d_ff", key)
+        return min(divided, 128) if is_free else divided
+    return value
+
+
+def _fewer_layers(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the changed keys: two layers of each type, or one period of layers that alternate, twice."""
+    names = [name for name in LAYER_COUNTS if _above_one(content.get(name))]
+    if not names:
+        return {}
+    number = content[names[0]]
+    lists = {key: value for key, value in content.items() if _is_per_layer(value, number)}
+    if lists:
+        chosen: dict[str, list[int]] = {}
+        for index in range(number):
+            chosen.setdefault(repr([value[index] for value in lists.values()]), []).append(index)
+        indices = sorted(index for group in chosen.values() for index in group[:LAYERS_OF_A_TYPE])
+        changes: dict[str, Any] = dict.fromkeys(names, len(indices))
+        for key, value in lists.items():
+            subset = [value[index] for index in indices]
+            changes[key] = "".join(subset) if isinstance(value, str) else subset
+    else:
+        periods = [value for key, value in content.items() if PERIODS.search(key) and _above_one(value)]
+        layers = max([LAYERS_OF_A_TYPE, *(2 * period for period in periods if period <= MAX_LAYERS)])
+        changes = dict.fromkeys(names, min(number, layers))
+    count = changes[names[0]]
+    for key, value in content.items():
+        # Numbers of dense layers at the start, and lists of layer numbers.
+        if re.search(r"first_k|dense_layers|num_kv_shared", key) and _above_one(value):
+            changes[key] = 1
+        elif isinstance(value, list) and re.search(r"(layers|indices|ids|idx)$", key) and key not in lists:
+            changes[key] = [entry for entry in value if not isinstance(entry, int) or entry < count]
+    return changes
+
+
+def _is_per_layer(value: Any, number: int) -> bool:
+    return isinstance(value, list | tuple | str) and len(value) == number
+
+
+def _blocks(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield content
+    for key, value in content.items():
+        if isinstance(value, dict) and key.endswith("_config"):
+            yield from _blocks(value)
+
+
+def _above_one(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 1

@@ -1,0 +1,167 @@
+"""Language models that cannot process packed samples: the check at the start, padded micro-batches, and rejections."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from running import GOLDEN, golden_config
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from emollama.config import load
+from emollama.data.batch import IGNORED, Sample, collate
+from emollama.errors import UserError
+from emollama.models import decoding, packing_check
+from emollama.models.sampling_params import SamplingParams
+from emollama.planning import plan
+
+VOCABULARY = 832  # larger than the tokenizer's vocabulary
+COMMON = {"vocab_size": VOCABULARY, "hidden_size": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+LAYERS = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+GPT = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 512, "n_ctx": 512}
+FAMILIES = {
+    "llama": COMMON | LAYERS,
+    "gemma3_text": COMMON | LAYERS | {"head_dim": 8, "sliding_window": 300, "sliding_window_pattern": 2},
+    "bloom": {**COMMON, "n_layer": 2, "n_head": 4},
+    "nemotron": COMMON | LAYERS,
+    "codegen": GPT | {"bos_token_id": 1, "eos_token_id": 2},
+    "gemma2": COMMON | LAYERS | {"head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8},
+    "gpt_oss": COMMON | LAYERS | {"head_dim": 8, "sliding_window": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "falcon": COMMON | {"num_hidden_layers": 2, "num_attention_heads": 4},
+    "mamba": COMMON | {"num_hidden_layers": 2, "state_size": 4},
+    "bert": COMMON | LAYERS,
+}
+RESULTS = dict.fromkeys(FAMILIES, "padded") | {"llama": "packed", "gemma3_text": "packed", "bert": "rejected"}
+
+
+def config_of(family):
+    return AutoConfig.for_model(family, **FAMILIES[family])
+
+
+def folder_of(family, path):
+    """A random model of a family, with the golden tokenizer."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config_of(family))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(std=parameter.shape[1] ** -0.5)
+    model.save_pretrained(path / family)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(GOLDEN / "llama" / name, path / family)
+    return path / family
+
+
+def run_config(family, path, **model):
+    keys = {"llama_model": str(folder_of(family, path)), "ckpt": None, "train_llm": "none"}
+    return load(str(golden_config(path, model=keys | model)))
+
+
+def build(config):
+    return config.model_class(config.model, device=torch.device("cpu"), frozen_dtype=torch.float32).eval()
+
+
+def sample(model, config, length):
+    ids = torch.randint(3, VOCABULARY, (length,), generator=torch.Generator().manual_seed(length))
+    labels = ids.where(torch.arange(length) >= length // 2, IGNORED)
+    slots = {slot: torch.zeros(0, shape.dim) for slot, shape in model.slot_shapes(config.model).items()}
+    return Sample("", "", ids, labels, (labels != IGNORED).float(), slots)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_check_tells_models_that_can_be_packed_from_those_that_cannot(family):
+    packing = packing_check.check(config_of(family))
+    assert packing.result == RESULTS[family], packing.reason
+    assert bool(packing.reason) == (packing.result != "packed")
+
+
+def test_the_reason_names_the_layers_that_do_not_receive_the_boundaries_of_samples():
+    assert "NemotronAttention 0, NemotronAttention 1" in packing_check.check(config_of("nemotron")).reason
+
+
+def test_the_check_does_not_change_the_random_state():
+    state = torch.get_rng_state()
+    packing_check.check(config_of("llama"))
+    assert torch.get_rng_state().equal(state)
+
+
+def test_a_model_that_transformers_cannot_shrink_runs_unchecked_one_sample_at_a_time(monkeypatch):
+    monkeypatch.setattr(packing_check, "MAX_PARAMETERS", 10)
+    packing = packing_check.check(config_of("llama"))
+    assert (packing.result, packing.batched, packing.cached) == ("padded", False, False)
+    assert "could not be checked" in packing.notice("llama") and "one at a time" in packing.notice("llama")
+
+
+@pytest.mark.parametrize("family", ["llama", "nemotron", "gemma2", "mamba"])
+@pytest.mark.parametrize("packing", ["auto", "padded"])
+def test_losses_and_greedy_answers_equal_those_of_transformers_for_each_sample_alone(tmp_path, family, packing):
+    config = run_config(family, tmp_path, packing=packing)
+    model = build(config)
+    plain = AutoModelForCausalLM.from_pretrained(config.model.llama_model, attn_implementation="eager").eval()
+    samples = [sample(model, config, length) for length in (30, 22)]
+    batch = collate(samples)
+    expected, answers = [], []
+    with torch.no_grad():
+        for one in samples:
+            ids = one.input_ids[None]
+            logits = plain(input_ids=ids).logits[0, :-1]
+            losses = torch.nn.functional.cross_entropy(logits, one.input_ids[1:], reduction="none")
+            expected.append(losses[one.labels[1:] != IGNORED])
+            answer = plain.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False, eos_token_id=None
+            )
+            answers.append(answer[0, ids.shape[1] :].tolist())
+        torch.testing.assert_close(model(batch), torch.cat(expected), atol=1e-4, rtol=0)
+    params = SamplingParams(max_new_tokens=4)
+    assert decoding.generate([model], batch, params, lambda ids: False, [0, 0]) == answers
+    # The probabilities of candidates use the prompt's state several times.
+    both = decoding.candidate_probabilities([model], batch, [answers[0][:3], answers[1][:2]])
+    alone = [decoding.candidate_probabilities([model], collate([one]), [answers[0][:3], answers[1][:2]]) for one in samples]
+    torch.testing.assert_close(both, torch.cat(alone), atol=1e-4, rtol=0)
+
+
+def test_a_padded_model_trains_with_recomputed_activations(tmp_path):
+    config = run_config("nemotron", tmp_path, train_llm="lora", use_grad_checkpoint=True)
+    model = build(config).train()
+    loss = model(collate([sample(model, config, length) for length in (9, 6)])).mean()
+    loss.backward()
+    gradients = [parameter.grad for name, parameter in model.named_parameters() if "lora_B" in name]
+    assert gradients and all(math.isfinite(grad.sum()) and grad.abs().sum() > 0 for grad in gradients)
+
+
+@pytest.mark.parametrize("family", ["nemotron", "mamba"])
+def test_dropout_of_a_padded_model_does_not_depend_on_the_micro_batch(tmp_path, family):
+    target = "v_proj" if family == "nemotron" else "x_proj"
+    config = run_config(family, tmp_path, train_llm="lora", lora_dropout=0.5, lora_target_modules=[target])
+    model = build(config).train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    samples = [sample(model, config, length) for length in (9, 6)]
+    seeds = torch.tensor([3, 4], dtype=torch.int32)
+    together = model(replace(collate(samples), dropout_seeds=seeds))
+    alone = [model(replace(collate([one]), dropout_seeds=seeds[index : index + 1])) for index, one in enumerate(samples)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
+    assert not together.allclose(model.eval()(collate(samples)), atol=1e-3)
+
+
+def test_packed_is_rejected_for_a_model_that_mixes_the_samples_of_a_row(tmp_path):
+    with pytest.raises(UserError, match=r"(?s)model\.packing is packed.*'nemotron'.*Set model\.packing: auto"):
+        plan(run_config("nemotron", tmp_path, packing="packed"))
+
+
+def test_a_model_that_is_not_causal_is_rejected_before_its_weights_are_read(tmp_path):
+    config = run_config("bert", tmp_path)
+    (tmp_path / "bert/model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"'bert' do not work here: it is not causal"):
+        config.runner_class(config, training=True)
+
+
+@pytest.mark.parametrize("family", ["bloom", "falcon", "gpt_oss", "mamba", "codegen"])
+def test_the_plan_of_a_padded_model_has_a_note_about_the_cost(tmp_path, family):
+    numbers = plan(run_config(family, tmp_path))
+    assert numbers.memory_gib["sum"] > 0
+    assert any(note.startswith(f"model.packing: '{family}' runs samples") for note in numbers.notes)
