@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from workers import splits as worker
 
 from emollama.data.batch import Sample, collate
+from emollama.models import attention
 from emollama.models.attention import packed_attention
 from emollama.models.dropout import (
     CounterDropout,
@@ -135,7 +136,7 @@ def test_attention_dropout_of_a_sample_does_not_depend_on_the_other_samples_of_t
     samples = [(5, 6), (9, 7)]
     query = torch.randn(1, 2, 13, 8, generator=torch.Generator().manual_seed(0))
 
-    def attention(part, *samples):
+    def attend(part, *samples):
         lengths = [length for _, length in samples]
         offsets = torch.tensor([0, *lengths]).cumsum(0).int()
         with use_keys(keys_of(*samples)):
@@ -143,9 +144,31 @@ def test_attention_dropout_of_a_sample_does_not_depend_on_the_other_samples_of_t
                 nn.Module(), part, part, part, None, cu_seqlens=offsets, max_length=max(lengths), dropout=0.5
             )[0]
 
-    packed = attention(query, *samples)
-    alone = [attention(part, one) for part, one in zip(query.split([6, 7], dim=2), samples, strict=True)]
+    packed = attend(query, *samples)
+    alone = [attend(part, one) for part, one in zip(query.split([6, 7], dim=2), samples, strict=True)]
     assert packed.equal(torch.cat(alone, 1))
+
+
+def test_dropout_between_the_layers_of_a_language_model_does_not_depend_on_the_other_samples_of_the_micro_batch():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+    # GPT-2 drops 10 % of embeddings, attention weights and the output of each layer.
+    llm = GPT2LMHeadModel(GPT2Config(**sizes, attn_implementation=attention.NAME)).train()
+    replace_dropout(llm)
+
+    def logits(ids, *samples):
+        lengths = [length for _, length in samples]
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        options = {"cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).int(), "max_length": max(lengths), "use_cache": False}
+        with use_keys(keys_of(*samples)):
+            return llm(input_ids=ids[None], position_ids=positions[None], **options).logits[0]
+
+    packed = logits(torch.arange(13), (5, 6), (9, 7))
+    alone = [logits(torch.arange(6), (5, 6)), logits(torch.arange(6, 13), (9, 7))]
+    torch.testing.assert_close(packed, torch.cat(alone), atol=1e-6, rtol=1e-6)
+    assert (packed - llm.eval()(input_ids=torch.arange(13)[None]).logits[0])[:6].abs().max() > 1e-3
 
 
 def config(folder, batch, accumulate, checkpointing, **run):
