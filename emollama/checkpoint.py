@@ -230,7 +230,9 @@ def _require_match(
     if missing:
         problems.append(f"{listing(missing, 'missing tensor')} (to allow this, set ckpt_allow_missing to glob patterns)")
     if unexpected:
-        problems.append(f"{listing(unexpected, 'unexpected tensor')} (are train_llm, lora_target_modules and fusion the same?)")
+        problems.append(
+            f"{listing(unexpected, 'unexpected tensor')} (are train_llm, lora_target_modules, slots and fusion the same?)"
+        )
     shapes = [
         f"{name} has shape {tuple(stored[name].shape)}, expected {tuple(parameter.shape)}"
         for name, parameter in parameters.items()

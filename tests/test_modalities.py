@@ -332,6 +332,28 @@ def test_a_fusion_module_that_depends_on_values_is_checked_with_real_tensors(mon
     build_fusion("by_value", {"gaze": SlotShape(1, 7)}, 8, torch.device("meta"))
 
 
+class Detached(LinearFusion):
+    """A fusion module that returns its tokens without a gradient."""
+
+    def forward(self, slots):
+        return {part: value.detach() for part, value in super().forward(slots).items()}
+
+
+class Deaf(LinearFusion):
+    """A fusion module that does not use the vectors of its slot."""
+
+    def forward(self, slots):
+        zeros = slots["gaze"].values.new_zeros(slots["gaze"].values.shape)
+        return {"gaze": self.feats_llama_proj_gaze(zeros)}
+
+
+class Listing(LinearFusion):
+    """A fusion module that returns a list."""
+
+    def forward(self, slots):
+        return list(super().forward(slots).values())
+
+
 class Failing(LinearFusion):
     """A fusion module with an error in its forward pass."""
 
@@ -351,9 +373,12 @@ class Idle(LinearFusion):
     ("fusion", "message"),
     [
         (Wrong, r"Wrong \(.*test_modalities.py\).*layout\(\) says 2 feature tokens 'gaze' of size 8, but forward\(\) returns 1"),
+        (Detached, "returns tensors without a gradient"),
+        (Deaf, "does not use the vectors of 1 slot: gaze"),
+        (Listing, "returns a list. Return a dict"),
         (Idle, r"Idle \(.*test_modalities.py\): forward\(\) does not use 2 parameters: idle.weight, idle.bias"),
-        (NeedsVectors, r"NeedsVectors \(.*test_modalities.py\): forward\(\) raised IndexError"),
-        (Failing, r"Failing \(.*test_modalities.py\): forward\(\) raised KeyError: 'nothing'"),
+        (NeedsVectors, r"NeedsVectors.forward\(\) \(.*test_modalities.py, line \d+\) failed with IndexError"),
+        (Failing, r"Failing.forward\(\) \(.*test_modalities.py, line \d+\) failed with KeyError: 'nothing'"),
     ],
 )
 def test_a_fusion_module_that_does_not_fit_its_layout_is_refused_with_its_file(fusion, message):

@@ -28,6 +28,7 @@ IMPORTS = {
     "dtypes": "",
     "errors": "",
     "json_io": "",
+    "component_errors": "errors",
     "logs.bars": "",
     "logs.verbosity": "",
     "optim": "",
@@ -56,7 +57,7 @@ IMPORTS = {
     "checkpoint": "checkpoint_files errors listing optim paths",
     "config": "config.packaged errors listing paths registration registry suggestions",
     "data": "config.packaged data.batch errors listing logs.console paths stores suggestions",
-    "evaluation": "data errors listing logs.console paths registry run_folder suggestions",
+    "evaluation": "component_errors data errors listing logs.console paths registry run_folder suggestions",
     "media": "data errors paths",
     "components": "data data.batch evaluation run_folder stores",
     "planning": "components config data data.batch logs.console precision",
@@ -67,9 +68,9 @@ IMPORTS = {
     "starter": "config data demo.folder errors media paths registration registry stores",
     "demo": "data demo.folder encoders errors logs logs.console media paths run_folder tensor_files variables",
     "extraction": "__init__ config data distributed.process_group encoders errors listing logs logs.console media paths stores",
-    "models": "checkpoint_files components config data data.batch dtypes encoders errors listing paths"
+    "models": "checkpoint_files component_errors components config data data.batch dtypes encoders errors listing paths"
     " registry stores suggestions tensor_files",
-    "runners": "checkpoint checkpoint_files components config data data.batch distributed.process_group"
+    "runners": "checkpoint checkpoint_files component_errors components config data data.batch distributed.process_group"
     " distributed.worker_variables dtypes encoders errors evaluation interface_check listing logs logs.console lr_schedules"
     " optim paths planning precision registry run_folder stores suggestions",
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning runners",

@@ -13,9 +13,9 @@ from helpers import golden_tree, loaded
 from invented_runs import write_json, write_lines
 from running import ROOT
 
+from emollama.component_errors import ComponentFailed
 from emollama.config.user_modules import import_user_modules
 from emollama.errors import UserError
-from emollama.evaluation.component_errors import MetricFailed
 from emollama.evaluation.metrics import Metric
 from emollama.evaluation.predictions import Prediction
 from emollama.evaluation.scoring import Scoring
@@ -177,7 +177,7 @@ def test_invalid_keys_of_a_metric_input_are_refused(module, tmp_path, keys, expe
 )
 def test_an_error_of_a_metric_or_an_input_names_it_with_its_file_and_block(module, tmp_path, compute, value, expected):
     import_user_modules([module("my_broken", INPUT.format(compute=compute, value=value or "pass"))])
-    with pytest.raises(MetricFailed) as error:
+    with pytest.raises(ComponentFailed) as error:
         scoring("length").score(ANSWERS)
     path = re.escape(str(tmp_path / "my_broken.py"))
     assert re.match(f"evaluation_datasets.dev: .*{expected.replace('FILE', path)}", str(error.value)), error.value

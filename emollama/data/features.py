@@ -228,16 +228,24 @@ class Features:
         if self.slots == IMAGE and num_vectors is not None:
             image_size, stored_size = round(num_vectors**0.5) * PATCH, _image_size(shape)
             mismatch = f"; it was computed at image_size {stored_size}" if stored_size and stored_size != image_size else ""
-            return f"({1 + num_vectors}, {dim}), which is image_size {image_size}{mismatch} (or set model.image_size)"
+            keys = ["model.image_size"] if stored_size != image_size else []
+            keys += [f"model.slots.image.dim: {shape[-1]}"] if stored_size and shape[-1] != dim else []
+            remedy = " and ".join(keys or ["model.image_size"])
+            return f"({1 + num_vectors}, {dim}), which is image_size {image_size}{mismatch} (or set {remedy})"
         token = "1 + " if self._has_class_token else ""
         expected = f"({token}{'n' if num_vectors is None else num_vectors}, {dim})"
         if num_vectors is None:
-            expected += " with any n"
+            expected += " with n of at least 1"
         elif num_vectors == 1 and not token:
             expected = f"({dim},) or {expected}"
-        if slot == PIXELS or not shape or shape[-1] == dim:
+        if slot == PIXELS or not shape or not all(shape):
             return expected
-        return f"{expected} (or set model.slots.{slot}.dim: {shape[-1]}, if all arrays have this size)"
+        if shape[-1] != dim:
+            return f"{expected} (or set model.slots.{slot}.dim: {shape[-1]}, if all arrays have this size)"
+        if num_vectors is None or len(shape) != 2:
+            return expected
+        length = f"{shape[0] - self._has_class_token}, if all arrays have this number of vectors, or null for any number"
+        return f"{expected} (or set model.slots.{slot}.length: {length})"
 
     def _complaint(self, name: str, problem: str) -> str:
         return f"{self.store.location(name)} (slot {' + '.join(self.slots)}): {problem}. {self.remedy}"

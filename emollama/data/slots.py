@@ -73,8 +73,9 @@ def parse_slots(slots: Mapping[str, Any], default_lengths: Mapping[str, int]) ->
     for name, slot in parsed.items():
         if slot.class_token is None:
             continue
-        if slot.class_token in declared or not slot.class_token.isidentifier():
-            problem = "is not a valid name" if not slot.class_token.isidentifier() else "is declared twice"
+        valid = slot.class_token.isidentifier() and slot.class_token != PIXELS
+        if slot.class_token in declared or not valid:
+            problem = "is declared twice" if valid else "has a name that is not valid or reserved"
             raise ValueError(f"slots.{name}.class_token: the slot '{slot.class_token}' {problem}. Choose another name.")
         declared[slot.class_token] = name
     return parsed
@@ -120,7 +121,8 @@ def unfilled_slots(shapes: Mapping[str, SlotShape], sources: Iterable[Mapping[st
 def _parse_slot(name: str, keys: Any, default_length: int) -> SlotConfig:
     key = f"slots.{name}"
     if not name.isidentifier() or name == PIXELS:
-        raise ValueError(f"{key}: '{name}' cannot be the name of a slot. Use letters, digits and _; '{PIXELS}' is reserved.")
+        rule = f"Use letters, digits (not first) and _; '{PIXELS}' is reserved."
+        raise ValueError(f"{key}: '{name}' cannot be the name of a slot. {rule}")
     if not isinstance(keys, Mapping):
         raise ValueError(f"{key}: expected a mapping such as {{dim: 7}}, or null for no such slot, got {keys!r}")
     valid = [item.name for item in fields(SlotConfig)]

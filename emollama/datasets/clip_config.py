@@ -109,7 +109,7 @@ class ClipConfig:
         own = {item.name: getattr(self, item.name) for item in fields(self) if item.name.endswith(PATH_SUFFIX)}
         self.features = self.features | {key.removesuffix(PATH_SUFFIX): path for key, path in own.items()}
         for slot, path in self.features.items():
-            if path is not None and not isinstance(path, str):
+            if path is not None and (not isinstance(path, str) or not path.strip()):
                 raise ValueError(f"features.{slot} is {path!r}; expected a path, or null for no such features")
         check_labels(self.labels, "labels")
         check_labels(self.prompt_labels or [], "prompt_labels")

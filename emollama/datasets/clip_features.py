@@ -30,7 +30,9 @@ def open_features(
     """
     groups = declared_slots(slot_shapes)
     paths = {slot: path for slot, path in cfg.features.items() if path is not None}
-    _require_slots(list(paths), groups, block_path)
+    # A slot that is null needs no counterpart in the model, but it may be misspelled.
+    misspelled = [slot for slot in cfg.features if slot not in groups and did_you_mean(slot, groups, cutoff=0.75)]
+    _require_slots(list(dict.fromkeys([*paths, *misspelled])), groups, block_path)
     features = [
         Features.open(resolve_path(path), groups[slot], slot_shapes[slot], f"{block_path}.features.{slot}")
         for slot, path in paths.items()
@@ -56,7 +58,8 @@ def _require_slots(slots: list[str], groups: Mapping[str, tuple[str, ...]], bloc
     unknown = [slot for slot in slots if slot not in groups]
     if not unknown:
         return
-    text = f"{block_path}.features: the model has no slot for {', '.join(unknown)}. Its slots are {', '.join(groups)}"
+    its_slots = f"Its slots are {', '.join(groups)}" if groups else "It has no slots"
+    text = f"{block_path}.features: the model has no slot for {', '.join(unknown)}. {its_slots}"
     owners = {token: slot for slot, (_, *tokens) in groups.items() for token in tokens}
     if filled := [slot for slot in unknown if slot in owners]:
         raise UserError(f"{text}; the arrays of {owners[filled[0]]} also fill {filled[0]}. Remove {filled[0]}.")

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar, Self
 
+from emollama.component_errors import ComponentFailed, reported, source_file
 from emollama.errors import UserError
-from emollama.evaluation.component_errors import MetricFailed, reported, source_file
 from emollama.evaluation.predictions import Prediction
 from emollama.evaluation.resources import ScoringResources
 from emollama.listing import abbreviated
@@ -188,7 +188,7 @@ def compute_input(metrics: Sequence[str], predictions: Sequence[Prediction], res
 
     Raises:
         UserError: If the data or a file cannot be used.
-        MetricFailed: If the input raised an exception or is unusable.
+        ComponentFailed: If the input raised an exception or is unusable.
     """
     metric_input = input_type(metrics[0])
     what = f"metric input '{metric(metrics[0]).metric_input}' of {', '.join(metrics)}, class {metric_input.__name__}"
@@ -196,15 +196,15 @@ def compute_input(metrics: Sequence[str], predictions: Sequence[Prediction], res
         computed: Any = metric_input.compute(predictions, resources)
     place = f"{what} ({source_file(metric_input)})"
     if not isinstance(computed, metric_input):
-        raise MetricFailed(f"{place}: compute returned {computed!r:.60}. Expected an object of this class.")
+        raise ComponentFailed(f"{place}: compute returned {computed!r:.60}. Expected an object of this class.")
     if surplus := Counter(computed.names) - Counter(prediction.name for prediction in predictions):
         problem = f"names has {abbreviated(map(repr, surplus))} more often than the predictions"
-        raise MetricFailed(f"{place}: {problem}. Expected each sample at most once.")
+        raise ComponentFailed(f"{place}: {problem}. Expected each sample at most once.")
     for field in dataclasses.fields(computed) if metric_input.take is MetricInput.take else ():
         value = getattr(computed, field.name)
         if isinstance(value, tuple) and len(value) != len(computed.names):
             problem = f"{field.name} has {len(value)} entries for {len(computed.names)} samples"
-            raise MetricFailed(f"{place}: {problem}. A tuple must have one entry per sample, unless the class overrides take.")
+            raise ComponentFailed(f"{place}: {problem}. A tuple must have one entry per sample, unless the class overrides take.")
     return computed
 
 
@@ -216,7 +216,7 @@ def metric_value(name: str, metric_input: MetricInput) -> float | None:
         metric_input: an input of the class that the metric takes.
 
     Raises:
-        MetricFailed: If the metric raised an exception, or its value is neither a finite number nor None.
+        ComponentFailed: If the metric raised an exception, or its value is neither a finite number nor None.
     """
     compute = metric(name).compute
     with reported(f"metric '{name}'", compute):
@@ -224,4 +224,4 @@ def metric_value(name: str, metric_input: MetricInput) -> float | None:
     if value is None or (isinstance(value, Real) and math.isfinite(value)):
         return None if value is None else float(value)
     remedy = "Expected a finite number, or None if the value is undefined."
-    raise MetricFailed(f"metric '{name}' ({source_file(compute)}) returned {value!r:.60}. {remedy}")
+    raise ComponentFailed(f"metric '{name}' ({source_file(compute)}) returned {value!r:.60}. {remedy}")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emollama.evaluation.component_errors import reported
+from emollama.component_errors import reported
 from emollama.evaluation.scoring import TaskScores
 from emollama.paths import atomic_write
 from emollama.run_folder import BlockScores, PredictionRecord, TaskRecord, json_line, metrics_file, predictions_file

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from emollama.evaluation.component_errors import reported
+from emollama.component_errors import reported
 from emollama.evaluation.matching import Matched
 from emollama.evaluation.prediction_files import scores_as_dict
 from emollama.evaluation.scoring import TaskScores

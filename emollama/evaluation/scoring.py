@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from emollama.component_errors import reported
 from emollama.errors import UserError, require_at_least
 from emollama.evaluation.captions.java import JavaFailed
 from emollama.evaluation.captions.reader import CaptionReader
 from emollama.evaluation.captions.tokenizers import CaptionTokenizer
-from emollama.evaluation.component_errors import reported
 from emollama.evaluation.judges.judge import Judge, JudgeUnreachable
 from emollama.evaluation.labels import AnswerRule, LabelReader, SeveralHits
 from emollama.evaluation.metrics import MetricInput, compute_input, input_config, input_type, metric, metric_value

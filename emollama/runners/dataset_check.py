@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 
 import torch
 
+from emollama.component_errors import reported, source_file
 from emollama.data.batch import Record
 from emollama.data.dataset import SampleDataset
-from emollama.data.slots import SlotShape
+from emollama.data.slots import PIXELS, SlotShape
 from emollama.errors import UserError
 from emollama.interface_check import missing_members
 
@@ -33,14 +33,15 @@ def require_fitting_record(dataset: SampleDataset, block_path: str, shapes: Mapp
     if not len(dataset):
         return
     task = dataset.pool.tasks[0]
-    record = dataset.record(0, task, dataset.pool.first_instruction(task))
+    with reported(f"{block_path}: record() of the dataset class {type(dataset).__name__}", type(dataset)):
+        record = dataset.record(0, task, dataset.pool.first_instruction(task))
     if set(record.features) != set(shapes):
         raise UserError(
             f"{block_path}: {_name(dataset)}: record() returns features for {', '.join(record.features) or 'no slot'}, but the"
             f" model has the slots {', '.join(shapes)}. Return (0, D) vectors for a slot without features."
         )
     for slot, shape in shapes.items():
-        if problem := _problem(record, slot, shape):
+        if problem := _problem(record, slot, shape) or _not_filled(dataset, record, slot):
             where = f"for the slot '{slot}' of '{record.name}'"
             raise UserError(f"{block_path}: {_name(dataset)}: record() returns {problem} {where}")
 
@@ -57,5 +58,13 @@ def _problem(record: Record, slot: str, shape: SlotShape) -> str | None:
     return None
 
 
+def _not_filled(dataset: SampleDataset, record: Record, slot: str) -> str | None:
+    """Return what is wrong if a slot is empty that the dataset claims to fill; pixels are encoded later."""
+    encoded_later = PIXELS in record.features and len(record.features[PIXELS])
+    if dataset.slot_sources.get(slot) is None or len(record.features[slot]) or encoded_later:
+        return None
+    return "no vectors (its slot_sources names a source of them)"
+
+
 def _name(dataset: SampleDataset) -> str:
-    return f"the dataset class {type(dataset).__name__} ({inspect.getsourcefile(type(dataset))})"
+    return f"the dataset class {type(dataset).__name__} ({source_file(type(dataset))})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from emollama.component_errors import reported
 from emollama.config import RunConfig
 from emollama.data.dataset import ClipDataset, ClipsToPredict, DatasetConfig, SampleDataset
 from emollama.data.slots import SlotShape, unfilled_slots
@@ -58,22 +59,19 @@ def build_datasets(
     errors = []
     for path, (cls, cfg) in blocks.items():
         try:
-            if clips is None:
-                datasets[path] = cls(cfg, slot_shapes=shapes, block_path=path, training=training)
-            else:
-                assert issubclass(cls, ClipDataset)
-                datasets[path] = cls.for_clips(cfg, clips, slot_shapes=shapes, block_path=path)
+            with reported(f"{path}: the dataset class {cls.__name__}", cls):
+                if clips is None:
+                    datasets[path] = cls(cfg, slot_shapes=shapes, block_path=path, training=training)
+                else:
+                    assert issubclass(cls, ClipDataset)
+                    datasets[path] = cls.for_clips(cfg, clips, slot_shapes=shapes, block_path=path)
             require_interface(datasets[path], path)
         except UserError as error:
             errors.append(str(error))  # the other blocks are checked as well, so that one message lists all errors
     if not errors:
         errors += unfilled_slot_problems(shapes, datasets, "datasets" if training else "evaluation_datasets")
-    problems = [problem.text for dataset in datasets.values() for problem in dataset.problems()] if check else []
-    if problems:
-        errors.append(f"the data cannot be used:{LINES}{abbreviated(problems, LINES)}")
-    if check and not errors:
-        for path, dataset in datasets.items():
-            require_fitting_record(dataset, path, shapes)
+    if check:
+        errors += _data_errors(datasets, shapes, records=not errors)
     if errors:
         raise UserError(errors[0] if len(errors) == 1 else f"{len(errors)} problems:{LINES}{LINES.join(errors)}")
     for dataset in datasets.values():
@@ -85,10 +83,44 @@ def build_datasets(
     return datasets
 
 
+def _data_errors(datasets: Mapping[str, SampleDataset], shapes: Mapping[str, SlotShape], *, records: bool) -> list[str]:
+    """Return an error with the problems that the datasets report, or raise one about records that do not fit the model.
+
+    Args:
+        datasets: path of each block -> dataset.
+        shapes: the slots of the model.
+        records: whether to check a record of each dataset if there are no problems.
+    """
+    problems: list[str] = []
+    for path, dataset in datasets.items():
+        with reported(f"{path}: problems() of the dataset class {type(dataset).__name__}", type(dataset)):
+            problems += [problem.text for problem in dataset.problems()]
+    if problems:
+        return [f"the data cannot be used:{LINES}{abbreviated(problems, LINES)}"]
+    for path, dataset in datasets.items() if records else ():
+        require_fitting_record(dataset, path, shapes)
+    return []
+
+
 def partly_filled_slots(shapes: Mapping[str, SlotShape], datasets: Mapping[str, SampleDataset]) -> dict[str, list[str]]:
     """Return path of a block -> slots of the model that it does not mention. Each slot is mentioned by another block."""
     unmentioned = {path: unfilled_slots(shapes, [dataset.slot_sources]) for path, dataset in datasets.items()}
     return {path: slots for path, slots in unmentioned.items() if slots}
+
+
+def warn_of_untrained_slots(trained: Mapping[str, SampleDataset], evaluated: Mapping[str, SampleDataset]) -> None:
+    """Warn about slots that an evaluation fills and no training dataset does: the layers for them are not trained.
+
+    Args:
+        trained: block -> training dataset; nothing is compared without any.
+        evaluated: block -> dataset to evaluate.
+    """
+    filled = {slot for dataset in trained.values() for slot, source in dataset.slot_sources.items() if source is not None}
+    for block_name, dataset in evaluated.items() if trained else ():
+        untrained = [slot for slot, source in dataset.slot_sources.items() if source is not None and slot not in filled]
+        if untrained:
+            text = "evaluation_datasets.%s has features for %s, but no training dataset has: the layers for them are not trained"
+            get_logger().warning(text, block_name, ", ".join(untrained))
 
 
 def unfilled_slot_problems(shapes: Mapping[str, SlotShape], datasets: Mapping[str, SampleDataset], group: str) -> list[str]:

@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from emollama.component_errors import ComponentFailed
 from emollama.config import RunConfig
 from emollama.data.dataset import ClipsToPredict, SampleDataset
 from emollama.data.prompts.configs import TRAIN
 from emollama.data.slots import PIXELS, without_pixels
 from emollama.errors import UserError
-from emollama.evaluation.component_errors import MetricFailed
 from emollama.evaluation.prediction_files import write_metrics, write_predictions
 from emollama.evaluation.predictions import Prediction
 from emollama.evaluation.scoring import Scoring
@@ -163,16 +163,16 @@ class Evaluation:
         """Return metrics by their full names, the reason if the judge could not be reached, and the metrics file.
 
         Raises:
-            MetricFailed: If a metric or a metric input raised an exception. The message names the file of the predictions.
+            ComponentFailed: If a metric or a metric input raised an exception. The message names the file of the predictions.
         """
         inputs = [Prediction(row.name, row.task, row.prediction, row.reference, row.loss) for row in predictions]
         try:
             scores = block.scoring.score(inputs, tolerant=True)
             path = write_metrics(folder, block_name, scores, self.source)
-        except MetricFailed as error:
+        except ComponentFailed as error:
             path = folder / predictions_file(block_name)
             text = f"{error} The predictions are in {path}; to score them later, use 'emollama score'."
-            raise MetricFailed(text) from error.__cause__
+            raise ComponentFailed(text) from error.__cause__
         metrics = {
             f"{block_name}/{task}/{name}": value for task, score in scores.items() for name, value in score.metrics.items()
         }

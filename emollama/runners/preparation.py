@@ -26,7 +26,7 @@ from emollama.paths import new_job_id, require_writable
 from emollama.precision import Precision
 from emollama.runners import provenance
 from emollama.runners.build import build_models, checkpoint_paths, checkpoint_tensors
-from emollama.runners.datasets import batch_size, build_datasets, training_blocks
+from emollama.runners.datasets import batch_size, build_datasets, training_blocks, warn_of_untrained_slots
 from emollama.runners.evaluation import EvaluationSet, build_blocks, warn_of_training_samples
 from emollama.runners.prediction_runner import PredictionRunner
 from emollama.runners.resume import require_job_id, resume_content, run_fields, sampling_fields
@@ -185,6 +185,7 @@ class Preparation:
             return
         if world.is_main:
             warn_of_training_samples(blocks, datasets)
+            warn_of_untrained_slots(datasets, {name: block.dataset for name, block in blocks.items()})
         evaluated = [block.dataset for block in blocks.values()]
         used, compared = (list(datasets.values()), evaluated) if self.training else (evaluated, [])
         with self._collect_errors:

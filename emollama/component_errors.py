@@ -1,4 +1,4 @@
-"""Errors of metrics and metric inputs, which may be a user's code."""
+"""Errors of components that may be a user's code: metrics, metric inputs, fusion modules, datasets."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 from emollama.errors import UserError
 
 
-class MetricFailed(UserError):
-    """A metric or a metric input raised an exception or returned something unusable."""
+class ComponentFailed(UserError):
+    """A component raised an exception or returned something unusable."""
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def reported(what: str, component: Any) -> Iterator[None]:
         component: its class or function.
 
     Raises:
-        MetricFailed: If the component raised an exception, which is the cause of this one.
+        ComponentFailed: If the component raised an exception, which is the cause of this one.
     """
     try:
         yield
@@ -37,7 +37,7 @@ def reported(what: str, component: Any) -> Iterator[None]:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         place = f"{file}, line {lines[-1]}" if lines else file
         problem = f"{type(error).__name__}: {error}".removesuffix(": ")
-        raise MetricFailed(f"{what} ({place}) failed with {problem.rstrip('.')}. Correct its code.") from error
+        raise ComponentFailed(f"{what} ({place}) failed with {problem.rstrip('.')}. Correct its code.") from error
 
 
 def source_file(component: Any) -> str:
