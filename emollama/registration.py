@@ -42,6 +42,7 @@ class Registry(Generic[T_co]):
         needs_config: require that each registered class contains a dataclass named ``Config``.
         interface: "module:Class" of the Protocol, or of the class, whose members a user's component must have.
         config_interface: the same for its ``Config``.
+        shows_values: whether messages about the types of values in a nested block contain the values.
     """
 
     def __init__(
@@ -52,13 +53,14 @@ class Registry(Generic[T_co]):
         needs_config: bool = True,
         interface: str | None = None,
         config_interface: str | None = None,
+        shows_values: bool = True,
     ) -> None:
         self.kind = kind
         self._interface, self._config_interface = interface, config_interface
         self._built_in = {
             name: BuiltIn(location) if isinstance(location, str) else location for name, location in (built_in or {}).items()
         }
-        self._needs_config = needs_config
+        self._needs_config, self._shows_values = needs_config, shows_values
         self._entries: dict[str, T_co] = {}
         self._locations: dict[str, str] = {}  # name of a user's component -> file and line
 
@@ -144,16 +146,23 @@ class Registry(Generic[T_co]):
         """Return the Config of the class registered under ``name``, if possible without importing torch; see :meth:`get`."""
         return self.attribute(name, "Config", key)
 
-    def nested_config(self, block: Mapping[str, Any], key: str) -> Any:
-        """Return the Config of a component from a nested block: ``{type: name, ...keys of its Config}``.
+    @staticmethod
+    def block(value: str | Mapping[str, Any]) -> dict[str, Any]:
+        """Return the value of a key that configures a component, a name or a block with ``type``, as a block."""
+        return {"type": value} if isinstance(value, str) else dict(value)
+
+    def nested_config(self, value: str | Mapping[str, Any], key: str) -> Any:
+        """Return the Config of a component from the value of a key: a name, or a block ``{type: name, ...keys of its Config}``.
 
         Args:
-            block: the keys and values; ``type`` is the registered name.
-            key: the path of the block, or its command-line option, for messages.
+            value: the registered name, or the keys and values, with interpolations resolved. Values are converted to the types
+                of the Config's fields.
+            key: the path of the key, or its command-line option, for messages.
 
         Raises:
             UserError: If ``type`` is missing or unknown, keys are unknown or missing, or a value is invalid.
         """
+        block = self.block(value)
         if "type" not in block:
             raise UserError(f"{key}: 'type' is missing. {self.registered()}")
         self.require(str(block["type"]), key)
@@ -169,22 +178,31 @@ class Registry(Generic[T_co]):
             if item.name not in values and item.default is item.default_factory is dataclasses.MISSING:
                 raise UserError(f"{key}: '{item.name}' is missing, which {block['type']} requires")
         try:
-            return config_class(**values)
+            return config_class(**self._converted(config_class, values))
         except ValueError as error:
             raise UserError(f"{key}: {error}") from None
 
-    def configured(self, block: Mapping[str, Any], key: str) -> tuple[T_co, Any]:
-        """Return class and Config of a component from a nested block; see :meth:`nested_config`."""
-        cfg = self.nested_config(block, key)
-        return self.get(str(block["type"])), cfg
+    def _converted(self, config_class: Any, values: dict[str, Any]) -> dict[str, Any]:
+        """Convert the values of a nested block to the types of the fields of a Config."""
+        if not values:
+            return {}
+        # Importing OmegaConf takes a while, and the command ``score`` otherwise does not need it.
+        from emollama.config.nested import converted
 
-    def built(self: Registry[Callable[[Any], Instance]], block: Mapping[str, Any], key: str) -> Instance:
-        """Build the component of a nested block; see :meth:`configured`.
+        return converted(config_class, values, shows_values=self._shows_values)
+
+    def configured(self, value: str | Mapping[str, Any], key: str) -> tuple[T_co, Any]:
+        """Return class and Config of a component from the value of a key; see :meth:`nested_config`."""
+        cfg = self.nested_config(value, key)
+        return self.get(str(self.block(value)["type"])), cfg
+
+    def built(self: Registry[Callable[[Any], Instance]], value: str | Mapping[str, Any], key: str) -> Instance:
+        """Build the component that the value of a key configures; see :meth:`configured`.
 
         Raises:
             UserError: If :meth:`configured` or the class raises it; the message starts with the key.
         """
-        component, cfg = self.configured(block, key)
+        component, cfg = self.configured(value, key)
         try:
             return component(cfg)
         except UserError as error:

@@ -40,10 +40,10 @@ MODELS: Registry[type[Model]] = Registry(
     interface="emollama.components:Model",
     config_interface="emollama.component_configs:ModelConfig",
 )
-_FUSIONS = {"linear": "LinearFusion", "image_projection": "ImageProjection"}
+_FUSIONS = {"linear": "linear:LinearFusion", "image_projection": "linear:ImageProjection"}
 FUSIONS: Registry[type[Fusion]] = Registry(
     "fusion",
-    {name: f"emollama.models.fusion.linear:{cls}" for name, cls in _FUSIONS.items()},
+    _with_config("emollama.models.fusion", _FUSIONS),
     interface="emollama.components:Fusion",
 )
 _DATASETS = {
@@ -164,6 +164,8 @@ JUDGES: Registry[type[Judge]] = Registry(
     "judge",
     {name: f"emollama.evaluation.judges.{location}" for name, location in _JUDGES.items()},
     interface="emollama.evaluation.judges.judge:Judge",
+    # A secret key that was written into the configuration by mistake is not printed.
+    shows_values=False,
 )
 
 if TYPE_CHECKING:

@@ -244,7 +244,19 @@ def test_a_value_out_of_range_names_its_block_and_key(tmp_path, option, expected
 def test_top_p_without_a_temperature_is_refused_with_the_remedy(tmp_path):
     block = {"annotation_file": "x", "top_p": 0.5}
     text = refusal(tmp_path, small(evaluation_datasets={"feature_face_caption": block}))
-    assert text.startswith("evaluation_datasets.feature_face_caption: top_p has no effect") and "Set a temperature" in text
+    assert (
+        text.startswith(f"{tmp_path}/config.yaml: evaluation_datasets.feature_face_caption: top_p has no effect")
+        and "Set a temperature" in text
+    )
+
+
+def test_an_error_of_a_block_names_the_layer_that_set_the_value(tmp_path, presets):
+    presets("models", "slim", lora_r=0)
+    tree = small(model={"preset": "slim", "lora_dropout": 2})
+    text = refusal(tmp_path, tree, "model.lora_dropout=0")
+    assert text.startswith(f"preset slim ({tmp_path}/presets/models/slim.yaml): model: lora_r is 0")
+    assert refusal(tmp_path, tree, "model.lora_r=4").startswith(f"{tmp_path}/config.yaml: model: lora_dropout is 2")
+    assert refusal(tmp_path, tree, "model.lora_r=4", "model.lora_dropout=3").startswith("--options: model: lora_dropout is 3")
 
 
 # Invalid files and options

@@ -71,7 +71,9 @@ def test_invalid_curriculum_keys_and_values_are_refused_by_name(mapping, message
 
 def test_an_invalid_curriculum_is_reported_with_its_block(tmp_path):
     tree = golden_tree(tmp_path)
-    with pytest.raises(UserError, match=r"^datasets\.golden: curriculum\.epochs is 0; it must be a whole number of at least 1$"):
+    with pytest.raises(
+        UserError, match=r"^--options: datasets\.golden: curriculum\.epochs is 0; it must be a whole number of at least 1$"
+    ):
         loaded(tmp_path, tree, "datasets.golden.curriculum.by=modalities", "datasets.golden.curriculum.epochs=0")
 
 

@@ -185,8 +185,9 @@ def test_dfew_label_map_accepts_numbers_only_in_quotes(tmp_path):
 
 
 @pytest.mark.parametrize("fold", [0, 6, -1])
-def test_dfew_refuses_a_fold_outside_1_to_5(build, fold):
-    assert refusal(build, "dfew", folds(), fold=fold) == f"datasets.dfew: fold is {fold}; it must be from 1 to 5"
+def test_dfew_refuses_a_fold_outside_1_to_5(build, tmp_path, fold):
+    text = refusal(build, "dfew", folds(), fold=fold)
+    assert text == f"{tmp_path}/config.yaml: datasets.dfew: fold is {fold}; it must be from 1 to 5"
 
 
 def test_dfew_refuses_a_fold_that_is_not_a_number_or_has_no_table(build):
@@ -352,7 +353,7 @@ def test_columns_of_a_custom_table_can_be_renamed(build, tmp_path):
     assert f"{tmp_path}/clips.csv, line 1: the header is" in said_of_typo and "Label" in said_of_typo
     assert "one of the columns label" in said_of_typo
     wrong = refusal(build, "custom", {}, annotation_file="clips.csv", columns={"emotions": "Label"})
-    assert wrong == "datasets.custom: columns: unknown key 'emotions'. Known: emotion, sentence, reason"
+    assert wrong == f"{tmp_path}/config.yaml: datasets.custom: columns: unknown key 'emotions'. Known: emotion, sentence, reason"
 
 
 def test_custom_reports_every_row_with_an_empty_or_unknown_emotion(build, tmp_path):
@@ -393,13 +394,13 @@ def test_further_columns_of_a_custom_table_are_read_and_not_shown(build):
 # Common behaviour
 
 
-def test_a_label_map_renames_before_labels_are_checked_and_excluded(build):
+def test_a_label_map_renames_before_labels_are_checked_and_excluded(build, tmp_path):
     text = "name,emotion\na,HAPPY\nb,blue\nc,fear\n"
     keys = {"label_map": {"HAPPY": "happy", "blue": "sad"}, "exclude_labels": ["sad"]}
     dataset = build("custom", {"clips.csv": text}, annotation_file="clips.csv", **keys)
     assert problem_texts(dataset) == [] and [(clip.name, clip.label) for clip in dataset.clips] == [("a", "happy"), ("c", "fear")]
     wrong = refusal(build, "custom", {}, annotation_file="clips.csv", label_map={"blue": "sadness"})
-    assert wrong.startswith("datasets.custom: label_map: 'sadness' is neither in labels (happy, sad")
+    assert wrong.startswith(f"{tmp_path}/config.yaml: datasets.custom: label_map: 'sadness' is neither in labels (happy, sad")
 
 
 @pytest.mark.parametrize("training", [True, False])

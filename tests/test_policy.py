@@ -48,14 +48,16 @@ IMPORTS = {
     "tensor_files": "paths",
     "distributed.launcher": "distributed.worker_errors distributed.worker_variables errors logs.console variables",
     "entry": "distributed.worker_errors distributed.worker_variables errors logs.console logs.verbosity variables",
-    "registration": "errors interface_check listing suggestions",
+    "config.omegaconf_errors": "suggestions",
+    "config.nested": "config.omegaconf_errors",
+    "registration": "config.nested errors interface_check listing suggestions",
     "registry": "registration",
     "stores": "errors listing paths",
     "checkpoint_files": "component_configs errors paths registry",
     "config.packaged": "errors listing paths suggestions variables",
     "lr_schedules": "registry suggestions",
     "checkpoint": "checkpoint_files errors listing optim paths",
-    "config": "config.packaged errors listing paths registration registry suggestions",
+    "config": "config.omegaconf_errors config.packaged errors listing paths registration registry suggestions",
     "data": "config.packaged data.batch errors listing logs.console paths stores suggestions",
     "evaluation": "component_errors data errors listing logs.console paths registry run_folder suggestions",
     "media": "data errors paths",
@@ -187,7 +189,7 @@ def test_modules_have_no_circular_imports():
 
 # The modules that may import a library.
 LIBRARY_USERS = {
-    "omegaconf": {"config.loading", "config.merging", "config.reading", "config.omegaconf_errors"},
+    "omegaconf": {"config.loading", "config.merging", "config.nested", "config.reading", "config.omegaconf_errors"},
     "transformers": {"models.llm", "models.llm_weights", "models.packing_check", "models.attention", "models.decoding"}
     | {"encoders.hugging_face", "encoders.qformer", "demo.tiny_llama", "demo.tiny_encoders", "demo.tiny_projection"},
     "timm": {"encoders.eva_vit", "encoders.originals"},
@@ -220,7 +222,7 @@ TORCH_FREE |= {
 }
 TORCH_FREE |= {"data.slots", "models.sampling_params"}
 TORCH_FREE |= {f"data.prompts.{name}" for name in ("configs", "image_tag", "prompt_style", "segments", "template")}
-TORCH_FREE |= {f"{package}.configs" for package in ("models", "datasets", "encoders", "extraction", "tasks")}
+TORCH_FREE |= {f"{package}.configs" for package in ("models", "models.fusion", "datasets", "encoders", "extraction", "tasks")}
 
 
 def test_restricted_libraries_are_imported_only_by_the_listed_modules():

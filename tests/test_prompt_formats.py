@@ -242,12 +242,15 @@ def test_an_image_tag_in_a_transcript_is_not_the_position_of_the_image(golden_pr
         ({"type": "template", "template": ["{text}", {"optionla": "a"}]}, "{'optionla': 'a'} is not a section"),
         ({"type": "template", "template": 3}, "template: 3 is not a text. Write the template in quotes"),
         ({"type": "template", "template": "{text}", "tokenise": "whole"}, "unknown key 'tokenise'. Did you mean 'tokenize'?"),
-        ({"type": "template", "template": "{text}", "tokenize": "hole"}, "tokenize is 'hole'. Did you mean 'whole'?"),
-        ({"type": "template", "template": "{text}", "bos": True}, "bos is True. Choose one of always, training, never"),
-        ({"type": "template", "template": "{text}", "eos": "yes"}, "eos is 'yes'. Choose one of True, False"),
-        ({"type": "template", "template": "{text}", "bos_token": 1}, "bos_token is 1; expected a text or null"),
-        ({"type": "template", "template": "{text}", "prompts": "a"}, "prompts is 'a'; expected a list of texts"),
-        ({"type": "template", "template": "{text}", "prompts": [3]}, "prompts is [3]; expected a list of texts"),
+        (
+            {"type": "template", "template": "{text}", "tokenize": "hole"},
+            "tokenize: expected one of segments, whole, got 'hole'. Did you mean 'whole'?",
+        ),
+        ({"type": "template", "template": "{text}", "bos": True}, "bos: expected one of always, training, never, got True."),
+        ({"type": "template", "template": "{text}", "eos": "maybe"}, "eos: expected True or False, got 'maybe'."),
+        ({"type": "template", "template": "{text}", "bos_token": []}, "bos_token: expected a text or null, got []."),
+        ({"type": "template", "template": "{text}", "prompts": "a"}, "prompts: expected a list of texts, got 'a'."),
+        ({"type": "template", "template": "{text}", "prompts": [[]]}, "prompts: expected a list of texts, got [[]]."),
         (
             {"type": "template", "template": "{text}", "prompts": ["<imagehere>"]},
             "prompts: '<imagehere>' must contain <ImageHere>",
@@ -265,7 +268,7 @@ def test_an_invalid_format_is_refused_when_the_configuration_is_loaded(tmp_path,
     tree["model"]["prompt_format"] = block
     with pytest.raises(UserError) as error:
         loaded(tmp_path, tree)
-    assert str(error.value).startswith("model: prompt_format: ") and message in str(error.value)
+    assert str(error.value).startswith(f"{tmp_path}/config.yaml: model: prompt_format: ") and message in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any, Literal
 
 import pytest
 from helpers import golden_tree, loaded
@@ -89,6 +90,74 @@ def test_a_class_without_a_config_dataclass_is_refused_at_registration(inner):
     with pytest.raises(UserError, match="^thing 'bare': Bare must contain a @dataclass named Config$"):
         things.register("bare")(type("Bare", (), inner))
     assert things.names() == []
+
+
+@dataclass
+class TypedConfig:
+    """A Config of a component that a nested block configures."""
+
+    tokens: int = 1
+    names: list[str] = field(default_factory=list)
+    flag: bool = False
+    rate: float | None = None
+    shape: Literal["round", "square"] = "round"
+    ages: dict[str, int] = field(default_factory=lambda: {"a": 1})
+    free: Any = None
+
+
+def typed(**keys):
+    things = registry()
+    things.register("typed")(type("Typed", (), {"Config": TypedConfig}))
+    return things.nested_config({"type": "typed", **keys}, "run.thing")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"tokens": "two"}, "tokens: expected a whole number, got 'two'."),
+        ({"tokens": None}, "tokens: expected a whole number, got null."),
+        ({"tokens": "${x}"}, "tokens: expected a whole number, got '${x}'."),
+        ({"names": "happy"}, "names: expected a list of texts, got 'happy'."),
+        ({"flag": "maybe"}, "flag: expected True or False, got 'maybe'."),
+        ({"rate": [1]}, "rate: expected a number or null, got [1]."),
+        ({"shape": "sqare"}, "shape: expected one of round, square, got 'sqare'. Did you mean 'square'?"),
+        ({"ages": {"a": "old"}}, "ages: expected a mapping to whole numbers, got {'a': 'old'}."),
+    ],
+)
+def test_a_value_of_the_wrong_type_in_a_nested_block_is_refused_with_its_key(keys, message):
+    with pytest.raises(UserError) as error:
+        typed(**keys)
+    assert str(error.value) == f"run.thing: {message}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "converted"),
+    [
+        ("tokens", "2", 2),
+        ("flag", "no", False),
+        ("rate", 1, 1.0),
+        ("names", [1, r"\${x}", "???"], ["1", r"\${x}", "???"]),
+        ("ages", {"b": "2"}, {"b": 2}),
+        ("free", {"a": ["${paths.x}", {1: "{}"}]}, {"a": ["${paths.x}", {1: "{}"}]}),
+    ],
+)
+def test_values_of_a_nested_block_are_converted_to_the_types_of_its_config(key, value, converted):
+    actual = getattr(typed(**{key: value}), key)
+    assert actual == converted and type(actual) is type(converted)
+
+
+def test_a_field_whose_type_a_configuration_cannot_have_is_reported_when_its_key_is_set():
+    things = registry()
+    things.register("sets")(type("Sets", (), {"Config": make_dataclass("Config", [("words", set[str])])}))
+    with pytest.raises(UserError, match=r"^run\.thing: words: the field's type is not one .* annotation: set\[str\]"):
+        things.nested_config({"type": "sets", "words": ["a"]}, "run.thing")
+
+
+def test_the_keys_of_a_fusion_are_checked_when_the_configuration_is_read(tmp_path):
+    tree = golden_tree(tmp_path)
+    tree["model"]["fusion"] = {"type": "linear", "tokens": 2}
+    with pytest.raises(UserError, match="model: fusion: unknown key 'tokens'. Keys of linear: none"):
+        loaded(tmp_path, tree)
 
 
 def test_a_registry_of_functions_needs_no_config():

@@ -124,7 +124,9 @@ def test_an_invalid_stage_is_reported_with_its_index_and_key(stages, expected):
 def test_a_max_epoch_that_differs_from_the_sum_of_the_stages_is_refused(tmp_path):
     tree = golden_tree(tmp_path)
     tree["run"] |= {"stages": TWO, "max_epoch": 12}
-    with pytest.raises(UserError, match=r"^run: max_epoch is 12, but the stages have 30 epochs\. Remove max_epoch\.$"):
+    with pytest.raises(
+        UserError, match=r"config\.yaml: run: max_epoch is 12, but the stages have 30 epochs\. Remove max_epoch\.$"
+    ):
         loaded(tmp_path, tree)
 
 
@@ -135,5 +137,5 @@ def test_stages_can_be_set_on_the_command_line(tmp_path):
     assert config.run.max_epoch == 5
     with pytest.raises(UserError, match=r"--options: 'run\.stages"):
         loaded(tmp_path, tree, "run.stages=[1e-5, 5e-6]")
-    with pytest.raises(UserError, match=r"^run: stages\[0\]: epochs is missing"):
+    with pytest.raises(UserError, match=r"^--options: run: stages\[0\]: epochs is missing"):
         loaded(tmp_path, tree, "run.stages=[{init_lr: 1e-5}]")

@@ -147,6 +147,7 @@ def test_a_metric_of_a_module_under_imports_is_accepted_in_a_block(module, tmp_p
         ({"hedgs": {}}, "metric_inputs.hedgs: Unknown metric input 'hedgs'. Did you mean 'hedges'?"),
         ({"hedges": {"word": ["a"]}}, "metric_inputs.hedges: unknown key 'word'. Did you mean 'words'?"),
         ({"hedges": ["a"]}, "metric_inputs.hedges: expected {key: value}, got ['a']"),
+        ({"hedges": {"words": "happy"}}, "metric_inputs.hedges: words: expected a list of texts, got 'happy'."),
         ({"labels": {"words": 1}}, "metric_inputs.labels: unknown key 'words'. Keys of labels: none"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -37,6 +38,16 @@ class ConfigBlock:
     node: Any = None
     sources: dict[str, str] = field(default_factory=dict)
     without_effect: dict[str, str] = field(default_factory=dict)
+
+    def source_of(self, error: str) -> str:
+        """Return ``layer: `` for an error about the block, whose text starts with a key; "" unless one layer set the key."""
+        keys = re.findall(r"^[\w.]*", error)[0].rstrip(".").split(".")
+        while keys:
+            prefix = ".".join([self.path, *keys, ""])
+            if sources := {source for key, source in self.sources.items() if f"{key}.".startswith(prefix)}:
+                return f"{sources.pop()}: " if len(sources) == 1 else ""
+            keys.pop()
+        return ""
 
 
 def chosen_blocks(layers: list[Layer], needs_model: bool) -> Iterator[ConfigBlock]:

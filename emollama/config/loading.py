@@ -225,7 +225,7 @@ def _resolved(tree: DictConfig, blocks: list[ConfigBlock], layers: list[Layer]) 
     """Build the Config objects from the merged tree."""
     plain = typing.cast("dict[str, Any]", OmegaConf.to_container(tree, resolve=False))
     values = {block.path: _container(tree, plain, block) for block in blocks}
-    objects = {block.path: [_build(keys, values[block.path], block.path) for keys in block.configs] for block in blocks}
+    objects = {block.path: [_build(keys, values[block.path], block) for keys in block.configs] for block in blocks}
     by_group: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
     for path, configs in objects.items():
         group, _, block_name = path.partition(".")
@@ -276,10 +276,10 @@ def _container(tree: DictConfig, plain: dict[str, Any], block: ConfigBlock) -> d
         raise UserError(f"'{error.full_key or block.path}': {first_line(error)}") from None
 
 
-def _build(config_class: Any, values: dict[str, Any], path: str) -> Any:
+def _build(config_class: Any, values: dict[str, Any], block: ConfigBlock) -> Any:
     """Build a Config object; its __post_init__ reports invalid values as a ValueError without the path of the block."""
     own = {item.name: values[item.name] for item in dataclasses.fields(config_class)}
     try:
         return config_class(**own)
     except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{block.source_of(str(error))}{block.path}: {error}") from None

@@ -13,15 +13,15 @@ from dataclasses import field
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigTypeError, KeyValidationError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import OmegaConfBaseException
 
 from emollama.config import compat
 from emollama.config.blocks import ConfigBlock
 from emollama.config.key_hints import key_hint
 from emollama.config.layers import Layer, is_plain, leaves
-from emollama.config.omegaconf_errors import describe_type, first_line
+from emollama.config.omegaconf_errors import is_type_error, value_problem
 from emollama.errors import UserError
-from emollama.suggestions import did_you_mean
+from emollama.registration import Registry
 
 # The type of a key that configures a component: its value is the component's name, or {type: name, ...}.
 COMPONENT = typing.Union[str, dict[str, Any]]  # noqa: UP007
@@ -111,7 +111,7 @@ def _with_earlier_keys(block: ConfigBlock, name: str, value: dict[str, Any]) -> 
     if hints[name] != COMPONENT or "type" in value:
         return value
     earlier = OmegaConf.to_container(block.node, resolve=False)[name]  # type: ignore[call-overload, index]
-    return _deep_merge({"type": earlier} if isinstance(earlier, str) else earlier, value)
+    return _deep_merge(Registry.block(earlier), value)
 
 
 def _deep_merge(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
@@ -146,18 +146,7 @@ def _merge_error(block: ConfigBlock, layer: Layer, values: dict[str, Any], error
             break
     hints = {key: hint for config_class in block.configs for key, hint in typing.get_type_hints(config_class).items()}
     key_in_file = layer.old_keys.get(f"{block.path}.{name}")
-    is_type_error = isinstance(error, ValidationError | ConfigTypeError | TypeError) and not isinstance(error, KeyValidationError)
-    if name in hints and is_type_error:
-        problem = _type_problem(hints[name], values[name])
-        key_in_file = key_in_file or name
-    else:
-        problem = first_line(error) + (". Write the key in quotes." if isinstance(error, KeyValidationError) else "")
-        key_in_file = key_in_file or getattr(error, "full_key", None) or name
-    return UserError(f"{layer.name}: '{block.path}.{key_in_file}': {problem}")
-
-
-def _type_problem(hint: Any, value: Any) -> str:
-    """Return the expected type and the actual value, and a suggestion for a misspelled choice."""
-    choices = map(str, typing.get_args(hint)) if typing.get_origin(hint) is typing.Literal else ()
-    shown = "null" if value is None else repr(value)
-    return f"expected {describe_type(hint)}, got {shown}.{did_you_mean(str(value), choices)}"
+    if name not in hints or not is_type_error(error):
+        key_in_file = key_in_file or getattr(error, "full_key", None)
+    problem = value_problem(hints.get(name), values.get(name), error)
+    return UserError(f"{layer.name}: '{block.path}.{key_in_file or name}': {problem}")

@@ -10,12 +10,15 @@ from typing import Any
 
 import yaml
 from omegaconf.errors import (
+    ConfigTypeError,
     GrammarParseError,
     InterpolationKeyError,
     InterpolationToMissingValueError,
     InterpolationValidationError,
+    KeyValidationError,
     OmegaConfBaseException,
     UnsupportedInterpolationType,
+    ValidationError,
 )
 
 from emollama.suggestions import did_you_mean
@@ -46,6 +49,29 @@ def describe_type(hint: Any, *, plural: bool = False) -> str:
         elements = describe_type(arguments[-1], plural=True)
         return f"{kind[1] if plural else f'a {kind[0]}'} {elements}"
     return TYPES.get(hint, ("any value", "any values"))[plural]
+
+
+def is_type_error(error: Exception) -> bool:
+    """Return whether an error of OmegaConf means that a value has the wrong type."""
+    return isinstance(error, ValidationError | ConfigTypeError | TypeError) and not isinstance(error, KeyValidationError)
+
+
+def value_problem(hint: Any, value: Any, error: Exception, *, shows_value: bool = True) -> str:
+    """Return why OmegaConf does not accept the value of a key.
+
+    Args:
+        hint: type of the key, which the message about a wrong type contains; None if it is unknown.
+        value: the value.
+        error: the error that the value raised.
+        shows_value: whether the message about a wrong type contains the value.
+    """
+    if hint is None or not is_type_error(error):
+        return first_line(error) + (". Write the key in quotes." if isinstance(error, KeyValidationError) else "")
+    if not shows_value:
+        return f"expected {describe_type(hint)}"
+    choices = map(str, typing.get_args(hint)) if typing.get_origin(hint) is typing.Literal else ()
+    shown = "null" if value is None else repr(value)
+    return f"expected {describe_type(hint)}, got {shown}.{did_you_mean(str(value), choices)}"
 
 
 def first_line(error: Exception) -> str:

@@ -89,7 +89,7 @@ class LLMConfig:
             )
         require_at_least(1, self, "lora_r", "lora_alpha")
         require_at_least(8, self, "max_txt_len", "max_context_len")
-        PROMPT_FORMATS.nested_config(self.prompt_format_block(), "prompt_format")
+        PROMPT_FORMATS.nested_config(self.prompt_format, "prompt_format")
         for key in ("lora_dropout", "dropout"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}; it must be in [0, 1)")
@@ -106,17 +106,13 @@ class LLMConfig:
         """
         return False
 
-    def prompt_format_block(self) -> dict[str, Any]:
-        """Return the prompt format as a block with its ``type`` and its keys."""
-        return {"type": self.prompt_format} if isinstance(self.prompt_format, str) else dict(self.prompt_format)
-
     def require_layout(self, name: str, key: str) -> None:
         """Check that the prompt format has a layout.
 
         Raises:
             UserError: If it does not. The message starts with ``key`` and contains the names of all layouts.
         """
-        layouts = PROMPT_FORMATS.nested_config(self.prompt_format_block(), "model.prompt_format").layout_names
+        layouts = PROMPT_FORMATS.nested_config(self.prompt_format, "model.prompt_format").layout_names
         if name not in layouts:
             text = f"{key}: unknown layout '{name}'.{did_you_mean(name, layouts)}"
             raise UserError(f"{text} The layouts of model.prompt_format are {abbreviated(layouts)}.")
@@ -160,10 +156,7 @@ class MiniGPTv2Config(LLMConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fusion = self.fusion if isinstance(self.fusion, dict) else {"type": self.fusion}
-        if "type" not in fusion:
-            raise ValueError(f"fusion: 'type' is missing. {FUSIONS.registered()}")
-        FUSIONS.require(str(fusion["type"]), "fusion")
+        FUSIONS.nested_config(self.fusion, "fusion")
         if self.image_size % (2 * PATCH):
             raise ValueError(
                 f"image_size is {self.image_size}; it must be a multiple of {2 * PATCH}, so that patches can be joined in groups"
@@ -238,7 +231,7 @@ class MiniGPT4Config(LLMConfig):
         if self.image_size < 2 * PATCH or self.image_size % (2 * PATCH):
             raise ValueError(f"image_size is {self.image_size}; it must be a positive multiple of {2 * PATCH} (two patches)")
         require_at_least(1, self, "num_query_token", "query_width", "vit_width")
-        if self.prompt_path is not None and "prompts" in self.prompt_format_block():
+        if self.prompt_path is not None and "prompts" in PROMPT_FORMATS.block(self.prompt_format):
             raise ValueError("prompt_path and prompt_format.prompts are both set. Remove one of them.")
 
     @classmethod

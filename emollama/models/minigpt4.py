@@ -15,6 +15,7 @@ from emollama.models import checkpoint_names, frames, prompt_formats, vision
 from emollama.models.configs import MiniGPT4Config
 from emollama.models.fusion.linear import GROUP
 from emollama.models.packed_llm import PackedLLM
+from emollama.registry import PROMPT_FORMATS
 from emollama.stores.manifest import Manifest
 
 
@@ -62,7 +63,7 @@ class MiniGPT4(PackedLLM):
     @classmethod
     def prompt_format(cls, cfg: MiniGPT4Config, loss_average: LossAverage = "sample") -> PromptFormat:
         """Return the prompt format of this model. It reads the language model's folder, but not its weights."""
-        block = cfg.prompt_format_block()
+        block = PROMPT_FORMATS.block(cfg.prompt_format)
         if cfg.prompt_path is not None:
             block["prompts"] = read_prompts(cfg.prompt_path, "model.prompt_path")
         return prompt_formats.build(cfg, block, cls.feature_layout(cfg), loss_average)

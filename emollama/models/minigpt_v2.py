@@ -47,7 +47,7 @@ class MiniGPTv2(PackedLLM):
     @classmethod
     def prompt_format(cls, cfg: MiniGPTv2Config, loss_average: LossAverage = "sample") -> PromptFormat:
         """Return the prompt format of this model. It reads the language model's folder, but not its weights."""
-        return prompt_formats.build(cfg, cfg.prompt_format_block(), cls.feature_layout(cfg), loss_average)
+        return prompt_formats.build(cfg, cfg.prompt_format, cls.feature_layout(cfg), loss_average)
 
     def features_for_fusion(self, batch: Batch) -> Mapping[str, PackedFeatures]:
         """Return the features by slot; those computed from frames are in ``image`` and ``cls``."""

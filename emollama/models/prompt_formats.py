@@ -18,7 +18,7 @@ KEY = "model.prompt_format"
 
 def build(
     cfg: LLMConfig,
-    block: Mapping[str, Any],
+    value: str | Mapping[str, Any],
     layout: FusionLayout,
     loss_average: LossAverage,
 ) -> PromptFormat:
@@ -26,14 +26,14 @@ def build(
 
     Args:
         cfg: the ``model`` block.
-        block: the prompt format: its ``type`` and its keys.
+        value: the value of ``model.prompt_format``.
         layout: names and numbers of the feature tokens.
         loss_average: how the loss of a sample is averaged.
 
     Raises:
         UserError: If the folder is not that of a language model, or the format does not fit its tokenizer or the outputs.
     """
-    format_class, format_cfg = PROMPT_FORMATS.configured(block, KEY)
+    format_class, format_cfg = PROMPT_FORMATS.configured(value, KEY)
     feature_tokens = FeatureTokenLayout(layout, llm.embedding_rows(llm.read_config(cfg.llama_model)))
     tokenizer, style = llm.load_tokenizer(cfg.llama_model), cfg.style()
     try:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from emollama.data.prompts.image_tag import IMAGE_TAG, check_instruction
 from emollama.data.prompts.template import USER_TEXT, PromptTemplate
-from emollama.listing import abbreviated
 from emollama.suggestions import did_you_mean
 
 TRAIN = "train"  # name of the layout of training
@@ -58,27 +57,14 @@ class TemplateFormatConfig:
     """User texts for samples whose dataset has none. Training chooses one at random, evaluation uses the first."""
 
     def __post_init__(self) -> None:
-        for key, choices in (("tokenize", get_args(Tokenization)), ("bos", get_args(BosRule)), ("eos", (True, False))):
-            value = getattr(self, key)
-            if value not in choices:
-                hint = did_you_mean(str(value), map(str, choices))
-                raise ValueError(f"{key} is {value!r}.{hint} Choose one of {abbreviated(map(str, choices))}")
-        self._check_texts()
-        _ = self.parsed_layouts
-
-    def _check_texts(self) -> None:
-        for key in ("bos_token", "tagged_output"):
-            if not isinstance(getattr(self, key), str | None):
-                raise ValueError(f"{key} is {getattr(self, key)!r}; expected a text or null")
-        if not isinstance(self.prompts, list) or not all(isinstance(prompt, str) for prompt in self.prompts):
-            raise ValueError(f"prompts is {self.prompts!r}; expected a list of texts")
         for prompt in self.prompts:
             try:
                 check_instruction(prompt)
             except ValueError as error:
                 raise ValueError(f"prompts: {error}") from None
-        if not isinstance(self.tag_prefix, str) or self.tag_prefix.count(IMAGE_TAG) != 1:
+        if self.tag_prefix.count(IMAGE_TAG) != 1:
             raise ValueError(f"tag_prefix {self.tag_prefix!r} must contain {IMAGE_TAG} exactly once")
+        _ = self.parsed_layouts
 
     @property
     def layout_names(self) -> tuple[str, ...]:
@@ -93,8 +79,6 @@ class TemplateFormatConfig:
             ValueError: If a template or a layout is invalid. The message starts with the key.
         """
         parsed = {TRAIN: PromptLayout(PromptTemplate.parse(self.template, "template"))}
-        if not isinstance(self.layouts, dict):
-            raise ValueError(f"layouts is {self.layouts!r}; expected a mapping from names to layouts")
         for name, keys in self.layouts.items():
             if name == TRAIN:
                 raise ValueError(f"layouts: '{TRAIN}' is the layout of training, which the key template sets")

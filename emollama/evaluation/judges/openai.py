@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, get_args, get_type_hints
+from typing import Any
 from urllib.parse import urlsplit
 
 from emollama.errors import UserError, require_at_least
@@ -65,13 +65,6 @@ class OpenAIJudge:
         """Ask again if the cached reply cannot be parsed."""
 
         def __post_init__(self) -> None:
-            for name, hint in get_type_hints(type(self)).items():
-                types, value_type = get_args(hint) or (hint,), type(getattr(self, name))
-                if value_type not in types and not (value_type is int and float in types):
-                    expected = " or ".join(
-                        "null" if expected_type is type(None) else expected_type.__name__ for expected_type in types
-                    )
-                    raise ValueError(f"{name}: expected {expected}, got {value_type.__name__}")
             require_at_least(1, self, "concurrency", "max_tokens")
             require_at_least(0.001, self, "timeout")
             require_at_least(0, self, "retries", "temperature", *(item.name for item in fields(self) if "price" in item.name))

@@ -34,7 +34,7 @@ def fusion_layout(fusion: FusionKey, slots: Mapping[str, SlotShape]) -> FusionLa
     Raises:
         UserError: If the module is unknown, has no such keys, or does not accept these slots.
     """
-    fusion_class, cfg = FUSIONS.configured(_block(fusion), KEY)
+    fusion_class, cfg = FUSIONS.configured(fusion, KEY)
     layout: FusionLayout = _call(fusion_class, "layout", lambda: fusion_class.layout(cfg, slots))
     if not isinstance(layout, FusionLayout):
         raise UserError(f"{_name(fusion_class)}: layout() returns {layout!r:.60}. Return a FusionLayout.")
@@ -59,7 +59,7 @@ def build_fusion(fusion: FusionKey, slots: Mapping[str, SlotShape], hidden_size:
     Raises:
         UserError: If the module cannot be built, or its layout and the module do not agree.
     """
-    fusion_class, cfg = FUSIONS.configured(_block(fusion), KEY)
+    fusion_class, cfg = FUSIONS.configured(fusion, KEY)
     layout = fusion_layout(fusion, slots)
 
     def build(target: torch.device) -> nn.Module:
@@ -154,10 +154,6 @@ def _require_gradients(module: nn.Module, tokens: list[Tensor], features: Mappin
 
 def _shape_text(shape: tuple[int, ...]) -> str:
     return f"{shape[0]} of size {shape[1]}" if len(shape) == 2 else f"a tensor of shape {shape}"
-
-
-def _block(fusion: FusionKey) -> Mapping[str, Any]:
-    return fusion if isinstance(fusion, Mapping) else {"type": fusion}
 
 
 def _name(fusion_class: type) -> str:

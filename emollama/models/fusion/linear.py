@@ -7,7 +7,6 @@ of the language model.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from emollama.data.batch import PackedFeatures
 from emollama.data.fusion_layout import FusionLayout
 from emollama.data.slots import SlotShape
 from emollama.errors import UserError
+from emollama.models.fusion.configs import ImageProjectionConfig, LinearFusionConfig
 from emollama.models.fusion.feature_tokens import project
 
 GROUP = 4  # number of neighbouring patch vectors, in raster order, that are concatenated into one
@@ -40,18 +40,16 @@ class LinearFusion(nn.Module):
         hidden_size: H.
     """
 
-    @dataclass
-    class Config:
-        """No keys."""
+    Config = LinearFusionConfig
 
-    def __init__(self, cfg: Config, slots: Mapping[str, SlotShape], hidden_size: int) -> None:
+    def __init__(self, cfg: LinearFusionConfig, slots: Mapping[str, SlotShape], hidden_size: int) -> None:
         super().__init__()
         self._layers = {slot: _layer_name(slot) for slot in _in_order(slots)}
         for slot, name in self._layers.items():
             self.add_module(name, nn.Linear(slots[slot].dim * (GROUP if slot == "image" else 1), hidden_size))
 
     @classmethod
-    def layout(cls, cfg: Config, slots: Mapping[str, SlotShape]) -> FusionLayout:
+    def layout(cls, cfg: LinearFusionConfig, slots: Mapping[str, SlotShape]) -> FusionLayout:
         """Return names and numbers of the feature tokens; see :class:`LinearFusion`."""
         feature = tuple(slot for slot in _in_order(slots) if slot != "image")
         new = tuple(f"{_layer_name(slot)}.*" for slot in feature if slot not in PUBLISHED)
@@ -80,16 +78,14 @@ class ImageProjection(nn.Module):
         hidden_size: H.
     """
 
-    @dataclass
-    class Config:
-        """No keys."""
+    Config = ImageProjectionConfig
 
-    def __init__(self, cfg: Config, slots: Mapping[str, SlotShape], hidden_size: int) -> None:
+    def __init__(self, cfg: ImageProjectionConfig, slots: Mapping[str, SlotShape], hidden_size: int) -> None:
         super().__init__()
         self.llama_proj = nn.Linear(slots["image"].dim, hidden_size)
 
     @classmethod
-    def layout(cls, cfg: Config, slots: Mapping[str, SlotShape]) -> FusionLayout:
+    def layout(cls, cfg: ImageProjectionConfig, slots: Mapping[str, SlotShape]) -> FusionLayout:
         """Return one feature token for each feature vector of the image.
 
         Raises:
