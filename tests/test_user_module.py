@@ -217,6 +217,24 @@ def test_the_check_of_the_runner_stops_a_run_before_weights_are_loaded(project):
     assert run.status == 1 and "datasets.clips has 4 samples, but run.min_samples is 5. Add samples" in run.output
 
 
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ("labels=[happy,said]", "train.jsonl, line 2: unknown label 'sad'. Did you mean 'said'? Correct it, or add it to labels"),
+        (
+            "features.lodness=features/loudness",
+            "datasets.clips.features: the model has no slot lodness. Did you mean 'loudness'?",
+        ),
+        ("task_pool=[emotoin]", "datasets.clips: task_pool: unknown task 'emotoin'. Did you mean 'emotion'?"),
+        ("held_out=0.1", "datasets.clips: held_out must be 0. Put the samples of an evaluation into a file of their own."),
+    ],
+    ids=["label", "slot", "task", "held out"],
+)
+def test_the_dataset_reports_mistakes_in_its_keys_and_labels_before_weights_are_loaded(project, keys, problem):
+    run = command("train", "--cfg-path", "config.yaml", "--dry-run", "--options", f"datasets.clips.{keys}")
+    assert run.status == 1 and problem in run.output and "Traceback" not in run.output
+
+
 # Components that cannot be used
 
 BARE = """
