@@ -401,14 +401,24 @@ def without_slot(tree, folder):
     del tree["model"]["slots"]["gaze"]
 
 
-def arrays_of_nine(tree, folder):
-    (folder / "nine").mkdir()
+def arrays_of(tree, folder, *shape):
+    (folder / "other").mkdir()
     for number in range(160):
-        np.save(folder / f"nine/clip_{number:03d}.npy", np.ones(9, np.float32))
-    tree["datasets"]["custom"]["features"]["gaze"] = str(folder / "nine")
+        np.save(folder / f"other/clip_{number:03d}.npy", np.ones(shape, np.float32))
+    tree["datasets"]["custom"]["features"]["gaze"] = str(folder / "other")
 
 
-@pytest.mark.parametrize(("row", "mistake"), enumerate([without_features, without_slot, arrays_of_nine]))
+def arrays_of_another_size(tree, folder):
+    arrays_of(tree, folder, 9)
+
+
+def arrays_of_several_vectors(tree, folder):
+    arrays_of(tree, folder, 5, 7)
+
+
+@pytest.mark.parametrize(
+    ("row", "mistake"), enumerate([without_features, without_slot, arrays_of_another_size, arrays_of_several_vectors])
+)
 def test_the_errors_on_the_page_are_those_of_the_program(corpus, tmp_path, row, mistake):
     quoted = re.findall(r"^\| `([^`]+)` \|", PAGE.partition("## Errors")[2], re.MULTILINE)
     tree = tree_of(tmp_path, corpus)
