@@ -20,6 +20,8 @@ class ComponentFailed(UserError):
 def reported(what: str, component: Any) -> Iterator[None]:
     """Report any exception of a component, except a :class:`UserError`, with the file and line of the component's code.
 
+    ``sys.exit`` is reported, too.
+
     Args:
         what: the component in the message, such as "metric 'war'".
         component: its class or function.
@@ -31,7 +33,8 @@ def reported(what: str, component: Any) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    # Without SystemExit, a component that calls sys.exit(0) would end the command as if it had succeeded.
+    except (Exception, SystemExit) as error:
         logging.getLogger("emollama").debug("%s", what, exc_info=True)
         file = source_file(component)
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]

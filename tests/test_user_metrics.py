@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,8 +17,11 @@ from running import ROOT
 from emollama.component_errors import ComponentFailed
 from emollama.config.user_modules import import_user_modules
 from emollama.errors import UserError
+from emollama.evaluation.matching import Matched
 from emollama.evaluation.metrics import Metric
+from emollama.evaluation.prediction_files import RESERVED, scores_as_dict
 from emollama.evaluation.predictions import Prediction
+from emollama.evaluation.records import task_record
 from emollama.evaluation.scoring import Scoring
 from emollama.evaluation.statistics import Resampling, compare
 from emollama.registry import METRIC_INPUTS, METRICS
@@ -171,7 +175,17 @@ def test_invalid_keys_of_a_metric_input_are_refused(module, tmp_path, keys, expe
         ("return cls(('x',), (1,))", "", r"class Broken \(FILE\): names has 'x' more often than the predictions\."),
         ("return cls((predictions[0].name,) * 2, (1, 2))", "", r"names has 'clip_0' more often than the predictions\."),
         ("return cls((predictions[0].name,), (1, 2))", "", r"lengths has 2 entries for 1 samples\."),
+        (
+            "raise SystemExit(0)",
+            "",
+            r"metric input 'broken' of length, class Broken \(FILE, line 13\) failed with SystemExit: 0\.",
+        ),
+        ("return cls([p.name for p in predictions], ())", "", r"names is \['clip_0', .*\. Expected a tuple of strings\."),
+        ("return cls((5,), (1,))", "", r"names is \(5,\)\. Expected a tuple of strings\."),
+        ("return cls((), [])", "", r"\(FILE\): lengths is of type list, of which take selects no entries\. Use a tuple with one"),
+        ("import numpy; return cls((), numpy.zeros(1))", "", r"lengths is of type ndarray, of which take selects no entries\."),
         (GOOD, "return metric_input.length", r"metric 'length' \(FILE, line 16\) failed with AttributeError: "),
+        (GOOD, "return 10**400", r"metric 'length' \(FILE\) failed with OverflowError: int too large to convert to float\."),
         (GOOD, "return float('nan')", r"metric 'length' \(FILE\) returned nan\. Expected a finite number, or None"),
         (GOOD, "return 'long'", r"metric 'length' \(FILE\) returned 'long'\. Expected a finite number, or None"),
     ],
@@ -184,6 +198,97 @@ def test_an_error_of_a_metric_or_an_input_names_it_with_its_file_and_block(modul
     assert re.match(f"evaluation_datasets.dev: .*{expected.replace('FILE', path)}", str(error.value)), error.value
     raised = "failed with" in expected
     assert (error.value.__cause__ is not None) is raised  # --debug prints its traceback
+
+
+@pytest.fixture
+def scores_with(module, tmp_path):
+    """A function that scores answers with a metric input that has another method, and the file of the input."""
+
+    def scored(method):
+        import_user_modules([module("my_broken", INPUT.format(compute=f"{GOOD}\n\n    {method}", value="return 0.5"))])
+        return scoring("length").score(ANSWERS)["reason"]
+
+    return scored, re.escape(str(tmp_path / "my_broken.py"))
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("def take(self, indices): return 1 / 0", r"take of the metric input Broken \(FILE, line 15\) failed with ZeroDivision"),
+        ("def take(self, indices): pass", r"take of the metric input Broken \(FILE\) returned None\. Expected an object of the"),
+        ("def take(self, indices): return self", r"take of .* \(FILE\) returned other samples than those at the indices\."),
+        ("def scored(self): return 1 / 0", r"scored of the metric input Broken \(FILE, line 15\) failed with ZeroDivisionError"),
+        ("def scored(self): pass", r"scored of the metric input Broken \(FILE\) returned None\. Expected an object of the same"),
+        (
+            "def scored(self): return Broken(('x',), (1,))",
+            r"scored of .* \(FILE\) returned 'x' in addition to the input's samples",
+        ),
+    ],
+)
+def test_a_method_that_selects_samples_is_checked_in_the_bootstrap(scores_with, method, expected):
+    scored, file = scores_with
+    text = refusal(compare, {"a": scored(method)}, Resampling(100))
+    assert re.match(expected.replace("FILE", file), text), text
+
+
+def test_the_rows_of_single_samples_are_checked(scores_with):
+    scored, file = scores_with
+    scores = scored("def take(self, indices): return self")
+    text = refusal(scores.inputs["broken"].sample_rows, ["length"])
+    assert re.match(rf"take of the metric input Broken \({file}\) returned other samples", text)
+
+
+@pytest.mark.parametrize("key", RESERVED)
+def test_details_must_not_replace_the_keys_of_a_task(scores_with, key):
+    scored, file = scores_with
+    text = refusal(scores_as_dict, scored(f"def details(self, *_): return {{'{key}': 1}}"))
+    assert re.match(rf"metric input 'broken', class Broken \({file}\): details returned the reserved key '{key}'\.", text)
+
+
+def test_every_key_that_a_file_of_scores_adds_to_a_task_is_reserved(scores_with):
+    scores = scores_with[0]("")
+    matched = {"a": Matched(tuple(scores.predictions), (), (), ())}
+    assert {*task_record({"a": scores}, matched, Resampling(0))["a"]} <= {*RESERVED}
+
+
+@pytest.mark.parametrize(
+    ("returned", "expected"),
+    [
+        ("None", r"None\. Expected \{key: value\}\."),
+        ("{'a': {1}}", r"a value that JSON cannot store: Object of type set is not JSON serializable\."),
+        ("{'a': float('nan')}", r"a value that JSON cannot store: Out of range float values"),
+        ("{(1, 2): 3}", r"a value that JSON cannot store: keys must be str"),
+    ],
+)
+def test_details_that_cannot_be_written_are_refused(scores_with, returned, expected):
+    scored, file = scores_with
+    text = refusal(scores_as_dict, scored(f"def details(self, *_): return {returned}"))
+    assert re.match(rf"metric input 'broken', class Broken \({file}\): details returned {expected}", text), text
+
+
+def test_details_of_two_metric_inputs_must_not_differ(scores_with):
+    scores = scores_with[0]("def details(self, *_): return {'words': len(self.names)}")
+    broken = scores.inputs["broken"]
+    assert scores_as_dict(replace(scores, inputs={"broken": broken, "same": broken}))["words"] == 4
+    other = replace(scores, inputs={"broken": broken, "other": broken.take([0])})
+    assert "metric input 'other', class Broken" in (text := refusal(scores_as_dict, other))
+    assert "details returned the key 'words', which another metric input sets to another value." in text
+
+
+@pytest.mark.parametrize("method", ["missing", "warning"])
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        ("5", r" \(FILE\) returned 5\. Expected a string or None\."),
+        ("False", r" \(FILE\) returned False\. Expected a string or None\."),
+        ("1 / 0", r" \(FILE, line 16\) failed with ZeroDivisionError"),
+    ],
+)
+def test_a_reason_or_warning_that_is_no_text_is_refused(scores_with, method, result, expected):
+    scored, file = scores_with
+    text = refusal(scored, f"@classmethod\n    def {method}(cls, *_): return {result}")
+    pattern = f"evaluation_datasets.dev: {method} of the metric input Broken{expected}"
+    assert re.match(pattern.replace("FILE", file), text), text
 
 
 def test_a_user_error_of_a_metric_input_is_reported_as_it_is(module):
@@ -219,9 +324,24 @@ def test_a_metric_input_that_is_no_subclass_is_refused(module):
     )
 
 
-def test_a_class_instead_of_the_name_of_a_metric_input_is_refused():
-    with pytest.raises(TypeError, match="metric 'odd': metric_input must be the name of a registered metric input, such as"):
-        Metric("odd", Scoring, len)
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((5, "answers", len), "metric 5: title must be a string, not int"),
+        (("odd", Scoring, len), "metric 'odd': metric_input must be the name of a registered metric input, such as"),
+        (("odd", "answers", None), "metric 'odd': compute must be a function of the metric input, not None"),
+        (("odd", "answers", len, True, "1"), "metric 'odd': max_value must be a number or None, not '1'"),
+    ],
+)
+def test_a_value_of_another_type_in_a_metric_is_refused(values, expected):
+    with pytest.raises(TypeError, match=expected):
+        Metric(*values)
+
+
+def test_a_metric_that_cannot_be_built_is_reported_with_the_line_of_its_module(module, tmp_path):
+    text = "from emollama.evaluation.metrics import Metric\n\nMetric(5, 'answers', len)\n"
+    assert "metric 5: title must be a string" in (refused := refusal(import_user_modules, [module("my_title", text)]))
+    assert f"{tmp_path / 'my_title.py'}, line 3: TypeError" in refused
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,8 @@ def _location(error: BaseException) -> str:
     """Return ``file, line n`` of the innermost frame outside the libraries, or "" if no code of the module has run."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen ")]
+    # "<frozen importlib._bootstrap>", and "<string>" for the __init__ of a dataclass
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
     frames = [frame for frame in frames if frame.filename != __file__ and not frame.filename.endswith("importlib/__init__.py")]
     own = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)] or frames
     return f"{own[-1].filename}, line {own[-1].lineno}" if own else ""

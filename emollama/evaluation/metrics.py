@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from emollama.component_errors import ComponentFailed, reported, source_file
 from emollama.errors import UserError
@@ -27,7 +27,8 @@ from emollama.registry import METRIC_INPUTS, METRICS
 class MetricInput:
     """Base class of metric inputs, which are registered in METRIC_INPUTS. A subclass must define :meth:`compute`.
 
-    Subclasses are frozen dataclasses. Each field that is a tuple has one entry per sample; for others, override :meth:`take`.
+    Subclasses are frozen dataclasses. Each field that is a tuple has one entry per sample. A class with lists, arrays or other
+    fields that depend on the samples overrides :meth:`take`.
 
     Attributes:
         names: names of the samples.
@@ -87,13 +88,14 @@ class MetricInput:
 
         Returns:
             Key -> value. Two keys are merged with those of other inputs: ``clip_scores``, a list of ``{name, ...}`` with the
-            scores of each sample, and ``failures``, a list of ``{name, metric, failure}`` of samples without a score.
+            scores of each sample, and ``failures``, a list of ``{name, metric, failure}`` of samples without a score. Other keys
+            must differ from those of a task, such as ``clips`` and ``metrics``.
         """
         return {}
 
     def sample_rows(self, metrics: Sequence[str]) -> list[dict[str, Any]]:
         """Return the columns of each sample in ``scores.csv``, with ``name``; by default, the metrics of the sample alone."""
-        alone = [self.take([index]) for index in range(len(self.names))]
+        alone = [take(self, [index]) for index in range(len(self.names))]
         return [{"name": one.names[0]} | {key: metric_value(key, one) for key in metrics} for one in alone]
 
 
@@ -110,7 +112,7 @@ class Metric:
             better.
 
     Raises:
-        TypeError: If ``metric_input`` is not a name.
+        TypeError: If ``title`` or ``metric_input`` is not a string, ``compute`` is not a function, or ``max_value`` not a number.
     """
 
     title: str
@@ -120,6 +122,12 @@ class Metric:
     max_value: float | None = 1.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.title, str):
+            raise TypeError(f"metric {self.title!r}: title must be a string, not {type(self.title).__name__}")
+        if not callable(self.compute):
+            raise TypeError(f"metric '{self.title}': compute must be a function of the metric input, not {self.compute!r}")
+        if not isinstance(self.max_value, Real | None):
+            raise TypeError(f"metric '{self.title}': max_value must be a number or None, not {self.max_value!r}")
         if not isinstance(self.metric_input, str):
             expected = "the name of a registered metric input, such as 'answers'"
             raise TypeError(f"metric '{self.title}': metric_input must be {expected}, not {self.metric_input!r}")
@@ -197,15 +205,71 @@ def compute_input(metrics: Sequence[str], predictions: Sequence[Prediction], res
     place = f"{what} ({source_file(metric_input)})"
     if not isinstance(computed, metric_input):
         raise ComponentFailed(f"{place}: compute returned {computed!r:.60}. Expected an object of this class.")
+    if not isinstance(computed.names, tuple) or not all(isinstance(name, str) for name in computed.names):
+        raise ComponentFailed(f"{place}: names is {computed.names!r:.60}. Expected a tuple of strings.")
     if surplus := Counter(computed.names) - Counter(prediction.name for prediction in predictions):
         problem = f"names has {abbreviated(map(repr, surplus))} more often than the predictions"
         raise ComponentFailed(f"{place}: {problem}. Expected each sample at most once.")
     for field in dataclasses.fields(computed) if metric_input.take is MetricInput.take else ():
         value = getattr(computed, field.name)
+        if isinstance(value, list) or getattr(value, "shape", None):
+            problem = f"{field.name} is of type {type(value).__name__}, of which take selects no entries"
+            raise ComponentFailed(f"{place}: {problem}. Use a tuple with one entry per sample, or override take.")
         if isinstance(value, tuple) and len(value) != len(computed.names):
             problem = f"{field.name} has {len(value)} entries for {len(computed.names)} samples"
             raise ComponentFailed(f"{place}: {problem}. A tuple must have one entry per sample, unless the class overrides take.")
     return computed
+
+
+def explanation(metric_input: type[MetricInput], method: Literal["missing", "warning"], *args: Any) -> str | None:
+    """Return the result of ``missing`` or ``warning`` of a metric input.
+
+    Raises:
+        ComponentFailed: If the method raised an exception, or returned something other than a string or None.
+    """
+    text = _call(metric_input, method, *args)
+    if text is None or isinstance(text, str):
+        return text
+    raise _unusable(metric_input, method, f"{text!r:.60}. Expected a string or None")
+
+
+def take(metric_input: MetricInput, indices: Sequence[int]) -> MetricInput:
+    """Return the entries of the samples at these indices, and check that they are these samples.
+
+    Raises:
+        ComponentFailed: If ``take`` of the input raised an exception, or returned something else.
+    """
+    selected = _call(metric_input, "take", indices)
+    if not isinstance(selected, type(metric_input)):
+        raise _unusable(type(metric_input), "take", f"{selected!r:.60}. Expected an object of the same class")
+    if selected.names != tuple(map(metric_input.names.__getitem__, indices)):
+        raise _unusable(type(metric_input), "take", "other samples than those at the indices. Expected these, in their order")
+    return selected
+
+
+def scored_samples(metric_input: MetricInput) -> MetricInput:
+    """Return the entries of the samples that have a score, and check that they are samples of the input.
+
+    Raises:
+        ComponentFailed: If ``scored`` of the input raised an exception, or returned something else.
+    """
+    selected = _call(metric_input, "scored")
+    if not isinstance(selected, type(metric_input)):
+        raise _unusable(type(metric_input), "scored", f"{selected!r:.60}. Expected an object of the same class")
+    if surplus := Counter(selected.names) - Counter(metric_input.names):
+        raise _unusable(type(metric_input), "scored", f"{abbreviated(map(repr, surplus))} in addition to the input's samples")
+    return selected
+
+
+def _call(metric_input: MetricInput | type[MetricInput], method: str, *args: Any) -> Any:
+    cls = metric_input if isinstance(metric_input, type) else type(metric_input)
+    with reported(f"{method} of the metric input {cls.__name__}", cls):
+        return getattr(metric_input, method)(*args)
+
+
+def _unusable(metric_input: type[MetricInput], method: str, returned: str) -> ComponentFailed:
+    place = f"{method} of the metric input {metric_input.__name__} ({source_file(metric_input)})"
+    return ComponentFailed(f"{place} returned {returned}.")
 
 
 def metric_value(name: str, metric_input: MetricInput) -> float | None:
@@ -221,7 +285,9 @@ def metric_value(name: str, metric_input: MetricInput) -> float | None:
     compute = metric(name).compute
     with reported(f"metric '{name}'", compute):
         value: Any = compute(metric_input)
-    if value is None or (isinstance(value, Real) and math.isfinite(value)):
-        return None if value is None else float(value)
+        # float fails for integers that are too large.
+        number = float(value) if isinstance(value, Real) else math.nan
+    if value is None or math.isfinite(number):
+        return None if value is None else number
     remedy = "Expected a finite number, or None if the value is undefined."
     raise ComponentFailed(f"metric '{name}' ({source_file(compute)}) returned {value!r:.60}. {remedy}")

@@ -8,12 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emollama.component_errors import reported
+from emollama.component_errors import ComponentFailed, reported, source_file
+from emollama.evaluation.metrics import MetricInput
 from emollama.evaluation.scoring import TaskScores
 from emollama.paths import atomic_write
 from emollama.run_folder import BlockScores, PredictionRecord, TaskRecord, json_line, metrics_file, predictions_file
 
 REASONING_TASKS = ("reason", "reason_v2")
+# Keys of a task in metrics_*.json and scores.json that are computed from the predictions and metrics of all metric inputs.
+RESERVED = ("clips", "metrics", "judge", "estimates", "differences", "missing", "empty", "unknown", "unreadable")
 
 
 def write_predictions(folder: Path, block: str, predictions: Sequence[PredictionRecord]) -> list[Path]:
@@ -63,19 +66,25 @@ def write_metrics(folder: Path, block: str, scores: Mapping[str, TaskScores], so
 
 
 def scores_as_dict(scores: TaskScores) -> dict[str, Any]:
-    """Return scores as plain values: the fields of :class:`TaskRecord` that are not None, and other details of metric inputs."""
+    """Return scores as plain values: the fields of :class:`TaskRecord` that are not None, and other details of metric inputs.
+
+    Raises:
+        ComponentFailed: If the details of a metric input are unusable.
+    """
     content: dict[str, Any] = {}
     failures: list[dict[str, Any]] = []
     clip_scores: dict[str, dict[str, Any]] | None = None
     for name, metric_input in scores.inputs.items():
         with reported(f"metric input '{name}', class {type(metric_input).__name__}", type(metric_input)):
-            details = metric_input.details(scores.predictions, scores.metrics_of(name))
-        failures += details.pop("failures", [])
-        if "clip_scores" in details:
-            clip_scores = clip_scores or {}
-            for row in details.pop("clip_scores"):
-                clip_scores.setdefault(row["name"], {}).update(row)
-        content |= details
+            details = _details(name, metric_input, scores)
+            failures += details.pop("failures", [])
+            if "clip_scores" in details:
+                clip_scores = clip_scores or {}
+                for row in details.pop("clip_scores"):
+                    clip_scores.setdefault(row["name"], {}).update(row)
+        for key, value in details.items():
+            if content.setdefault(key, value) != value:
+                raise _unusable(name, metric_input, f"the key '{key}', which another metric input sets to another value")
     record = TaskRecord(
         clips=scores.num_samples,
         metrics=scores.metrics,
@@ -83,3 +92,22 @@ def scores_as_dict(scores: TaskScores) -> dict[str, Any]:
         clip_scores=None if clip_scores is None else list(clip_scores.values()),
     )
     return {name: value for name, value in vars(record).items() if value is not None} | content
+
+
+def _details(name: str, metric_input: MetricInput, scores: TaskScores) -> dict[str, Any]:
+    """Return a copy of the details of a metric input."""
+    details: Any = metric_input.details(scores.predictions, scores.metrics_of(name))
+    if not isinstance(details, dict):
+        raise _unusable(name, metric_input, f"{details!r:.60}. Expected {{key: value}}")
+    if reserved := [key for key in RESERVED if key in details]:
+        raise _unusable(name, metric_input, f"the reserved key '{reserved[0]}'. Use another name")
+    try:
+        json.dumps(details, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _unusable(name, metric_input, f"a value that JSON cannot store: {error}") from error
+    return {**details}
+
+
+def _unusable(name: str, metric_input: MetricInput, problem: str) -> ComponentFailed:
+    place = f"metric input '{name}', class {type(metric_input).__name__} ({source_file(type(metric_input))})"
+    return ComponentFailed(f"{place}: details returned {problem}.")

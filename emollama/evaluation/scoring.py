@@ -11,14 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from emollama.component_errors import reported
 from emollama.errors import UserError, require_at_least
 from emollama.evaluation.captions.java import JavaFailed
 from emollama.evaluation.captions.reader import CaptionReader
 from emollama.evaluation.captions.tokenizers import CaptionTokenizer
 from emollama.evaluation.judges.judge import Judge, JudgeUnreachable
 from emollama.evaluation.labels import AnswerRule, LabelReader, SeveralHits
-from emollama.evaluation.metrics import MetricInput, compute_input, input_config, input_type, metric, metric_value
+from emollama.evaluation.metrics import MetricInput, compute_input, explanation, input_config, input_type, metric, metric_value
 from emollama.evaluation.openset import read_openset, read_synonyms
 from emollama.evaluation.predictions import CAPTION, Prediction
 from emollama.evaluation.resources import ScoringResources
@@ -157,7 +156,8 @@ class Scoring:
     def _warn(self) -> None:
         """Log what differs because of something that is not installed, and a judge that is not asked."""
         computed = self._needed(name for names in self.metrics.values() for name in names)
-        texts = [metric_input.warning(self._resources_of(name)) for name, metric_input in computed.items()]
+        with self._named_in_errors():
+            texts = [explanation(metric_input, "warning", self._resources_of(name)) for name, metric_input in computed.items()]
         if self.judge and not any(metric_input.uses_judge for metric_input in computed.values()):
             text = "the judge is not used, because the data has no descriptions to compare with. Add data that has them."
             texts.append(f"{self._spelling.path('judge')}: {text}")
@@ -252,9 +252,7 @@ class Scoring:
 
     def _missing(self, name: str, task: str) -> str | None:
         """Return what is missing to compute a metric for a task; None if nothing is."""
-        metric_input = input_type(name)
-        with reported(f"metric input '{metric(name).metric_input}', class {metric_input.__name__}", metric_input):
-            return metric_input.missing(self._resources_of(metric(name).metric_input), task)
+        return explanation(input_type(name), "missing", self._resources_of(metric(name).metric_input), task)
 
 
 def _usage_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

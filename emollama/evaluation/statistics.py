@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emollama.errors import UserError
-from emollama.evaluation.metrics import MetricInput, metric, metric_value
+from emollama.evaluation.metrics import MetricInput, metric, metric_value, scored_samples, take
 from emollama.evaluation.scoring import TaskScores
 
 PERCENTILES = (2.5, 97.5)  # ends of a 95% interval
@@ -98,13 +98,17 @@ def compare(scores: Mapping[str, TaskScores], resampling: Resampling) -> PairedC
     Args:
         scores: set of predictions (a file) -> its scores of one task; the metrics of the first set are compared.
         resampling: settings of the bootstrap.
+
+    Raises:
+        ComponentFailed: If a metric or a metric input raised an exception or returned something unusable.
     """
     first, *others = scores
     comparison = PairedComparison({label: {} for label in scores}, {label: {} for label in others})
     for input_name in dict.fromkeys(metric(name).metric_input for name in scores[first].metrics):
         names = scores[first].metrics_of(input_name)
         sets = {
-            label: _Resampled(task_scores.inputs[input_name].scored(), names, resampling) for label, task_scores in scores.items()
+            label: _Resampled(scored_samples(task_scores.inputs[input_name]), names, resampling)
+            for label, task_scores in scores.items()
         }
         for label, resampled in sets.items():
             comparison.estimates[label] |= {name: resampled.estimate(name) for name in names}
@@ -131,10 +135,10 @@ class _Resampled:
     def over(self, names: tuple[str, ...]) -> tuple[dict[str, float | None], dict[str, Values]]:
         """Return the value of each metric over these samples, and its values over resamples of them."""
         if names not in self._computed:
-            subset = self._input.take([self._indices[name] for name in names])
+            subset = take(self._input, [self._indices[name] for name in names])
             whole = {name: metric_value(name, subset) for name in self._metrics}
             resamples = self._resampling.indices(len(names)).tolist() if names else []
-            rows = [self._values(subset.take(indices)) for indices in resamples]
+            rows = [self._values(take(subset, indices)) for indices in resamples]
             columns = np.array(rows, dtype=np.float64).reshape(len(rows), len(self._metrics)).T
             self._computed[names] = whole, dict(zip(self._metrics, columns, strict=True))
         return self._computed[names]
