@@ -14,8 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from emollama.config import load
 from emollama.data.batch import IGNORED, Sample, collate
 from emollama.errors import UserError
-from emollama.models import decoding, packing_check
+from emollama.models import decoding, packing_check, random_copy
 from emollama.models.sampling_params import SamplingParams
+from emollama.models.shrinking import shrunken_configs
 from emollama.planning import plan
 
 VOCABULARY = 832  # larger than the tokenizer's vocabulary
@@ -32,9 +33,11 @@ FAMILIES = {
     "gpt_oss": COMMON | LAYERS | {"head_dim": 8, "sliding_window": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
     "falcon": COMMON | {"num_hidden_layers": 2, "num_attention_heads": 4},
     "mamba": COMMON | {"num_hidden_layers": 2, "state_size": 4},
+    "gemma4_text": COMMON | LAYERS | {"head_dim": 8, "global_head_dim": 8, "hidden_size_per_layer_input": 8},
     "bert": COMMON | LAYERS,
 }
-RESULTS = dict.fromkeys(FAMILIES, "padded") | {"llama": "packed", "gemma3_text": "packed", "bert": "rejected"}
+RESULTS = dict.fromkeys(FAMILIES, "padded") | {"llama": "packed", "gemma3_text": "packed"}
+RESULTS |= {"gemma4_text": "rejected", "bert": "rejected"}
 
 
 def config_of(family):
@@ -82,6 +85,19 @@ def test_the_reason_names_the_layers_that_do_not_receive_the_boundaries_of_sampl
     assert "NemotronAttention 0, NemotronAttention 1" in packing_check.check(config_of("nemotron")).reason
 
 
+def test_a_copy_has_layers_of_each_type_of_a_large_model():
+    config = AutoConfig.for_model("llama4_text")
+    small = next(shrunken_configs(config))
+    types = list(zip(small.layer_types, small.no_rope_layers, strict=True))
+    assert sorted(types) == [("chunked_attention", 1)] * 2 + [("full_attention", 0)] * 2
+    assert small.num_attention_heads / small.num_key_value_heads == config.num_attention_heads / config.num_key_value_heads
+
+
+def test_a_list_of_layer_numbers_is_shrunk_with_the_layers():
+    config = AutoConfig.for_model("bamba", num_hidden_layers=12, attn_layer_indices=[3, 7])
+    assert next(shrunken_configs(config)).attn_layer_indices == [2, 3]
+
+
 def test_the_check_does_not_change_the_random_state():
     state = torch.get_rng_state()
     packing_check.check(config_of("llama"))
@@ -89,7 +105,7 @@ def test_the_check_does_not_change_the_random_state():
 
 
 def test_a_model_that_transformers_cannot_shrink_runs_unchecked_one_sample_at_a_time(monkeypatch):
-    monkeypatch.setattr(packing_check, "MAX_PARAMETERS", 10)
+    monkeypatch.setattr(random_copy, "MAX_PARAMETERS", 10)
     packing = packing_check.check(config_of("llama"))
     assert (packing.result, packing.batched, packing.cached) == ("padded", False, False)
     assert "could not be checked" in packing.notice("llama") and "one at a time" in packing.notice("llama")

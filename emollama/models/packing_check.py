@@ -9,9 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -25,14 +23,12 @@ from emollama.errors import UserError
 from emollama.models import attention
 from emollama.models.configs import PackingKey
 from emollama.models.decoding import empty_cache, left_padded_state, unpacked_state
-from emollama.models.padded import Prefixes, decode_cached, decode_prefixes, logits_at
-from emollama.models.shrinking import WINDOW, shrunken_configs
+from emollama.models.padded import Prefixes, accepted, decode_cached, decode_prefixes, logits_at
+from emollama.models.random_copy import build, isolated, layer_classes, plain_logits, runnable_copy
 
 TOLERANCE = 1e-4  # largest difference of a token's loss or log-probability
-LENGTHS = (2 * WINDOW + 7, 2 * WINDOW + 1)  # tokens of two samples, longer than a shrunken window or chunk
 DECODED = 2  # tokens at the end of each sample that are decoded after a prefill of the others
-MAX_PARAMETERS = 60_000_000  # of a shrunken copy, so that the check takes at most a few seconds
-VERSION = "1"  # increase it when the check changes, so that cached results are ignored
+VERSION = "2"  # increase it when the check changes, so that cached results are ignored
 Result = Literal["packed", "padded", "rejected"]
 
 
@@ -112,12 +108,12 @@ def cached_check(config: Any, *, try_packed: bool = True) -> Packing:
 
 def check(config: Any, *, try_packed: bool = True) -> Packing:
     """Run the check: packed, then padded with the attention implementations of transformers."""
-    with _isolated():
+    with isolated():
         try:
-            classes = _layer_classes(config)
+            classes = layer_classes(config)
         except Exception as error:
             return Packing("rejected", reason=f"transformers cannot build it ({_one_line(error)})")
-        copy = _runnable_copy(config, classes)
+        copy = runnable_copy(config, classes)
         if copy is None:
             reason = "the model could not be checked, because transformers cannot run a small copy of it"
             return Packing("padded", "eager", batched=False, cached=False, reason=reason)
@@ -125,6 +121,9 @@ def check(config: Any, *, try_packed: bool = True) -> Packing:
         not_causal = _attempt(lambda: _causality(small, samples[0], expected[0]))
         if not_causal:
             return Packing("rejected", reason=not_causal)
+        refused = _attempt(lambda: _feature_tokens(small, samples[0]))
+        if refused:
+            return Packing("rejected", reason=f"it does not accept feature tokens in place of token ids ({refused})")
         reason = "model.packing is padded"
         if try_packed:
             reason = _attempt(lambda: _packed(small, samples, expected))
@@ -143,21 +142,6 @@ def _padded(small: Any, samples: list[Tensor], expected: list[Tensor], reason: s
     return Packing("rejected", reason=f"it differs from plain transformers even for a single sample ({problem})")
 
 
-@contextmanager
-def _isolated() -> Iterator[None]:
-    """Leave the random state and the verbosity of transformers as they are, and compute in float32 without gradients."""
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity(logging.CRITICAL)
-    default = torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(torch.float32)
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.autocast("cpu", enabled=False):
-            yield
-    finally:
-        torch.set_default_dtype(default)
-        transformers.logging.set_verbosity(verbosity)
-
-
 def _attempt(function: Callable[[], str]) -> str:
     """Return the problem that a comparison returns, or the exception that it raises, in one line; "" if there is none."""
     try:
@@ -172,64 +156,28 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}"
 
 
-def _runnable_copy(config: Any, classes: set[type]) -> tuple[Any, list[Tensor], list[Tensor]] | None:
-    """Return a small configuration that transformers can run, two samples, and the log-probabilities of plain transformers."""
-    for small in shrunken_configs(config):
-        try:
-            model = _build(small, "eager")
-            if not classes <= set(map(type, model.modules())):
-                # The copy has no layer of one of the types.
-                continue
-            rows = min(model.get_input_embeddings().weight.shape[0], small.get_text_config().vocab_size)
-            generator = torch.Generator().manual_seed(1)
-            special = {value for name, value in small.get_text_config().to_dict().items() if name.endswith("token_id")}
-            usual = torch.tensor([index for index in range(rows) if index not in special])
-            samples = [usual[torch.randint(len(usual), (length,), generator=generator)] for length in LENGTHS]
-            logits = [model(input_ids=ids[None]).logits[0].float().log_softmax(-1) for ids in samples]
-        # The same as in shrunken_configs: any exception means that this copy cannot be used.
-        except Exception:
-            continue
-        if all(bool(part.isfinite().all()) for part in logits):
-            return small, samples, logits
-    return None
-
-
-def _layer_classes(config: Any) -> set[type]:
-    with torch.device("meta"):
-        return set(map(type, transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").modules()))
-
-
-def _build(config: Any, implementation: str) -> Any:
-    """Build a model with random weights, the same for each implementation of attention."""
-    with torch.device("meta"):
-        shapes = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=implementation, dtype=torch.float32)
-    if sum(parameter.numel() for parameter in shapes.parameters()) > MAX_PARAMETERS:
-        raise ValueError("the copy is too large")
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=implementation, dtype=torch.float32)
-    for parameter in model.parameters():
-        # Larger than usual initial weights, with which the samples of a row would hardly influence each other.
-        if parameter.ndim == 2:
-            parameter.normal_(std=parameter.shape[1] ** -0.5)
-        elif parameter.ndim > 2:
-            parameter.normal_(std=parameter.shape[-2] ** -0.5)
-    return model.eval()
-
-
 def _difference(logits: Tensor, expected: Tensor, what: str) -> str:
     change = float((logits.float().log_softmax(-1) - expected).abs().max())
     return "" if change <= TOLERANCE else f"{what} changes by {change:.2g}"
 
 
 def _causality(small: Any, ids: Tensor, expected: Tensor) -> str:
-    prefix = _build(small, "eager")(input_ids=ids[None, :-DECODED]).logits[0]
+    prefix = plain_logits(build(small, "eager"), ids[:-DECODED])
     return _difference(prefix, expected[:-DECODED], "it is not causal: with later tokens, the log-probability of a token")
+
+
+def _feature_tokens(small: Any, ids: Tensor) -> str:
+    """Run embeddings that are those of no token. Models with inputs for each layer look up the token of an embedding."""
+    llm = build(small, "eager")
+    embeddings = llm.get_input_embeddings()(ids)[None]
+    logits = llm(inputs_embeds=embeddings + torch.randn_like(embeddings), **accepted(llm, use_cache=False)).logits
+    return "" if bool(logits.isfinite().all()) else "the logits are not finite"
 
 
 def _packed(small: Any, samples: list[Tensor], expected: list[Tensor]) -> str:
     """Compare one sample alone, two packed samples, and decoding after a packed prefill."""
     with attention.recorded_calls() as calls:
-        model = _build(small, attention.RECORDED)
+        model = build(small, attention.RECORDED)
         alone = _packed_logits(model, samples[:1])
         problem = _difference(alone, expected[0], "alone, the log-probability of a token")
         if problem:
@@ -266,7 +214,7 @@ def _packed_decoding(llm: Any, samples: list[Tensor], expected: list[Tensor]) ->
 
 def _padded_losses(small: Any, samples: list[Tensor], expected: list[Tensor], implementation: str, batched: bool) -> str:
     """Compare two padded samples, and decoding without a cache."""
-    model = _build(small, implementation)
+    model = build(small, implementation)
     sequences = [model.get_input_embeddings()(ids) for ids in samples]
     lengths = torch.tensor([len(ids) for ids in samples])
     rows = torch.arange(len(samples)).repeat_interleave(lengths)
@@ -280,7 +228,7 @@ def _padded_losses(small: Any, samples: list[Tensor], expected: list[Tensor], im
 
 
 def _padded_decoding(small: Any, samples: list[Tensor], expected: list[Tensor], implementation: str) -> str:
-    model = _build(small, implementation)
+    model = build(small, implementation)
     prompts = [ids[:-DECODED] for ids in samples]
     ends = torch.tensor([len(ids) - 1 for ids in prompts])
     cache = empty_cache()

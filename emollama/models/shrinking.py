@@ -15,7 +15,7 @@ MAX_VOCABULARY = 128
 WINDOW = 8  # tokens of a shrunken sliding window or attention chunk
 # Experts of a layer, groups of experts, and experts of a token: two experts in each of two groups.
 EXPERTS = {
-    r"experts$": 4,
+    r"experts$|expert_num$": 4,
     r"^n_group$|^n_groups_moe$|expert_groups?$": 2,
     r"^topk_group$": 1,
     r"experts_per_tok|experts_top_?k|top_?k_experts|^moe_top_?k$|^moe_k$": 2,
@@ -25,9 +25,11 @@ MAX_LAYERS = 8  # without a list of layer types, unless the layers alternate wit
 
 HEADS = re.compile(r"(^|_)(n_heads?|num_heads?|num_\w*_heads|\w*_heads|\w*_head_kv|num_kv|n_groups|num_groups)$")
 WIDTHS = re.compile(r"hidden|intermediate|ffn|inner|embd|embed|d_model|d_ff|width|rank|d_ssm|mlp_dim")
-NO_WIDTHS = re.compile(r"layer|head_dim|max_|vocab|expert|position|_id$|_type|num_|_act|eps|dropout|loss|coef")
+NO_WIDTHS = re.compile(r"layer|head_dim|max_|vocab|experts|position|_id$|_type|num_|_act|eps|dropout|loss|coef")
 WINDOWS = re.compile(r"window(_size)?$|chunk_size$|^local_attn")
 PERIODS = re.compile(r"(period|interval|pattern|_step|_freq\w*|every_\w+)$")
+FIRST_LAYERS = re.compile(r"first_k|dense_layers|num_kv_shared")
+LAYER_NUMBERS = re.compile(r"(layers|indices|ids|idxs?|per_layer_config)$")
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
 
 
@@ -70,19 +72,20 @@ def _shrunken(content: dict[str, Any], divisor: int, *, free_widths: bool, layer
         layers: also reduce the number of layers.
     """
     small: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, dict) and key.endswith("_config"):
+    for key, value in (content | _fewer_layers(content) if layers else content).items():
+        if isinstance(value, dict) and key.endswith("_config") and key != "per_layer_config":
             small[key] = _shrunken(value, divisor, free_widths=free_widths, layers=layers)
         elif key.endswith("token_id") and isinstance(value, int):
             small[key] = value if 0 <= value < MAX_VOCABULARY else 0
         elif key.endswith("token_id") and isinstance(value, list):
             small[key] = [entry if entry < MAX_VOCABULARY else 0 for entry in value]
-        elif _above_one(value):
+        elif isinstance(value, list) and WIDTHS.search(key) and all(map(_above_one, value)):
+            # A few models have a width for each layer.
+            small[key] = [_shrunken_number(key, entry, divisor, free_widths) for entry in value]
+        elif _above_one(value) and key not in LAYER_COUNTS:
             small[key] = _shrunken_number(key, value, divisor, free_widths)
         else:
             small[key] = value
-    if layers:
-        small |= _fewer_layers(content)
     return small
 
 
@@ -107,28 +110,40 @@ def _fewer_layers(content: dict[str, Any]) -> dict[str, Any]:
     if not names:
         return {}
     number = content[names[0]]
-    lists = {key: value for key, value in content.items() if _is_per_layer(value, number)}
-    if lists:
+    numbers = {key: _layer_numbers(key, value, number) for key, value in content.items()}
+    numbers = {key: value for key, value in numbers.items() if value}
+    lists = {key: value for key, value in content.items() if _is_per_layer(value, number) and key not in numbers}
+    periods = [value for key, value in content.items() if PERIODS.search(key) and _above_one(value) and value <= MAX_LAYERS]
+    if lists or numbers:
         chosen: dict[str, list[int]] = {}
         for index in range(number):
-            chosen.setdefault(repr([value[index] for value in lists.values()]), []).append(index)
+            kind = [[value[index] for value in lists.values()], [index in value for value in numbers.values()]]
+            chosen.setdefault(repr(kind), []).append(index)
         indices = sorted(index for group in chosen.values() for index in group[:LAYERS_OF_A_TYPE])
-        changes: dict[str, Any] = dict.fromkeys(names, len(indices))
-        for key, value in lists.items():
-            subset = [value[index] for index in indices]
-            changes[key] = "".join(subset) if isinstance(value, str) else subset
     else:
-        periods = [value for key, value in content.items() if PERIODS.search(key) and _above_one(value)]
-        layers = max([LAYERS_OF_A_TYPE, *(2 * period for period in periods if period <= MAX_LAYERS)])
-        changes = dict.fromkeys(names, min(number, layers))
-    count = changes[names[0]]
-    for key, value in content.items():
-        # Numbers of dense layers at the start, and lists of layer numbers.
-        if re.search(r"first_k|dense_layers|num_kv_shared", key) and _above_one(value):
-            changes[key] = 1
-        elif isinstance(value, list) and re.search(r"(layers|indices|ids|idx)$", key) and key not in lists:
-            changes[key] = [entry for entry in value if not isinstance(entry, int) or entry < count]
+        indices = list(range(min(number, max([LAYERS_OF_A_TYPE, *(2 * period for period in periods)]))))
+    changes: dict[str, Any] = dict.fromkeys(names, len(indices))
+    for key, value in lists.items():
+        subset = [value[index] for index in indices]
+        changes[key] = "".join(subset) if isinstance(value, str) else subset
+    for key, layers in numbers.items():
+        moved = {index: position for position, index in enumerate(indices) if index in layers}
+        value = content[key]
+        changes[key] = (
+            {moved[int(k)]: v for k, v in value.items() if int(k) in moved} if isinstance(value, dict) else [*moved.values()]
+        )
+    # The number of dense layers at the start.
+    changes |= {key: 1 for key, value in content.items() if FIRST_LAYERS.search(key) and _above_one(value)}
     return changes
+
+
+def _layer_numbers(key: str, value: Any, number: int) -> set[int]:
+    """Return the layers whose numbers are in a list, or are the keys of a block; an empty set for other values."""
+    if not isinstance(value, list | dict) or not value or not LAYER_NUMBERS.search(key):
+        return set()
+    texts = [str(entry) for entry in value]
+    are_numbers = len(set(texts)) == len(texts) and all(text.isdigit() and int(text) < number for text in texts)
+    return {int(text) for text in texts} if are_numbers else set()
 
 
 def _is_per_layer(value: Any, number: int) -> bool:
