@@ -93,6 +93,12 @@ def test_a_copy_has_layers_of_each_type_of_a_large_model():
     assert small.num_attention_heads / small.num_key_value_heads == config.num_attention_heads / config.num_key_value_heads
 
 
+def test_a_text_model_is_checked_alone_if_the_encoder_of_images_cannot_be_shrunk(monkeypatch):
+    config = AutoConfig.for_model("gemma3", text_config=FAMILIES["gemma3_text"])
+    monkeypatch.setattr(random_copy, "MAX_PARAMETERS", 300_000)
+    assert packing_check.check(config).result == "packed"
+
+
 def test_a_list_of_layer_numbers_is_shrunk_with_the_layers():
     config = AutoConfig.for_model("bamba", num_hidden_layers=12, attn_layer_indices=[3, 7])
     assert next(shrunken_configs(config)).attn_layer_indices == [2, 3]

@@ -28,7 +28,7 @@ from emollama.models.random_copy import build, isolated, layer_classes, plain_lo
 
 TOLERANCE = 1e-4  # largest difference of a token's loss or log-probability
 DECODED = 2  # tokens at the end of each sample that are decoded after a prefill of the others
-VERSION = "2"  # increase it when the check changes, so that cached results are ignored
+VERSION = "3"  # increase it when the check changes, so that cached results are ignored
 Result = Literal["packed", "padded", "rejected"]
 
 
@@ -113,7 +113,7 @@ def check(config: Any, *, try_packed: bool = True) -> Packing:
             classes = layer_classes(config)
         except Exception as error:
             return Packing("rejected", reason=f"transformers cannot build it ({_one_line(error)})")
-        copy = runnable_copy(config, classes)
+        copy = runnable_copy(config, classes) or _copy_of_text_model(config)
         if copy is None:
             reason = "the model could not be checked, because transformers cannot run a small copy of it"
             return Packing("padded", "eager", batched=False, cached=False, reason=reason)
@@ -128,6 +128,16 @@ def check(config: Any, *, try_packed: bool = True) -> Packing:
         if try_packed:
             reason = _attempt(lambda: _packed(small, samples, expected))
         return _padded(small, samples, expected, reason) if reason else Packing("packed")
+
+
+def _copy_of_text_model(config: Any) -> tuple[Any, list[Tensor], list[Tensor]] | None:
+    """Return a copy of the text model alone, for models whose encoders of images or audio cannot be shrunk."""
+    text = config.get_text_config()
+    try:
+        return None if text is config else runnable_copy(text, layer_classes(text))
+    except Exception:
+        # The text model cannot be built alone.
+        return None
 
 
 def _padded(small: Any, samples: list[Tensor], expected: list[Tensor], reason: str) -> Packing:
