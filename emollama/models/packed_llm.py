@@ -75,10 +75,9 @@ class PackedLLM(nn.Module, ABC):
         dropout.replace_dropout(self.llama_model)
         self.first_placeholder = llm.embedding_rows(self.llm_config)
         slots = without_pixels(self.slot_shapes(cfg))
-        layout = fusion_layout(self.fusion_key(cfg), slots)
         # In a few models, such as some of OPT, the embedding table is narrower than the layers.
         width = self.llama_model.get_input_embeddings().weight.shape[1]
-        self.fusion = build_fusion(self.fusion_key(cfg), slots, width, device)
+        self.fusion, layout = build_fusion(self.fusion_key(cfg), slots, width, device)
         self.dropout = dropout.CounterDropout(cfg.dropout, "dropout")
         self.optional_tensors = layout.optional_tensors
         self._parts = layout.parts

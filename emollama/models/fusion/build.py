@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from emollama.component_errors import reported
+from emollama.component_errors import reported, source_file
 from emollama.data.batch import PackedFeatures
 from emollama.data.fusion_layout import FusionLayout
 from emollama.data.slots import SlotShape
@@ -47,8 +46,10 @@ def fusion_layout(fusion: FusionKey, slots: Mapping[str, SlotShape]) -> FusionLa
     return layout
 
 
-def build_fusion(fusion: FusionKey, slots: Mapping[str, SlotShape], hidden_size: int, device: torch.device) -> nn.Module:
-    """Build a fusion module. On the meta device, also check that it returns what its layout says.
+def build_fusion(
+    fusion: FusionKey, slots: Mapping[str, SlotShape], hidden_size: int, device: torch.device
+) -> tuple[nn.Module, FusionLayout]:
+    """Build a fusion module, and return it with its layout. On the meta device, also check that both agree.
 
     Args:
         fusion: the value of ``model.fusion``.
@@ -77,7 +78,7 @@ def build_fusion(fusion: FusionKey, slots: Mapping[str, SlotShape], hidden_size:
             if "meta" not in str(error.__cause__):
                 raise
             require_agreement(build(torch.device("cpu")), layout, slots, hidden_size)
-    return module
+    return module, layout
 
 
 def require_agreement(module: nn.Module, layout: FusionLayout, slots: Mapping[str, SlotShape], hidden_size: int) -> None:
@@ -158,7 +159,7 @@ def _shape_text(shape: tuple[int, ...]) -> str:
 
 def _name(fusion_class: type) -> str:
     """Return the key, class and file of a fusion module for messages."""
-    return f"{KEY}: {fusion_class.__name__} ({inspect.getsourcefile(fusion_class)})"
+    return f"{KEY}: {fusion_class.__name__} ({source_file(fusion_class)})"
 
 
 def _call(fusion_class: type, method: str, function: Callable[[], T]) -> T:
