@@ -142,11 +142,16 @@ class Model(Protocol):
         ...
 
     @classmethod
-    def packing_notice(cls, cfg: Any) -> str:
-        """Check without weights how the language model can run micro-batches; return one line about additional costs, or "".
+    def check_language_model(cls, cfg: Any, *, device: torch.device, frozen_dtype: torch.dtype) -> list[str]:
+        """Check the language model without its weights; return lines about costs and probable mistakes.
+
+        Args:
+            cfg: the ``model`` block.
+            device: device of the run.
+            frozen_dtype: dtype of frozen weights.
 
         Raises:
-            UserError: If the language model cannot be run correctly.
+            UserError: If the language model cannot be run correctly with this configuration.
         """
         ...
 

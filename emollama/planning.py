@@ -77,8 +77,8 @@ def plan(config: RunConfig) -> Plan:
     blocks = [*config.datasets.values(), *(block.dataset for block in config.evaluation_datasets.values())]
     batch = max((block.batch_size for block in blocks), default=1)
     memory = _memory(config, model, sum(tokens.values()), batch)
-    notice = config.model_class.packing_notice(config.model)
-    notes += [notice] if notice else []
+    model_class, dtype = config.model_class, precision.frozen_dtype
+    notes += model_class.check_language_model(config.model, device=precision.device, frozen_dtype=dtype)
     notes.append(f"trained tensors: {', '.join(_trained_names(model))}")
     notes.append(
         f"the memory is for micro-batches of {batch}, sentences of {SENTENCE_TOKENS} tokens and answers of {ANSWER_TOKENS} tokens"

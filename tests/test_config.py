@@ -143,7 +143,7 @@ def test_an_unknown_top_level_key_is_reported_with_the_nearest_key_and_all_keys(
         ("run", "max_grad_norm", "x", "expected a number or null, got 'x'."),
         ("model", "train_llm", "some", "expected one of lora, none, full, got 'some'."),
         ("model", "slot_dims", {"image": "wide"}, "expected a mapping to whole numbers, got {'image': 'wide'}."),
-        ("model", "lora_target_modules", {"q": 1}, "expected a list of texts, got {'q': 1}."),
+        ("model", "lora_target_modules", {"q": 1}, "expected a text or a list of texts or null, got {'q': 1}."),
         ("model", "ckpt", {"a": 1}, "expected a text or a list of texts or null, got {'a': 1}."),
     ],
 )
@@ -616,7 +616,7 @@ def test_config_show_json_contains_the_value_and_layer_of_each_key(tmp_path, cap
     shown(tmp_path, small(), "run.seed=3", form=["--json"])
     values = json.loads(capsys.readouterr().out)
     assert values["run.seed"] == {"value": 3, "layer": "--options"}
-    assert values["model.lora_target_modules"] == {"value": ["q_proj", "v_proj"], "layer": "default"}
+    assert values["model.prompt_template"] == {"value": "[INST] {} [/INST]", "layer": "default"}
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])

@@ -545,7 +545,7 @@ def configured(folder, **keys):
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
         ({"alpha_pattern": {"q_proj": 8}}, "alpha_pattern"),
         ({"init_lora_weights": "pissa"}, 'init_lora_weights = "pissa"'),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"use_qalora": True}, "use_qalora"),
         ({"a_key_of_next_year": {"x": 1}}, "a_key_of_next_year"),
         ({"r": 8}, "r is 8"),
         ({"r": "64"}, "r is '64'"),

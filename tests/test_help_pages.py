@@ -165,7 +165,7 @@ def planned(tmp_path_factory):
                 models[key] = model_class(cfg, **how)
             return models[key]
 
-        build.packing_notice = model_class.packing_notice
+        build.check_language_model = model_class.check_language_model
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(RunConfig, "model_class", property(lambda self: build))
             return config, plan(config)

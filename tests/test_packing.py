@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from emollama.config import load
 from emollama.data.batch import IGNORED, Sample, collate
 from emollama.errors import UserError
-from emollama.models import decoding, packing_check, random_copy
+from emollama.models import attention, decoding, packing_check, random_copy
 from emollama.models.sampling_params import SamplingParams
 from emollama.models.shrinking import shrunken_configs
 from emollama.planning import plan
@@ -114,7 +114,8 @@ def test_a_model_that_transformers_cannot_shrink_runs_unchecked_one_sample_at_a_
     monkeypatch.setattr(random_copy, "MAX_PARAMETERS", 10)
     packing = packing_check.check(config_of("llama"))
     assert (packing.result, packing.batched, packing.cached) == ("padded", False, False)
-    assert "could not be checked" in packing.notice("llama") and "one at a time" in packing.notice("llama")
+    (notice,) = packing.notices("llama")
+    assert "could not be checked" in notice and "one at a time" in notice
 
 
 @pytest.mark.parametrize("family", ["llama", "nemotron", "gemma2", "mamba"])
@@ -168,6 +169,35 @@ def test_dropout_of_a_padded_model_does_not_depend_on_the_micro_batch(tmp_path, 
     alone = [model(replace(collate([one]), dropout_seeds=seeds[index : index + 1])) for index, one in enumerate(samples)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
     assert not together.allclose(model.eval()(collate(samples)), atol=1e-3)
+
+
+@pytest.mark.parametrize("value", ["off", "'off'"])
+def test_off_runs_one_sample_after_the_other_although_yaml_reads_the_word_as_false(tmp_path, value):
+    config = load(str(golden_config(tmp_path)), [f"model.packing={value}"])
+    packing = packing_check.resolve(config.model.packing, config_of("llama"))
+    assert (config.model.packing, packing.result, packing.batched) == ("off", "padded", False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_check_also_compares_in_the_precision_of_the_run(monkeypatch, dtype):
+    assert packing_check.check(config_of("llama"), dtype=dtype).result == "packed"
+    right = attention._causal
+
+    def wrong_in_half_precision(query, *args, **kwargs):
+        return right(query if query.dtype == torch.float32 else 0.5 * query, *args, **kwargs)
+
+    monkeypatch.setattr(attention, "_causal", wrong_in_half_precision)
+    packing = packing_check.check(config_of("llama"), dtype=dtype)
+    assert packing.result == "padded" and str(dtype).removeprefix("torch.") in packing.reason
+    assert packing_check.check(config_of("llama")).result == "packed"
+
+
+@pytest.mark.parametrize(("family", "depends"), [("llama", False), ("gpt2", False), ("opt", True), ("phimoe", True)])
+def test_random_numbers_that_depend_on_the_micro_batch_are_reported(family, depends):
+    # GPT-2 has dropout modules, OPT calls the function, and PhiMoE has noise in its router.
+    packing = packing_check.check(AutoConfig.for_model(family))
+    assert packing.random_training == depends
+    assert any("draws random numbers in training" in line for line in packing.notices(family)) == depends
 
 
 def test_packed_is_rejected_for_a_model_that_mixes_the_samples_of_a_row(tmp_path):

@@ -191,7 +191,7 @@ def test_modules_have_no_circular_imports():
 LIBRARY_USERS = {
     "omegaconf": {"config.loading", "config.merging", "config.nested", "config.reading", "config.omegaconf_errors"},
     "transformers": {"models.llm", "models.llm_weights", "models.packing_check", "models.attention", "models.decoding"}
-    | {"models.random_copy"}
+    | {"models.random_copy", "models.lora_targets"}
     | {"encoders.hugging_face", "encoders.qformer", "demo.tiny_llama", "demo.tiny_encoders", "demo.tiny_projection"},
     "timm": {"encoders.eva_vit", "encoders.originals"},
     "decord": {"media.frames"},

@@ -14,6 +14,7 @@ from emollama.errors import UserError
 
 FEATURES, PATH_SUFFIX = "features", "_feature_path"
 SLOTS, DIMS = "slots", "slot_dims"
+PACKING = "packing"
 
 
 def with_current_keys(layer: Layer, path: str, fields: Collection[str]) -> Layer:
@@ -28,6 +29,9 @@ def with_current_keys(layer: Layer, path: str, fields: Collection[str]) -> Layer
         UserError: If a key occurs under both of its names.
     """
     tree, old_keys = dict(layer.tree), dict(layer.old_keys)
+    if PACKING in fields and tree.get(PACKING) is False:
+        # YAML reads the word off as False.
+        tree[PACKING] = "off"
     dims = {} if DIMS in fields else tree.get(DIMS, {})
     if SLOTS in fields and not (isinstance(dims, dict) and all(_is_number(dim) for dim in dims.values())):
         raise UserError(f"{layer.name}: '{path}.{DIMS}': expected a mapping to whole numbers, got {dims!r}.")

@@ -108,11 +108,9 @@ def to_peft(weights: Weights, output: str, alpha: float | None, llama_model: str
         UserError: If alpha is missing or contradicts the stored one, adapters are incomplete or do not fit, or the output exists.
     """
     parts = adapters.split_adapters(weights.tensors, weights.source)
-    if llama_model is not None:
-        adapters.check_base(llama_model, parts, weights.source)
-    config = adapters.peft_config(
-        parts, alpha=_alpha(weights, alpha), dropout=weights.setting("lora_dropout") or 0.0, base=llama_model
-    )
+    layers = None if llama_model is None else adapters.check_base(llama_model, parts, weights.source)
+    dropout = weights.setting("lora_dropout") or 0.0
+    config = adapters.peft_config(parts, alpha=_alpha(weights, alpha), dropout=dropout, base=llama_model, layers=layers)
     with new_folder(output) as folder:
         (folder / ADAPTERS_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         _save_tensors(parts.named(), folder / ADAPTERS)
@@ -133,10 +131,11 @@ def to_merged(weights: Weights, output: str, alpha: float | None, llama_model: s
         UserError: As in :func:`to_peft`, or if the language model cannot be read or is quantized.
     """
     parts = adapters.split_adapters(weights.tensors, weights.source)
-    adapters.check_base(llama_model, parts, weights.source)
+    layers = adapters.check_base(llama_model, parts, weights.source)
+    layers.require_untied(weights.source)
     scale = _alpha(weights, alpha) / parts.rank
     with new_folder(output) as folder:
-        merging.merge(Path(llama_model), parts, scale, folder)
+        merging.merge(Path(llama_model), parts, layers, scale, folder)
         if parts.rest:
             _save_tensors(parts.rest, folder / PROJECTORS)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
@@ -22,7 +22,17 @@ from emollama.paths import read_text
 LLM_PREFIX = "llama_model."  # prefix of the language model's tensors in a checkpoint; peft's own names follow it
 LORA_TENSOR_NAME = re.compile(r"llama_model\.base_model\.model\.(.+)\.lora_([AB])\.weight")
 # Keys of adapter_config.json that may have any value. All other keys must have the default of LoraConfig.
-ALLOWED_PEFT_KEYS = {"r", "lora_alpha", "lora_dropout", "target_modules", "inference_mode", "init_lora_weights", "task_type"}
+# fan_in_fan_out says that weights are stored as (I, O), which does not change the adapters.
+ALLOWED_PEFT_KEYS = {
+    "fan_in_fan_out",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "inference_mode",
+    "init_lora_weights",
+    "task_type",
+}
 ALLOWED_PEFT_KEYS |= {"base_model_name_or_path", "revision", "auto_mapping", "peft_version", "peft_type"}
 
 
@@ -100,7 +110,9 @@ def target_modules(names: Iterable[str]) -> list[str]:
     return sorted(layers_of) if uniform else sorted(names)
 
 
-def peft_config(adapters: Adapters, *, alpha: float, dropout: float, base: str | None) -> dict[str, Any]:
+def peft_config(
+    adapters: Adapters, *, alpha: float, dropout: float, base: str | None, layers: AdaptedLayers | None = None
+) -> dict[str, Any]:
     """Return the content of adapter_config.json.
 
     Unset keys are omitted, because older versions of peft reject keys that they do not define.
@@ -110,6 +122,7 @@ def peft_config(adapters: Adapters, *, alpha: float, dropout: float, base: str |
         alpha: the output of the adapters is multiplied by alpha / r.
         dropout: dropout probability in training, for users who continue training with peft.
         base: folder of the language model, or None if it is unknown.
+        layers: the result of :func:`check_base`, or None if the language model is unknown.
     """
     from peft import LoraConfig
 
@@ -117,7 +130,8 @@ def peft_config(adapters: Adapters, *, alpha: float, dropout: float, base: str |
         r=adapters.rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # peft's own files contain fractions, too
         lora_dropout=dropout,
-        target_modules=target_modules(adapters.layers),
+        target_modules=target_modules(adapters.layers) if layers is None else layers.targets,
+        fan_in_fan_out=layers is not None and layers.transposed == adapters.layers.keys(),
         base_model_name_or_path=base,
         task_type="CAUSAL_LM",
         inference_mode=True,
@@ -160,7 +174,35 @@ def read_peft_config(path: str) -> dict[str, Any]:
     return stored
 
 
-def check_base(folder: str, adapters: Adapters, source: str) -> None:
+@dataclass(frozen=True)
+class AdaptedLayers:
+    """What the language model's architecture says about adapted layers.
+
+    Attributes:
+        targets: peft's ``target_modules``.
+        transposed: names of the layers that store their weights as (I, O).
+        tied: name of a layer whose weights are also those of another module -> name of the other module.
+    """
+
+    targets: list[str]
+    transposed: frozenset[str]
+    tied: dict[str, str]
+
+    def require_untied(self, source: str) -> None:
+        """Check that the adapters can be merged.
+
+        Raises:
+            UserError: If weights are tied, because the other module must not get the adapters, too.
+        """
+        if self.tied:
+            layer, other = next(iter(self.tied.items()))
+            raise UserError(
+                f"{source}: the adapters of {listing(list(self.tied), 'layer')} cannot be merged, because the weights of {layer}"
+                f" are tied to those of {other}. Convert with --to peft, or train without adapters on '{layer}'."
+            )
+
+
+def check_base(folder: str, adapters: Adapters, source: str) -> AdaptedLayers:
     """Check that the adapters fit a language model: the same layers, all of them linear, with the same shapes.
 
     Only the model's config.json is read.
@@ -174,29 +216,35 @@ def check_base(folder: str, adapters: Adapters, source: str) -> None:
         UserError: If the folder does not exist or tensors do not fit; the message lists them by name.
     """
     # Imported here because these modules import transformers, which takes seconds.
-    from emollama.models import llm, llm_weights
+    from emollama.models import llm, llm_weights, lora_targets
 
-    targets = target_modules(adapters.layers)
-    options = llm_weights.LLMOptions(folder, "lora", adapters.rank, 1, 0.0, targets, None, False, attention="eager")
+    options = llm_weights.LLMOptions(folder, "none", 1, 1, 0.0, None, None, False, attention="eager")
     try:
         model = llm_weights.build(options, llm.read_config(folder), dtype=torch.float32, device=torch.device("meta"))
     except UserError as error:
-        message = str(error).removeprefix("model.llama_model: ").removeprefix("model.lora_target_modules: ")
-        raise UserError(f"--llama-model: {message}") from None
-    shapes = {
-        checkpoint_names.stored_name(name): tuple(tensor.shape) for name, tensor in model.named_parameters() if ".lora_" in name
-    }
-    adapter_shapes = {name: tuple(tensor.shape) for name, tensor in adapters.named().items()}
-    problems = [
-        f"{name} has shape {shape}, expected {shapes[name]}" if name in shapes else f"{name} is not in this language model"
-        for name, shape in adapter_shapes.items()
-        if shapes.get(name) != shape
-    ]
-    problems += [f"{name} {shape} is missing" for name, shape in shapes.items() if name not in adapter_shapes]
-    problems += [
-        f"{name} is not a linear layer"
-        for name, module in model.named_modules()
-        if hasattr(module, "lora_A") and type(module.get_base_layer()) is not nn.Linear
-    ]
+        raise UserError(f"--llama-model: {str(error).removeprefix('model.llama_model: ')}") from None
+    modules, shared, problems = dict(model.named_modules()), lora_targets.shared_weights(model), []
+    for layer, pair in adapters.layers.items():
+        name = f"base_model.model.{layer}"
+        if layer not in modules:
+            problems.append(f"{name} is not in this language model")
+        elif not lora_targets.is_linear(modules[layer]):
+            problems.append(f"{name} is not a linear layer")
+        else:
+            expected = lora_targets.adapter_shapes(modules[layer], adapters.rank)
+            problems += [
+                f"{name}.lora_{side}.weight has shape {tuple(tensor.shape)}, expected {expected[side]}"
+                for side, tensor in pair.items()
+                if tuple(tensor.shape) != expected[side]
+            ]
+    ends = [target for target in target_modules(adapters.layers) if target not in adapters.layers]
+    for names in lora_targets.decoder_layers(model).values():
+        for name in names:
+            if name not in adapters.layers and any(lora_targets.matches(name, end) for end in ends):
+                shapes = lora_targets.adapter_shapes(modules[name], adapters.rank)
+                problems += [f"base_model.model.{name}.lora_{side}.weight {shape} is missing" for side, shape in shapes.items()]
     if problems:
         raise UserError(f"{source} does not fit the language model in {folder}: {listing(problems, 'mismatch', 'mismatches')}")
+    transposed = frozenset(name for name in adapters.layers if lora_targets.is_transposed(modules[name]))
+    tied = {name: shared[name] for name in adapters.layers if name in shared}
+    return AdaptedLayers(sorted(lora_targets.shortened(model, list(adapters.layers))), transposed, tied)

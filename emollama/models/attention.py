@@ -23,7 +23,6 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from emollama.errors import UserError
 from emollama.models.dropout import sample_generator
 
 NAME = "emollama_packed"
@@ -60,16 +59,14 @@ def packed_attention(
         (1, T, H, E), and None in place of the attention weights.
 
     Raises:
-        UserError: If the language model needs a variant of attention that is not implemented here.
+        NotImplementedError: If the language model needs a variant of attention that is not implemented here.
     """
     if cu_seqlens is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     for unsupported in ("softcap", "s_aux"):
         if kwargs.get(unsupported) is not None:
-            raise UserError(
-                f"model.llama_model: the attention of this model uses '{unsupported}', which packed training does not support."
-                " Use another language model."
-            )
+            # The check of the language model finds this, so that its samples are padded.
+            raise NotImplementedError(f"its attention uses '{unsupported}', which packed micro-batches do not support")
     # With float32 weights, the rotary embedding returns float32 queries and keys even under autocast.
     if query.is_cuda and torch.is_autocast_enabled("cuda"):
         query, key, value = (tensor.to(torch.get_autocast_dtype("cuda")) for tensor in (query, key, value))
@@ -84,7 +81,8 @@ def packed_attention(
     for start, part in zip(cu_seqlens[:-1].tolist(), parts, strict=True):
         with sample_generator(start, layer, query.device) if dropout else nullcontext():
             out.append(_causal(*part, scaling=scaling, dropout=dropout, window=sliding_window))
-    return torch.cat(out, dim=2).transpose(1, 2), None
+    # Some models call view() on the output, as they can with the functions of transformers.
+    return torch.cat(out, dim=2).transpose(1, 2).contiguous(), None
 
 
 def _varlen(

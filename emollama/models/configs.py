@@ -17,7 +17,7 @@ from emollama.registry import FUSIONS, PROMPT_FORMATS
 from emollama.suggestions import did_you_mean
 
 TrainLLM = Literal["lora", "none", "full"]
-PackingKey = Literal["auto", "packed", "padded"]
+PackingKey = Literal["auto", "packed", "padded", "off"]
 
 
 @dataclass
@@ -47,8 +47,9 @@ class LLMConfig:
     """Scale of the LoRA adapters: their output is multiplied by lora_alpha / lora_r."""
     lora_dropout: float = 0.05
     """Dropout probability on the input of the LoRA adapters during training."""
-    lora_target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
-    """Names of the linear layers that get LoRA adapters."""
+    lora_target_modules: Union[str, list[str], None] = None  # noqa: UP007
+    """Linear layers that get LoRA adapters: the ends of their names, such as [q_proj, v_proj], or all-linear. If null, the query
+    and value projections of each layer, which have other names in some models ([qkv_proj] in Phi-3); see docs/models.md."""
     dropout: float = 0.0
     """Dropout probability on the feature tokens during training."""
     use_grad_checkpoint: bool = True
@@ -56,6 +57,7 @@ class LLMConfig:
     packing: PackingKey = "auto"
     """How the language model reads the samples of a micro-batch. packed: in one row without padding; models that mix the samples
     of a row are rejected. padded: one row per sample, with the attention of transformers, which also computes on the padding.
+    off: one sample after the other.
     auto: packed if a check of a small random copy of the model shows that the losses are correct, otherwise padded."""
     low_resource: bool = False
     """Load the language model in 8 bits (needs bitsandbytes)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,10 +18,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from emollama.errors import UserError
-from emollama.listing import abbreviated, listing
-from emollama.models import dropout
-from emollama.models.configs import TrainLLM
-from emollama.suggestions import did_you_mean
+from emollama.listing import listing
+from emollama.models import dropout, lora_targets
+from emollama.models.configs import LLMConfig, TrainLLM
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class LLMOptions:
     Attributes:
         path: folder of the model.
         train: train LoRA adapters, nothing, or all weights.
-        lora_r, lora_alpha, lora_dropout, lora_targets: as in peft's LoraConfig.
+        lora_r, lora_alpha, lora_dropout: as in peft's LoraConfig.
+        lora_targets: the layers with adapters; see :func:`~emollama.models.lora_targets.resolve`.
         quantize: bits of the frozen weights; None does not quantize.
         checkpointing: recompute the layers' activations in the backward pass.
         attention: name of the attention implementation.
@@ -41,10 +42,43 @@ class LLMOptions:
     lora_r: int
     lora_alpha: int
     lora_dropout: float
-    lora_targets: list[str]
+    lora_targets: str | Sequence[str] | None
     quantize: Literal[4, 8] | None
     checkpointing: bool
     attention: str
+
+
+def options_of(cfg: LLMConfig, attention: str) -> LLMOptions:
+    """Return the options of a ``model`` block, with this attention implementation."""
+    return LLMOptions(
+        path=cfg.llama_model,
+        train=cfg.train_llm,
+        lora_r=cfg.lora_r,
+        lora_alpha=cfg.lora_alpha,
+        lora_dropout=cfg.lora_dropout,
+        lora_targets=cfg.lora_target_modules,
+        quantize=8 if cfg.low_resource else 4 if cfg.load_in_4bit else None,
+        checkpointing=cfg.use_grad_checkpoint,
+        attention=attention,
+    )
+
+
+def check_targets(cfg: LLMConfig, config: Any) -> list[str]:
+    """Check ``model.lora_target_modules`` without weights; return a line about layers without adapters, if there are any.
+
+    Args:
+        cfg: the ``model`` block.
+        config: the result of :func:`read_config`.
+
+    Raises:
+        UserError: If adapters cannot be added to one of the layers.
+    """
+    if cfg.train_llm != "lora":
+        return []
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    notice = lora_targets.uncovered_layers(model, lora_targets.resolve(model, cfg.lora_target_modules))
+    return [notice] if notice else []
 
 
 def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
@@ -63,6 +97,8 @@ def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch
     transformers_logging.disable_progress_bar()
     # peft still calls the property of transformers by its deprecated name.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    # peft corrects the setting itself.
+    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False but the target module is `Conv1D`")
     if device.type == "meta":
         with device:
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=options.attention)
@@ -96,7 +132,7 @@ def _with_options(llm: Any, options: LLMOptions) -> Any:
     """Set which weights are trained, add adapters, and enable activation checkpointing."""
     llm.requires_grad_(options.train == "full")
     if options.train == "lora":
-        _check_targets(llm, options.lora_targets)
+        targets = lora_targets.resolve(llm, options.lora_targets)
         # Imported here because a model without adapters does not need peft.
         from peft import LoraConfig, get_peft_model
 
@@ -104,7 +140,7 @@ def _with_options(llm: Any, options: LLMOptions) -> Any:
             r=options.lora_r,
             lora_alpha=options.lora_alpha,
             lora_dropout=options.lora_dropout,
-            target_modules=list(options.lora_targets),
+            target_modules=targets,
             bias="none",
             task_type="CAUSAL_LM",
         )
@@ -119,17 +155,6 @@ def _with_options(llm: Any, options: LLMOptions) -> Any:
         enable({"use_reentrant": False, "context_fn": dropout.checkpoint_contexts})
     llm.config.use_cache = False
     return llm
-
-
-def _check_targets(llm: torch.nn.Module, targets: list[str]) -> None:
-    names = {name.rpartition(".")[2] for name, module in llm.named_modules() if isinstance(module, torch.nn.Linear)}
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name, _ in llm.named_modules()):
-            hint = did_you_mean(target, names)
-            raise UserError(
-                f"model.lora_target_modules: the language model has no layer '{target}'.{hint} Linear layers:"
-                f" {abbreviated(sorted(names))}"
-            )
 
 
 def _quantization(options: LLMOptions, dtype: torch.dtype) -> BitsAndBytesConfig | None:

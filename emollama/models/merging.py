@@ -1,4 +1,4 @@
-"""Merge LoRA adapters into the weights of a language model's folder, file by file.
+"""Merge LoRA adapters into the weights of a language model's folder.
 
 Shape letters: r = LoRA rank, I and O = input and output features of an adapted linear layer.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,42 +17,49 @@ from torch import Tensor
 
 from emollama.errors import UserError
 from emollama.listing import listing
-from emollama.models.adapters import Adapters
+from emollama.models.adapters import AdaptedLayers, Adapters
 from emollama.paths import read_text
-from emollama.tensor_files import save_tensors
+from emollama.tensor_files import save_pretrained, save_tensors
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MERGEABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WEIGHTS = {".safetensors", ".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack"}  # suffixes of files that are not copied
 
 
-def merge(folder: Path, adapters: Adapters, scale: float, target: Path) -> None:
+def merge(folder: Path, adapters: Adapters, layers: AdaptedLayers, scale: float, target: Path) -> None:
     """Write a copy of a language model's folder with ``scale * B @ A`` added to each adapted weight.
 
-    Only the tensors of one file are in memory at a time. Sums are computed in float32 and rounded to the weight's dtype. Other
+    Only the tensors of one file are in memory at a time, unless the names in the files are not those of the model's layers, as in
+    GPT-2: then transformers loads and saves the model. Sums are computed in float32 and rounded to the weight's dtype. Other
     tensors and files are copied unchanged.
 
     Args:
         folder: the language model's folder, with weights in safetensors.
-        adapters: adapters that passed ``adapters.check_base``.
+        adapters: the adapters to merge.
+        layers: the result of ``adapters.check_base``.
         scale: alpha / r.
         target: an empty folder.
 
     Raises:
         UserError: If weights are missing, unreadable or quantized.
     """
-    pairs = {f"{layer}.weight": pair for layer, pair in adapters.layers.items()}
+    deltas = {f"{layer}.weight": _Delta(pair, scale, layer in layers.transposed) for layer, pair in adapters.layers.items()}
     names = {file: _names(folder / file) for file in _weight_files(folder)}
-    absent = sorted(set(pairs).difference(*names.values()))
-    if absent:
-        raise UserError(f"--llama-model: the weights in {folder} lack {listing(absent, 'tensor')}")
-    for file in names:
-        tensors, metadata = _read(folder / file)
-        for name in tensors.keys() & pairs.keys():
-            tensors[name] = _merged(name, tensors[name], pairs[name], scale)
-        save_tensors(tensors, target / file, metadata or {"format": "pt"})
+    if set(deltas).difference(*names.values()):
+        _merge_loaded(folder, deltas, target)
+    else:
+        for file in names:
+            tensors, metadata = _read(folder / file)
+            for name in tensors.keys() & deltas.keys():
+                tensors[name] = deltas[name].added_to(name, tensors[name])
+            save_tensors(tensors, target / file, metadata or {"format": "pt"})
     for path in folder.iterdir():
-        if path.is_file() and path.suffix not in WEIGHTS and (path.name == INDEX or not path.name.endswith(".index.json")):
+        if (
+            path.is_file()
+            and not (target / path.name).exists()
+            and path.suffix not in WEIGHTS
+            and (path.name == INDEX or not path.name.endswith(".index.json"))
+        ):
             shutil.copyfile(path, target / path.name)
 
 
@@ -93,14 +101,43 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
         raise UserError(f"--llama-model: cannot read {path}: {error}. Download it again.") from None
 
 
-def _merged(name: str, weight: Tensor, pair: Mapping[str, Tensor], scale: float) -> Tensor:
-    """Return weight + scale * B @ A, (O, I), in the weight's dtype."""
-    shape = (len(pair["B"]), pair["A"].shape[1])
-    if weight.dtype not in MERGEABLE or weight.shape != shape:
-        stored = f"{tuple(weight.shape)} {str(weight.dtype).removeprefix('torch.')}"
-        raise UserError(
-            f"--llama-model: the tensor {name} is {stored}, expected unquantized weights of shape {shape}. Use the folder of"
-            " the unquantized model."
-        )
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    return torch.addmm(weight.to(wide), pair["B"].to(wide), pair["A"].to(wide), alpha=scale).to(weight.dtype)
+def _merge_loaded(folder: Path, deltas: Mapping[str, _Delta], target: Path) -> None:
+    """Merge in memory, with the names of transformers, which translates them to those of the files."""
+    # Imported here because these modules import transformers, which takes seconds.
+    from emollama.models import llm, llm_weights
+
+    config = llm.read_config(str(folder))
+    options = llm_weights.LLMOptions(str(folder), "none", 1, 1, 0.0, None, None, False, attention="eager")
+    dtype = getattr(config, "dtype", None) or torch.float32
+    try:
+        model = llm_weights.build(options, config, dtype=dtype, device=torch.device("cpu"))
+    except UserError as error:
+        raise UserError(f"--llama-model: {str(error).removeprefix('model.llama_model: ')}") from None
+    parameters = dict(model.named_parameters())
+    for name, delta in deltas.items():
+        parameters[name].data = delta.added_to(name, parameters[name].data)
+    save_pretrained(model, target)
+
+
+@dataclass(frozen=True)
+class _Delta:
+    """What adapters add to a weight: ``scale * B @ A``, transposed for weights that are stored as (I, O)."""
+
+    pair: Mapping[str, Tensor]
+    scale: float
+    transposed: bool
+
+    def added_to(self, name: str, weight: Tensor) -> Tensor:
+        """Return the sum in the weight's dtype."""
+        shape = (len(self.pair["B"]), self.pair["A"].shape[1])
+        shape = shape[::-1] if self.transposed else shape
+        if weight.dtype not in MERGEABLE or weight.shape != shape:
+            stored = f"{tuple(weight.shape)} {str(weight.dtype).removeprefix('torch.')}"
+            raise UserError(
+                f"--llama-model: the tensor {name} is {stored}, expected unquantized weights of shape {shape}. Use the folder of"
+                " the unquantized model."
+            )
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        product = (self.pair["B"].to(wide), self.pair["A"].to(wide))
+        left, right = (product[1].T, product[0].T) if self.transposed else product
+        return torch.addmm(weight.to(wide), left, right, alpha=self.scale).to(weight.dtype)

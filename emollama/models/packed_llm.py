@@ -59,18 +59,8 @@ class PackedLLM(nn.Module, ABC):
         super().__init__()
         self.cfg = cfg
         self.llm_config = llm.read_config(cfg.llama_model)
-        self.packing = packing_check.resolve(cfg.packing, self.llm_config)
-        options = llm_weights.LLMOptions(
-            path=cfg.llama_model,
-            train=cfg.train_llm,
-            lora_r=cfg.lora_r,
-            lora_alpha=cfg.lora_alpha,
-            lora_dropout=cfg.lora_dropout,
-            lora_targets=cfg.lora_target_modules,
-            quantize=8 if cfg.low_resource else 4 if cfg.load_in_4bit else None,
-            checkpointing=cfg.use_grad_checkpoint,
-            attention=self.packing.attention,
-        )
+        self.packing = packing_check.resolve(cfg.packing, self.llm_config, device, frozen_dtype)
+        options = llm_weights.options_of(cfg, self.packing.attention)
         self.llama_model: Any = llm_weights.build(options, self.llm_config, dtype=frozen_dtype, device=device)
         dropout.replace_dropout(self.llama_model)
         self.first_placeholder = llm.embedding_rows(self.llm_config)
@@ -94,17 +84,24 @@ class PackedLLM(nn.Module, ABC):
         return key
 
     @classmethod
-    def packing_notice(cls, cfg: Any) -> str:
-        """Return one line about the cost of micro-batches that cannot be packed, or an empty string.
+    def check_language_model(cls, cfg: Any, *, device: torch.device, frozen_dtype: torch.dtype) -> list[str]:
+        """Check the language model without its weights; return lines about costs and probable mistakes.
+
+        Args:
+            cfg: the ``model`` block.
+            device: device of the run.
+            frozen_dtype: dtype of frozen weights.
 
         Raises:
-            UserError: If the language model cannot be run correctly, or not as ``model.packing`` demands.
+            UserError: If the language model cannot be run correctly, or not as ``model.packing`` demands, or cannot get the
+                adapters of ``model.lora_target_modules``.
         """
         # Imported here for the same reason as in __init__.
-        from emollama.models import packing_check
+        from emollama.models import llm_weights, packing_check
 
         config = llm.read_config(cfg.llama_model)
-        return packing_check.resolve(cfg.packing, config).notice(config.model_type)
+        packing = packing_check.resolve(cfg.packing, config, device, frozen_dtype)
+        return [*packing.notices(config.model_type), *llm_weights.check_targets(cfg, config)]
 
     @classmethod
     def feature_layout(cls, cfg: Any) -> FusionLayout:

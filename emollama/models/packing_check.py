@@ -1,7 +1,7 @@
 """Check how micro-batches of a language model can be run, on a shrunken random copy of the model.
 
 There is no list of model families. The losses of a copy with two layers of each type are compared with those of plain
-transformers, which runs each sample alone, from token ids, with its eager attention.
+transformers (:mod:`emollama.models.packing_comparisons`).
 """
 
 from __future__ import annotations
@@ -9,26 +9,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
 import transformers
-from torch import Tensor
 
 from emollama.data.validation_cache import ValidationCache
 from emollama.errors import UserError
-from emollama.models import attention
+from emollama.models import attention, packing_comparisons
 from emollama.models.configs import PackingKey
-from emollama.models.decoding import empty_cache, left_padded_state, unpacked_state
-from emollama.models.padded import Prefixes, accepted, decode_cached, decode_prefixes, logits_at
-from emollama.models.random_copy import build, isolated, layer_classes, plain_logits, runnable_copy
+from emollama.models.packing_comparisons import Forward, packed_logits, padded_logits
+from emollama.models.random_copy import RandomCopy, isolated, layer_classes, runnable_copy
 
-TOLERANCE = 1e-4  # largest difference of a token's loss or log-probability
-DECODED = 2  # tokens at the end of each sample that are decoded after a prefill of the others
-VERSION = "3"  # increase it when the check changes, so that cached results are ignored
+VERSION = "4"  # increase it when the check changes, so that cached results are ignored
+CPU = torch.device("cpu")
 Result = Literal["packed", "padded", "rejected"]
 
 
@@ -42,6 +39,7 @@ class Packing:
         batched: run padded samples in one forward pass; if False, one after the other.
         cached: generate with a key-value cache; if False, each new token recomputes its sequence.
         reason: why the model is not packed.
+        random_training: whether random numbers in training depend on how a global batch is divided.
     """
 
     result: Result
@@ -49,35 +47,45 @@ class Packing:
     batched: bool = True
     cached: bool = True
     reason: str = ""
+    random_training: bool = False
 
     @property
     def is_packed(self) -> bool:
         """Whether samples are packed into one row."""
         return self.result == "packed"
 
-    def notice(self, family: str) -> str:
-        """Return one line about the costs for a log, or an empty string if samples are packed."""
-        if self.is_packed:
-            return ""
-        how = "in padded micro-batches, which compute on padding" if self.batched else "one at a time, which is slower"
-        decoding = "" if self.cached else "; generation recomputes the sequence for each new token"
-        return f"model.packing: '{family}' runs samples {how}{decoding}. Reason: {self.reason}"
+    def notices(self, family: str) -> list[str]:
+        """Return lines for a log: about the costs if samples are not packed, and about random numbers in training."""
+        lines = []
+        if not self.is_packed:
+            how = "in padded micro-batches, which compute on padding" if self.batched else "one at a time, which is slower"
+            decoding = "" if self.cached else "; generation recomputes the sequence for each new token"
+            lines.append(f"model.packing: '{family}' runs samples {how}{decoding}. Reason: {self.reason}")
+        if self.random_training:
+            lines.append(
+                f"model.llama_model: '{family}' draws random numbers in training (dropout inside a layer, noise of a router) that"
+                " depend on how a global batch is divided into micro-batches. To get the same losses for each division, set the"
+                " probabilities in its config.json to 0."
+            )
+        return lines
 
 
 _CHECKED: dict[str, Packing] = {}
 
 
-def resolve(key: PackingKey, config: Any) -> Packing:
+def resolve(key: PackingKey, config: Any, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> Packing:
     """Return how to run a language model.
 
     Args:
         key: the value of ``model.packing``.
         config: the configuration of the language model, an object of transformers.
+        device: device of the run; the meta device stands for a CPU.
+        dtype: dtype of frozen weights and of autocast.
 
     Raises:
         UserError: If the model cannot be run correctly, or not in the way that the key demands.
     """
-    packing = cached_check(config, try_packed=key != "padded")
+    packing = cached_check(config, "auto" if key == "packed" else key, CPU if device.type == "meta" else device, dtype)
     if packing.result == "rejected":
         raise UserError(
             f"model.llama_model: language models of the type '{config.model_type}' do not work here: {packing.reason}."
@@ -91,23 +99,31 @@ def resolve(key: PackingKey, config: Any) -> Packing:
     return packing
 
 
-def cached_check(config: Any, *, try_packed: bool = True) -> Packing:
+def cached_check(config: Any, key: PackingKey, device: torch.device, dtype: torch.dtype) -> Packing:
     """Return the result of the check, from this process or the user's cache folder if the same configuration was checked."""
     content = {name: value for name, value in config.to_dict().items() if name not in ("_name_or_path", "transformers_version")}
-    settings = json.dumps([content, try_packed], sort_keys=True, default=str)
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    settings = json.dumps([content, key, place, str(dtype)], sort_keys=True, default=str)
     digest = hashlib.sha256(settings.encode()).hexdigest()
     if digest not in _CHECKED:
         cache = ValidationCache.load("packing", VERSION, transformers.__version__, torch.__version__)
         stored = cache.get(digest, (1,))
-        _CHECKED[digest] = Packing(**json.loads(stored)) if stored else check(config, try_packed=try_packed)
+        _CHECKED[digest] = Packing(**json.loads(stored)) if stored else check(config, key, device, dtype)
         if not stored:
             cache.add(digest, (1,), json.dumps(dataclasses.asdict(_CHECKED[digest])))
             cache.save()
     return _CHECKED[digest]
 
 
-def check(config: Any, *, try_packed: bool = True) -> Packing:
-    """Run the check: packed, then padded with the attention implementations of transformers."""
+def check(config: Any, key: PackingKey = "auto", device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> Packing:
+    """Run the check: packed, then padded with the attention implementations of transformers, then one sample at a time.
+
+    Args:
+        config: the configuration of the language model, an object of transformers.
+        key: auto tries all ways, padded all but the first, and off only the last.
+        device: device of the run.
+        dtype: dtype of frozen weights and of autocast.
+    """
     with isolated():
         try:
             classes = layer_classes(config)
@@ -117,20 +133,16 @@ def check(config: Any, *, try_packed: bool = True) -> Packing:
         if copy is None:
             reason = "the model could not be checked, because transformers cannot run a small copy of it"
             return Packing("padded", "eager", batched=False, cached=False, reason=reason)
-        small, samples, expected = copy
-        not_causal = _attempt(lambda: _causality(small, samples[0], expected[0]))
+        not_causal = _attempt(lambda: packing_comparisons.causality(copy))
         if not_causal:
             return Packing("rejected", reason=not_causal)
-        refused = _attempt(lambda: _feature_tokens(small, samples[0]))
+        refused = _attempt(lambda: packing_comparisons.feature_tokens(copy))
         if refused:
             return Packing("rejected", reason=f"it does not accept feature tokens in place of token ids ({refused})")
-        reason = "model.packing is padded"
-        if try_packed:
-            reason = _attempt(lambda: _packed(small, samples, expected))
-        return _padded(small, samples, expected, reason) if reason else Packing("packed")
+        return _first_way(copy, key, device, dtype)
 
 
-def _copy_of_text_model(config: Any) -> tuple[Any, list[Tensor], list[Tensor]] | None:
+def _copy_of_text_model(config: Any) -> RandomCopy | None:
     """Return a copy of the text model alone, for models whose encoders of images or audio cannot be shrunk."""
     text = config.get_text_config()
     try:
@@ -140,16 +152,33 @@ def _copy_of_text_model(config: Any) -> tuple[Any, list[Tensor], list[Tensor]] |
         return None
 
 
-def _padded(small: Any, samples: list[Tensor], expected: list[Tensor], reason: str) -> Packing:
-    """Return how to run the model padded, with the first way that gives the values of plain transformers."""
-    problem = ""
-    for name in ("sdpa", "eager"):
-        for batched in (True, False):
-            problem = _attempt(partial(_padded_losses, small, samples, expected, name, batched))
-            if not problem:
-                cached = batched and not _attempt(partial(_padded_decoding, small, samples, expected, name))
-                return Packing("padded", name, batched, cached, reason)
+def _first_way(copy: RandomCopy, key: PackingKey, device: torch.device, dtype: torch.dtype) -> Packing:
+    """Return the first way to run the model that gives the values of plain transformers."""
+    reason, problem = "" if key == "auto" else f"model.packing is {key}", ""
+    for packing, forward, compare in _ways(copy, key):
+        problem = _attempt(compare)
+        if not problem and (device, dtype) != (CPU, torch.float32):
+            run = partial(packing_comparisons.in_precision, copy, packing.attention, forward, device, dtype)
+            problem = _attempt(run)
+        if problem:
+            reason = reason or problem
+            continue
+        cached = packing.batched and (
+            packing.is_packed or not _attempt(partial(packing_comparisons.padded_decoding, copy, packing.attention))
+        )
+        random = bool(_attempt(partial(packing_comparisons.training_depends_on_the_batch, copy, packing.attention, forward)))
+        return dataclasses.replace(packing, cached=cached, reason=reason, random_training=random)
     return Packing("rejected", reason=f"it differs from plain transformers even for a single sample ({problem})")
+
+
+def _ways(copy: RandomCopy, key: PackingKey) -> Iterator[tuple[Packing, Forward, Callable[[], str]]]:
+    """Yield the ways to run a model, the best first, with the function of the logits and the comparison in float32."""
+    if key == "auto":
+        yield Packing("packed"), packed_logits, partial(packing_comparisons.packed, copy)
+    for batched in (True, False) if key != "off" else (False,):
+        for name in ("sdpa", "eager"):
+            compare = partial(packing_comparisons.padded, copy, name, batched=batched)
+            yield Packing("padded", name, batched), partial(padded_logits, batched=batched), compare
 
 
 def _attempt(function: Callable[[], str]) -> str:
@@ -163,93 +192,6 @@ def _attempt(function: Callable[[], str]) -> str:
 
 def _one_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"
-
-
-def _difference(logits: Tensor, expected: Tensor, what: str) -> str:
-    change = float((logits.float().log_softmax(-1) - expected).abs().max())
-    return "" if change <= TOLERANCE else f"{what} changes by {change:.2g}"
-
-
-def _causality(small: Any, ids: Tensor, expected: Tensor) -> str:
-    prefix = plain_logits(build(small, "eager"), ids[:-DECODED])
-    return _difference(prefix, expected[:-DECODED], "it is not causal: with later tokens, the log-probability of a token")
-
-
-def _feature_tokens(small: Any, ids: Tensor) -> str:
-    """Run embeddings that are those of no token. Models with inputs for each layer look up the token of an embedding."""
-    llm = build(small, "eager")
-    embeddings = llm.get_input_embeddings()(ids)[None]
-    logits = llm(inputs_embeds=embeddings + torch.randn_like(embeddings), **accepted(llm, use_cache=False)).logits
-    return "" if bool(logits.isfinite().all()) else "the logits are not finite"
-
-
-def _packed(small: Any, samples: list[Tensor], expected: list[Tensor]) -> str:
-    """Compare one sample alone, two packed samples, and decoding after a packed prefill."""
-    with attention.recorded_calls() as calls:
-        model = build(small, attention.RECORDED)
-        alone = _packed_logits(model, samples[:1])
-        problem = _difference(alone, expected[0], "alone, the log-probability of a token")
-        if problem:
-            return problem
-        packed = _packed_logits(model, samples)
-        leak = _difference(packed, torch.cat(expected), "next to another sample, the log-probability of a token")
-        without = sorted({name for name, has_boundaries in calls if not has_boundaries})
-        if without or not calls:
-            layers = f"the attention layers {', '.join(without)} do not receive" if without else "no attention layer receives"
-            return "; ".join(filter(None, [f"{layers} the boundaries of packed samples", leak]))
-        return leak or _packed_decoding(model, samples, expected)
-
-
-def _packed_logits(llm: Any, samples: list[Tensor], **cache: Any) -> Tensor:
-    lengths = [len(ids) for ids in samples]
-    logits: Tensor = llm(
-        inputs_embeds=llm.get_input_embeddings()(torch.cat(samples)).unsqueeze(0),
-        position_ids=torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0),
-        cu_seqlens=torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32),
-        max_length=max(lengths),
-        logits_to_keep=torch.arange(sum(lengths)),
-        **({"use_cache": False} | cache),
-    ).logits[0]
-    return logits
-
-
-def _packed_decoding(llm: Any, samples: list[Tensor], expected: list[Tensor]) -> str:
-    cache = empty_cache()
-    prompts = [ids[:-DECODED] for ids in samples]
-    _packed_logits(llm, prompts, past_key_values=cache, use_cache=True)
-    state = unpacked_state(cache, [len(ids) for ids in prompts])
-    return _decoding(decode_cached(llm, _last(samples), state), expected)
-
-
-def _padded_losses(small: Any, samples: list[Tensor], expected: list[Tensor], implementation: str, batched: bool) -> str:
-    """Compare two padded samples, and decoding without a cache."""
-    model = build(small, implementation)
-    sequences = [model.get_input_embeddings()(ids) for ids in samples]
-    lengths = torch.tensor([len(ids) for ids in samples])
-    rows = torch.arange(len(samples)).repeat_interleave(lengths)
-    columns = torch.cat([torch.arange(length) for length in lengths.tolist()])
-    logits = logits_at(model, sequences, rows, columns, batched=batched)
-    problem = _difference(logits, torch.cat(expected), "the log-probability of a token")
-    if problem:
-        return problem
-    prefixes = Prefixes([sequence[:-DECODED] for sequence in sequences])
-    return _decoding(decode_prefixes(model, _last(samples), prefixes, batched=batched), expected)
-
-
-def _padded_decoding(small: Any, samples: list[Tensor], expected: list[Tensor], implementation: str) -> str:
-    model = build(small, implementation)
-    prompts = [ids[:-DECODED] for ids in samples]
-    ends = torch.tensor([len(ids) - 1 for ids in prompts])
-    cache = empty_cache()
-    sequences = [model.get_input_embeddings()(ids) for ids in prompts]
-    logits_at(model, sequences, torch.arange(len(samples)), ends, batched=True, cache=cache)
-    return _decoding(decode_cached(model, _last(samples), left_padded_state(cache, [len(ids) for ids in prompts])), expected)
-
-
-def _last(samples: list[Tensor]) -> Tensor:
-    return torch.stack([ids[-DECODED:] for ids in samples])
-
-
-def _decoding(logits: Tensor, expected: list[Tensor]) -> str:
-    return _difference(logits, torch.stack([part[-DECODED:] for part in expected]), "in decoding, the log-probability of a token")
+    return (
+        str(error) if isinstance(error, NotImplementedError) else f"transformers raises {type(error).__name__}: {lines[0][:200]}"
+    )

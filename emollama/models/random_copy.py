@@ -5,17 +5,46 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
+from transformers.initialization import no_init_weights
 
 from emollama.models.padded import accepted
 from emollama.models.shrinking import WINDOW, shrunken_configs
 
 LENGTHS = (2 * WINDOW + 7, 2 * WINDOW + 1)  # tokens of two samples, longer than a shrunken window or chunk
 MAX_PARAMETERS = 60_000_000  # of a shrunken copy, so that the check takes at most a few seconds
+
+
+@dataclass(frozen=True)
+class RandomCopy:
+    """A small random copy of a language model.
+
+    Attributes:
+        config: its configuration, an object of transformers.
+        llm: the copy with eager attention.
+        samples: token ids (T,) of two samples.
+        expected: the log-probabilities (T, V) that plain transformers computes for each sample, in float32.
+    """
+
+    config: Any
+    llm: Any
+    samples: list[Tensor]
+    expected: list[Tensor]
+
+    def build(self, implementation: str) -> Any:
+        """Return the copy with another implementation of attention and the same weights."""
+        with no_init_weights():
+            model = transformers.AutoModelForCausalLM.from_config(
+                self.config, attn_implementation=implementation, dtype=torch.float32
+            )
+        model.load_state_dict(self.llm.state_dict(), assign=True)
+        return model.eval()
 
 
 @contextmanager
@@ -33,11 +62,11 @@ def isolated() -> Iterator[None]:
         transformers.logging.set_verbosity(verbosity)
 
 
-def runnable_copy(config: Any, classes: set[type]) -> tuple[Any, list[Tensor], list[Tensor]] | None:
-    """Return a small configuration that transformers can run, two samples, and the log-probabilities of plain transformers."""
+def runnable_copy(config: Any, classes: set[type]) -> RandomCopy | None:
+    """Return a copy that transformers can run and that has modules of these classes, or None if there is none."""
     for small in shrunken_configs(config):
         try:
-            model = build(small, "eager")
+            model = _random_model(small)
             if not classes <= set(map(type, model.modules())):
                 # The copy has no layer of one of the types.
                 continue
@@ -50,7 +79,7 @@ def runnable_copy(config: Any, classes: set[type]) -> tuple[Any, list[Tensor], l
         except Exception:
             continue
         if all(bool(part.isfinite().all()) for part in logits):
-            return small, samples, logits
+            return RandomCopy(small, model, samples, logits)
     return None
 
 
@@ -60,14 +89,15 @@ def layer_classes(config: Any) -> set[type]:
         return set(map(type, transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").modules()))
 
 
-def build(config: Any, implementation: str) -> Any:
-    """Build a model with random weights, the same for each implementation of attention."""
+def _random_model(config: Any) -> Any:
+    """Build a model with random weights and eager attention."""
+    build = partial(transformers.AutoModelForCausalLM.from_config, config, attn_implementation="eager", dtype=torch.float32)
     with torch.device("meta"):
-        shapes = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=implementation, dtype=torch.float32)
+        shapes = build()
     if sum(parameter.numel() for parameter in shapes.parameters()) > MAX_PARAMETERS:
         raise ValueError("the copy is too large")
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=implementation, dtype=torch.float32)
+    model = build()
     for parameter in model.parameters():
         # Larger than usual initial weights, with which the samples of a row would hardly influence each other.
         if parameter.ndim == 2:

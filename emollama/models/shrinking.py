@@ -1,7 +1,8 @@
 """Shrink the configuration of a language model, so that a random copy of the model can be run on a CPU in a moment.
 
-Ratios of widths are preserved: the numbers of heads and all widths are divided by the same number, and the width of a head stays
-as it is, because the configurations of many models check how these numbers are related.
+Ratios of widths are preserved, because the configurations of many models check how these numbers are related: the numbers of
+heads and all widths are divided by the same number, and, where the model accepts it, the widths of a head and all widths by
+another one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 MAX_VOCABULARY = 128
@@ -21,10 +23,12 @@ EXPERTS = {
     r"experts_per_tok|experts_top_?k|top_?k_experts|^moe_top_?k$|^moe_k$": 2,
 }
 LAYERS_OF_A_TYPE = 2
+HEAD_WIDTH = 32
 MAX_LAYERS = 8  # without a list of layer types, unless the layers alternate with a longer period
 
 HEADS = re.compile(r"(^|_)(n_heads?|num_heads?|num_\w*_heads|\w*_heads|\w*_head_kv|num_kv|n_groups|num_groups)$")
-WIDTHS = re.compile(r"hidden|intermediate|ffn|inner|embd|embed|d_model|d_ff|width|rank|d_ssm|mlp_dim")
+HEAD_WIDTHS = re.compile(r"(^|_)(head_dim|head_size|d_head|d_kv|kv_channels|mamba_d_head)$")
+WIDTHS = re.compile(r"hidden|intermediate|ffn|inner|embd|embed|emb_dim|d_model|d_ff|width|rank|d_ssm|mlp_dim")
 NO_WIDTHS = re.compile(r"layer|head_dim|max_|vocab|experts|position|_id$|_type|num_|_act|eps|dropout|loss|coef")
 WINDOWS = re.compile(r"window(_size)?$|chunk_size$|^local_attn")
 PERIODS = re.compile(r"(period|interval|pattern|_step|_freq\w*|every_\w+)$")
@@ -44,9 +48,9 @@ def shrunken_configs(config: Any) -> Iterator[Any]:
     """
     content = config.to_dict()
     for divisor in _divisors(content):
-        for free_widths, layers in ((True, True), (False, True), (False, False)):
+        for changes in _CHANGES:
             try:
-                yield type(config).from_dict(_shrunken(content, divisor, free_widths=free_widths, layers=layers))
+                yield type(config).from_dict(_shrunken(content, divisor, changes))
             # The classes of transformers reject a configuration with many kinds of exceptions.
             except Exception:
                 continue
@@ -62,34 +66,61 @@ def _divisors(content: dict[str, Any]) -> list[int]:
     return list(dict.fromkeys([*several[:1], *divisors[:1], *several[1:3]]))
 
 
-def _shrunken(content: dict[str, Any], divisor: int, *, free_widths: bool, layers: bool) -> dict[str, Any]:
-    """Return a smaller copy.
+@dataclass(frozen=True)
+class _Changes:
+    """What is shrunken besides widths and numbers of heads.
 
-    Args:
-        content: the configuration, or the block of a part of the model.
-        divisor: number by which widths and numbers of heads are divided.
-        free_widths: also shrink the inner widths of feed-forward layers to a small number.
-        layers: also reduce the number of layers.
+    Attributes:
+        head_widths: the widths of a head, to about ``HEAD_WIDTH``.
+        free_widths: the inner widths of feed-forward layers, to a small number.
+        layers: the number of layers.
+    """
+
+    head_widths: bool
+    free_widths: bool
+    layers: bool
+
+
+_CHANGES = (_Changes(True, True, True), _Changes(False, True, True), _Changes(False, False, True), _Changes(False, False, False))
+
+
+def _shrunken(content: dict[str, Any], divisor: int, changes: _Changes) -> dict[str, Any]:
+    """Return a smaller copy of the configuration, or of the block of a part of the model.
+
+    ``divisor`` is the number by which widths and numbers of heads are divided.
     """
     small: dict[str, Any] = {}
-    for key, value in (content | _fewer_layers(content) if layers else content).items():
+    head_divisor = _head_divisor(content) if changes.head_widths else 1
+    for key, value in (content | _fewer_layers(content) if changes.layers else content).items():
         if isinstance(value, dict) and key.endswith("_config") and key != "per_layer_config":
-            small[key] = _shrunken(value, divisor, free_widths=free_widths, layers=layers)
+            small[key] = _shrunken(value, divisor, changes)
         elif key.endswith("token_id") and isinstance(value, int):
             small[key] = value if 0 <= value < MAX_VOCABULARY else 0
         elif key.endswith("token_id") and isinstance(value, list):
             small[key] = [entry if entry < MAX_VOCABULARY else 0 for entry in value]
         elif isinstance(value, list) and WIDTHS.search(key) and all(map(_above_one, value)):
             # A few models have a width for each layer.
-            small[key] = [_shrunken_number(key, entry, divisor, free_widths) for entry in value]
+            small[key] = [_shrunken_number(key, entry, (divisor, head_divisor), changes.free_widths) for entry in value]
         elif _above_one(value) and key not in LAYER_COUNTS:
-            small[key] = _shrunken_number(key, value, divisor, free_widths)
+            small[key] = _shrunken_number(key, value, (divisor, head_divisor), changes.free_widths)
         else:
             small[key] = value
     return small
 
 
-def _shrunken_number(key: str, value: int, divisor: int, free_widths: bool) -> int:
+def _head_divisor(content: dict[str, Any]) -> int:
+    """Return the number by which the widths of a head can be divided."""
+    widths = [value for key, value in content.items() if HEAD_WIDTHS.search(key) and _above_one(value)]
+    heads = next((content[key] for key in ("num_attention_heads", "n_head", "num_heads") if _above_one(content.get(key))), None)
+    hidden = next((content[key] for key in ("hidden_size", "n_embd", "d_model") if _above_one(content.get(key))), None)
+    if not widths and heads and hidden:
+        widths = [hidden // heads]
+    common = math.gcd(*widths) if widths else 1
+    return max(1, common // HEAD_WIDTH)
+
+
+def _shrunken_number(key: str, value: int, divisors: tuple[int, int], free_widths: bool) -> int:
+    divisor, head_divisor = divisors
     if "vocab" in key:
         return min(value, MAX_VOCABULARY)
     if WINDOWS.search(key):
@@ -97,8 +128,11 @@ def _shrunken_number(key: str, value: int, divisor: int, free_widths: bool) -> i
     for pattern, limit in EXPERTS.items():
         if re.search(pattern, key):
             return min(value, limit)
-    if HEADS.search(key) or (WIDTHS.search(key) and not NO_WIDTHS.search(key)):
-        divided = max(1, value // divisor)
+    if HEAD_WIDTHS.search(key):
+        return max(1, value // head_divisor)
+    is_width = WIDTHS.search(key) and not NO_WIDTHS.search(key)
+    if HEADS.search(key) or is_width:
+        divided = max(1, value // (divisor * head_divisor if is_width and not HEADS.search(key) else divisor))
         is_free = free_widths and re.search(r"intermediate|ffn|inner|d_ff", key)
         return min(divided, 128) if is_free else divided
     return value
@@ -114,6 +148,8 @@ def _fewer_layers(content: dict[str, Any]) -> dict[str, Any]:
     numbers = {key: value for key, value in numbers.items() if value}
     lists = {key: value for key, value in content.items() if _is_per_layer(value, number) and key not in numbers}
     periods = [value for key, value in content.items() if PERIODS.search(key) and _above_one(value) and value <= MAX_LAYERS]
+    # The types of the first layers, which are repeated.
+    periods += [len(value) for key, value in content.items() if key.endswith("_types") and isinstance(value, list)]
     if lists or numbers:
         chosen: dict[str, list[int]] = {}
         for index in range(number):

@@ -157,8 +157,9 @@ class Preparation:
                 on_rank_zero(lambda: require_writable(self.folder, "run.output_dir"))
         with self._collect_errors:
             on_rank_zero(lambda: require_language_model(model.llama_model))
-            notice = self.world.rank_zero_first(lambda: self.config.model_class.packing_notice(model))
-            if notice and self.world.is_main:
+            check, dtype = self.config.model_class.check_language_model, self.precision.frozen_dtype
+            notices = self.world.rank_zero_first(lambda: check(model, device=self.world.device, frozen_dtype=dtype))
+            for notice in notices if self.world.is_main else ():
                 get_logger().warning(notice)
             prompt_format = self.config.model_class.prompt_format
             self.prompt = self.world.rank_zero_first(lambda: prompt_format(model, run.loss_average))

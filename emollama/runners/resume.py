@@ -36,6 +36,8 @@ RESUMABLE_OVERRIDES = (
     "extraction.*",
     "evaluation_datasets*",
     "model.llama_model",
+    # The names of the tensors are compared. Null is a list that depends on the language model.
+    "model.lora_target_modules",
     "model.vit_weights",
     "model.q_former_model",
     "model.cache_visual",

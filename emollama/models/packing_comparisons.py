@@ -1,0 +1,177 @@
+"""Comparisons of a small random copy of a language model with plain transformers.
+
+Plain transformers runs each sample alone, from token ids, with its eager attention. Each comparison returns a text about the
+difference, or "" if there is none.
+
+Shape letters: T = tokens of all samples, V = size of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emollama.models import attention, dropout
+from emollama.models.decoding import empty_cache, left_padded_state, unpacked_state
+from emollama.models.padded import Prefixes, accepted, decode_cached, decode_prefixes, logits_at
+from emollama.models.random_copy import RandomCopy, plain_logits
+
+TOLERANCE = 1e-4  # largest difference of a token's log-probability in float32
+NOISE = 2  # in another precision: the typical error may be this multiple of that of plain transformers
+DECODED = 2  # tokens at the end of each sample that are decoded after a prefill of the others
+
+Forward = Callable[[Any, Sequence[Tensor]], Tensor]  # (model, samples) -> logits (T, V)
+
+
+def packed_logits(llm: Any, samples: Sequence[Tensor], **cache: Any) -> Tensor:
+    """Return the logits (T, V) of samples in one row, which the model receives like a micro-batch in training."""
+    lengths = torch.tensor([len(ids) for ids in samples])
+    ids = torch.cat(list(samples))
+    logits: Tensor = llm(
+        inputs_embeds=llm.get_input_embeddings()(ids).unsqueeze(0),
+        position_ids=torch.cat([torch.arange(len(sample)) for sample in samples]).to(ids.device).unsqueeze(0),
+        cu_seqlens=torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)).to(ids.device),
+        max_length=int(lengths.max()),
+        logits_to_keep=torch.arange(len(ids), device=ids.device),
+        **({"use_cache": False} | cache),
+    ).logits[0]
+    return logits
+
+
+def padded_logits(llm: Any, samples: Sequence[Tensor], *, batched: bool) -> Tensor:
+    """Return the logits (T, V) of samples in padded rows, or of one sample after the other."""
+    device = samples[0].device
+    rows = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(ids) for ids in samples]))
+    columns = torch.cat([torch.arange(len(ids)) for ids in samples])
+    sequences = [llm.get_input_embeddings()(ids) for ids in samples]
+    return logits_at(llm, sequences, rows.to(device), columns.to(device), batched=batched)
+
+
+def causality(copy: RandomCopy) -> str:
+    """Compare the logits of a sample with those of its beginnings."""
+    ids, expected = copy.samples[0], copy.expected[0]
+    for length in (len(ids) - DECODED, len(ids) // 2, len(ids) // 4):
+        what = "it is not causal: with later tokens, the log-probability of a token"
+        if problem := _difference(plain_logits(copy.llm, ids[:length]), expected[:length], what):
+            return problem
+    return ""
+
+
+def feature_tokens(copy: RandomCopy) -> str:
+    """Run embeddings that are those of no token. Models with inputs for each layer look up the token of an embedding."""
+    llm = copy.llm
+    embeddings = llm.get_input_embeddings()(copy.samples[0])[None]
+    logits = llm(inputs_embeds=embeddings + torch.randn_like(embeddings), **accepted(llm, use_cache=False)).logits
+    return "" if bool(logits.isfinite().all()) else "the logits are not finite"
+
+
+def packed(copy: RandomCopy) -> str:
+    """Compare one sample alone, two packed samples, and decoding after a packed prefill."""
+    with attention.recorded_calls() as calls:
+        model = copy.build(attention.RECORDED)
+        alone = packed_logits(model, copy.samples[:1])
+        problem = _difference(alone, copy.expected[0], "alone, the log-probability of a token")
+        if problem:
+            return problem
+        together = packed_logits(model, copy.samples)
+        leak = _difference(together, torch.cat(copy.expected), "next to another sample, the log-probability of a token")
+        without = sorted({name for name, has_boundaries in calls if not has_boundaries})
+        if without or not calls:
+            layers = f"the attention layers {', '.join(without)} do not receive" if without else "no attention layer receives"
+            return "; ".join(filter(None, [f"{layers} the boundaries of packed samples", leak]))
+    if leak:
+        return leak
+    cache = empty_cache()
+    prompts = [ids[:-DECODED] for ids in copy.samples]
+    packed_logits(model, prompts, past_key_values=cache, use_cache=True)
+    state = unpacked_state(cache, [len(ids) for ids in prompts])
+    return _decoding(decode_cached(model, _last(copy), state), copy)
+
+
+def padded(copy: RandomCopy, implementation: str, *, batched: bool) -> str:
+    """Compare two padded samples, and decoding without a cache."""
+    model = copy.build(implementation)
+    logits = padded_logits(model, copy.samples, batched=batched)
+    problem = _difference(logits, torch.cat(copy.expected), "the log-probability of a token")
+    if problem:
+        return problem
+    prefixes = Prefixes([model.get_input_embeddings()(ids[:-DECODED]) for ids in copy.samples])
+    return _decoding(decode_prefixes(model, _last(copy), prefixes, batched=batched), copy)
+
+
+def padded_decoding(copy: RandomCopy, implementation: str) -> str:
+    """Compare decoding with the key-value cache of a padded prefill."""
+    model = copy.build(implementation)
+    prompts = [ids[:-DECODED] for ids in copy.samples]
+    ends = torch.tensor([len(ids) - 1 for ids in prompts])
+    cache = empty_cache()
+    sequences = [model.get_input_embeddings()(ids) for ids in prompts]
+    logits_at(model, sequences, torch.arange(len(prompts)), ends, batched=True, cache=cache)
+    return _decoding(decode_cached(model, _last(copy), left_padded_state(cache, [len(ids) for ids in prompts])), copy)
+
+
+def in_precision(copy: RandomCopy, implementation: str, forward: Forward, device: torch.device, dtype: torch.dtype) -> str:
+    """Compare the errors on a device in a precision with those of plain transformers there.
+
+    The error of a sample is the median over its tokens, which does not change if a router chooses another expert for a few.
+
+    Args:
+        copy: the copy, which agrees with plain transformers in float32 on the CPU.
+        implementation: name of the attention implementation.
+        forward: computes the logits of the samples.
+        device: device of the run.
+        dtype: dtype of frozen weights and of autocast; float32 without autocast.
+    """
+    samples = [ids.to(device) for ids in copy.samples]
+
+    def errors(llm: Any, run: Forward) -> list[float]:
+        llm = llm.to(device, dtype)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            logits = run(llm, samples)
+        log_probs = logits.float().log_softmax(-1).cpu().split([len(ids) for ids in samples])
+        pairs = zip(log_probs, copy.expected, strict=True)
+        return [float((part - expected).abs().amax(-1).median()) for part, expected in pairs]
+
+    plain = errors(copy.build("eager"), lambda llm, samples: torch.cat([plain_logits(llm, ids) for ids in samples]))
+    for own, allowed in zip(errors(copy.build(implementation), forward), plain, strict=True):
+        if not own <= NOISE * allowed + TOLERANCE:
+            name = str(dtype).removeprefix("torch.")
+            return (
+                f"in {name} on {device.type}, log-probabilities change by {own:.2g}, and by {allowed:.2g} in plain transformers"
+            )
+    return ""
+
+
+def training_depends_on_the_batch(copy: RandomCopy, implementation: str, forward: Forward) -> str:
+    """Compare the logits in training, with dropout, of two samples together and alone.
+
+    Random numbers other than those of :mod:`emollama.models.dropout`, such as noise of a router, are different each time.
+    """
+    model = copy.build(implementation)
+    dropout.replace_dropout(model)
+    model.train()
+    keys = torch.arange(sum(map(len, copy.samples)), dtype=torch.int32) * 40503
+    with dropout.use_keys(keys):
+        together = forward(model, copy.samples)
+    alone = []
+    for ids, part in zip(copy.samples, keys.split([len(ids) for ids in copy.samples]), strict=True):
+        with dropout.use_keys(part):
+            alone.append(forward(model, [ids]))
+    return _difference(together, torch.cat(alone).float().log_softmax(-1), "in training, the log-probability of a token")
+
+
+def _difference(logits: Tensor, expected: Tensor, what: str) -> str:
+    change = float((logits.float().log_softmax(-1) - expected).abs().max())
+    return "" if change <= TOLERANCE else f"{what} changes by {change:.2g}"
+
+
+def _last(copy: RandomCopy) -> Tensor:
+    return torch.stack([ids[-DECODED:] for ids in copy.samples])
+
+
+def _decoding(logits: Tensor, copy: RandomCopy) -> str:
+    expected = torch.stack([part[-DECODED:] for part in copy.expected])
+    return _difference(logits, expected, "in decoding, the log-probability of a token")
