@@ -156,6 +156,17 @@ class Model(Protocol):
         ...
 
     @classmethod
+    def language_model_warnings(cls, cfg: Any, prompt: PromptFormat | None, frozen_dtype: torch.dtype) -> list[str]:
+        """Return a line for each property of the language model that works in this run, but is probably a mistake.
+
+        Args:
+            cfg: the ``model`` block.
+            prompt: the prompt format; None if the folder of the language model has no tokenizer.
+            frozen_dtype: dtype of frozen weights.
+        """
+        ...
+
+    @classmethod
     def feature_layout(cls, cfg: Any) -> FusionLayout:
         """Return names and numbers of a sample's feature tokens, without building the fusion module.
 

@@ -70,7 +70,7 @@ IMPORTS = {
     "starter": "config data demo.folder errors media paths registration registry stores",
     "demo": "data demo.folder encoders errors logs logs.console media paths run_folder tensor_files variables",
     "extraction": "__init__ config data distributed.process_group encoders errors listing logs logs.console media paths stores",
-    "models": "checkpoint_files component_errors components config data data.batch dtypes encoders errors listing paths"
+    "models": "checkpoint_files component_errors components config data data.batch dtypes encoders errors json_io listing paths"
     " registry stores suggestions tensor_files",
     "runners": "checkpoint checkpoint_files component_errors components config data data.batch distributed.process_group"
     " distributed.worker_variables dtypes encoders errors evaluation interface_check listing logs logs.console lr_schedules"
@@ -222,7 +222,8 @@ TORCH_FREE |= {
     "encoders.shapes",
 }
 TORCH_FREE |= {"data.slots", "models.sampling_params"}
-TORCH_FREE |= {f"data.prompts.{name}" for name in ("configs", "image_tag", "prompt_style", "segments", "template")}
+TORCH_FREE |= {f"data.prompts.{name}" for name in ("configs", "end_symbol", "image_tag", "prompt_style", "segments")}
+TORCH_FREE |= {f"data.prompts.{name}" for name in ("template", "tokenizer_check")}
 TORCH_FREE |= {f"{package}.configs" for package in ("models", "models.fusion", "datasets", "encoders", "extraction", "tasks")}
 
 

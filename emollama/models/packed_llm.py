@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from emollama.components import DecodingState
 from emollama.data.batch import IGNORED, Batch, PackedFeatures
 from emollama.data.fusion_layout import FusionLayout
+from emollama.data.prompts import tokenizer_check
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.slots import SlotShape, without_pixels
 from emollama.errors import UserError
@@ -102,6 +103,21 @@ class PackedLLM(nn.Module, ABC):
         config = llm.read_config(cfg.llama_model)
         packing = packing_check.resolve(cfg.packing, config, device, frozen_dtype)
         return [*packing.notices(config.model_type), *llm_weights.check_targets(cfg, config)]
+
+    @classmethod
+    def language_model_warnings(cls, cfg: Any, prompt: PromptFormat | None, frozen_dtype: torch.dtype) -> list[str]:
+        """Return a line for each property of the language model that works in this run, but is probably a mistake.
+
+        Args:
+            cfg: the ``model`` block.
+            prompt: the prompt format; None if the folder has no tokenizer.
+            frozen_dtype: dtype of frozen weights.
+        """
+        config = llm.read_config(cfg.llama_model)
+        lines = llm.float16_warning(config, frozen_dtype)
+        if prompt is not None:
+            lines += tokenizer_check.warnings(prompt.tokenizer, llm.vocabulary(cfg.llama_model, config), cfg.end_sym)
+        return lines
 
     @classmethod
     def feature_layout(cls, cfg: Any) -> FusionLayout:
@@ -236,4 +252,6 @@ def _pad_positions(positions: Tensor) -> Tensor:
 
 def _until(ids: list[int], end: int | None) -> list[int]:
     """Return the ids up to and including the first end token, or all ids if there is none."""
+    # Without an EOS token, the beam search of transformers pads shorter answers with -1.
+    ids = [token for token in ids if token >= 0]
     return ids[: ids.index(end) + 1] if end in ids else ids

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from emollama.data.fusion_layout import FusionLayout
+from emollama.data.prompts import tokenizer_check
 from emollama.data.prompts.prompt import FeatureTokenLayout, PromptFormat
 from emollama.data.prompts.prompt_style import LossAverage
 from emollama.errors import UserError
@@ -31,11 +32,14 @@ def build(
         loss_average: how the loss of a sample is averaged.
 
     Raises:
-        UserError: If the folder is not that of a language model, or the format does not fit its tokenizer or the outputs.
+        UserError: If the folder is not that of a language model, or contains the tokenizer of another model, or the format does
+            not fit its tokenizer or the outputs.
     """
     format_class, format_cfg = PROMPT_FORMATS.configured(value, KEY)
-    feature_tokens = FeatureTokenLayout(layout, llm.embedding_rows(llm.read_config(cfg.llama_model)))
+    vocabulary = llm.vocabulary(cfg.llama_model, llm.read_config(cfg.llama_model))
     tokenizer, style = llm.load_tokenizer(cfg.llama_model), cfg.style()
+    tokenizer_check.require_same_model(tokenizer, vocabulary)
+    feature_tokens = FeatureTokenLayout(layout, vocabulary.rows)
     try:
         return format_class(
             format_cfg, tokenizer=tokenizer, style=style, feature_tokens=feature_tokens, loss_average=loss_average

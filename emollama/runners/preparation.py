@@ -163,6 +163,10 @@ class Preparation:
                 get_logger().warning(notice)
             prompt_format = self.config.model_class.prompt_format
             self.prompt = self.world.rank_zero_first(lambda: prompt_format(model, run.loss_average))
+            warnings, dtype = self.config.model_class.language_model_warnings, self.precision.frozen_dtype
+            for line in on_rank_zero(lambda: warnings(model, self.prompt, dtype)):
+                if self.world.is_main:
+                    get_logger().warning(line)
 
     def _check_checkpoints(self) -> None:
         """Check that the files of ``model.ckpt`` exist. A resumed run loads its own checkpoint instead."""

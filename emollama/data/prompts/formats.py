@@ -11,11 +11,13 @@ import numpy as np
 
 from emollama.data.batch import Record, Sample
 from emollama.data.prompts.configs import TRAIN, EmotionLlamaFormatConfig, MiniGPT4FormatConfig, TemplateFormatConfig
+from emollama.data.prompts.end_symbol import eos_after, require_recognizable
 from emollama.data.prompts.image_tag import IMAGE_TAG
 from emollama.data.prompts.prompt import FeatureTokenLayout, TokenizedTurns
 from emollama.data.prompts.prompt_style import LossAverage, PromptStyle
 from emollama.data.prompts.segments import Segment, SegmentTokenizer, join_fragments
 from emollama.data.prompts.template import Fragment
+from emollama.data.prompts.tokenizer_check import REMEDY, outside
 from emollama.errors import UserError
 
 
@@ -30,8 +32,8 @@ class TemplateFormat:
         loss_average: ``sample`` gives each of the n answer tokens of a sample the weight 1 / n, ``token`` the weight 1.
 
     Raises:
-        UserError: If the templates do not fit the outputs, or the tokenizer lacks a required token. The message starts with the
-            key.
+        UserError: If the templates do not fit the outputs or the tokenizer, or the tokenizer lacks a required token. The message
+            starts with the key.
     """
 
     Config = TemplateFormatConfig
@@ -51,11 +53,14 @@ class TemplateFormat:
         self.feature_tokens = feature_tokens
         self.loss_average = loss_average
         self._check_outputs()
-        self._texts = SegmentTokenizer(tokenizer, feature_tokens.outputs, whole=cfg.tokenize == "whole")
+        rows, is_whole = feature_tokens.first_id, cfg.tokenize == "whole"
+        self._texts = SegmentTokenizer(tokenizer, feature_tokens.outputs, rows=rows, whole=is_whole)
         self._bos_id, self._bos_text = self._bos()
         self._eos_ids = self._eos()
-        # `is_finished` looks for the text of the end symbol in the last tokens, since a tokenizer may split it in any way.
-        self._end_tokens = 1 if self.ends_with_eos else len(style.end_sym) + 1
+        self._check_openings()
+        # `is_finished` looks for the text of the end symbol in the last tokens, since a tokenizer may split it in any way, at
+        # most into the bytes of its characters.
+        self._end_tokens = 1 if self.ends_with_eos else len(style.end_sym.encode()) + 1
 
     def _check_outputs(self) -> None:
         outputs, tagged = self.feature_tokens.outputs, self.cfg.tagged_output
@@ -74,20 +79,49 @@ class TemplateFormat:
         """Return the id of the BOS token (None without one) and its text."""
         text = self.cfg.bos_token
         if text is None:
-            return self.tokenizer.bos_token_id, self.tokenizer.bos_token or ""
-        if text not in self.tokenizer.get_vocab():
+            token, text = self.tokenizer.bos_token_id, self.tokenizer.bos_token or ""
+        elif text not in self.tokenizer.get_vocab():
             raise UserError(f"bos_token: {text!r} is not a token of the language model. Use a token of its tokenizer, or null.")
-        return int(self.tokenizer.convert_tokens_to_ids(text)), text
+        else:
+            token = int(self.tokenizer.convert_tokens_to_ids(text))
+        if token is not None and self.cfg.bos != "never":
+            self._require_row(text, token, "bos")
+        return token, text
 
     def _eos(self) -> list[int]:
         """Return the ids that follow the end symbol in training."""
-        if not self.cfg.eos:
-            return []
-        if self.tokenizer.eos_token_id is None:
-            raise UserError("eos: the tokenizer of the language model has no EOS token. Set eos: False.")
-        if self.ends_with_eos:
-            raise UserError(f"eos: model.end_sym {self.style.end_sym!r} is already the EOS token. Set eos: False.")
-        return [self.tokenizer.eos_token_id]
+        if self.tokenizer.eos_token_id is not None:
+            self._require_row(self.tokenizer.eos_token, self.tokenizer.eos_token_id, "eos")
+        if self.cfg.eos:
+            return eos_after(self.style.end_sym, self._texts, self.tokenizer)
+        require_recognizable(self.style.end_sym, self._texts, self.tokenizer)
+        return []
+
+    def _require_row(self, text: str, token: int, key: str) -> None:
+        """Check that a special token is in the embedding table."""
+        if token >= self.feature_tokens.first_id:
+            raise UserError(f"{key}: {outside(text, token, self.feature_tokens.first_id)}. {REMEDY}.")
+
+    def _check_openings(self) -> None:
+        """Check the ids of every text of a first turn: all are in the embedding table, and the BOS token is not repeated."""
+        for name, layout in self.cfg.parsed_layouts.items():
+            key = "template" if name == TRAIN else f"layouts.{name}.template"
+            adds_bos = self.cfg.bos == "always" or (self.cfg.bos == "training" and name == TRAIN)
+            # With and without the optional sections.
+            for counts in ({}, dict.fromkeys(self.feature_tokens.outputs, 0)):
+                segments = TemplateFormat.first_turn(self, "", name, counts)
+                try:
+                    self._texts.tokenize(segments)
+                    opening = self._texts.ids(segments[0].whole.lstrip())
+                except UserError as error:
+                    raise UserError(f"{key}, or model.prompt_template: {error}") from None
+                repeated = next((index for index, token in enumerate(opening) if token != self._bos_id), len(opening))
+                if adds_bos and repeated > layout.second_bos:
+                    raise UserError(
+                        f"bos: the sequence gets a BOS token, and the prompt of the layout '{name}' starts with its text"
+                        f" {self._bos_text!r}, too. Remove it from model.prompt_template or {key}, or set"
+                        " model.prompt_format.bos: never."
+                    )
 
     def digest(self) -> str | None:
         """Return a hash of the format's own prompts and of the keys that differ from their defaults; None if there are none."""

@@ -12,8 +12,11 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from emollama.data.prompts.template import Fragment
+from emollama.data.prompts.tokenizer_check import outside
+from emollama.errors import UserError
 
 MAX_CACHED_TEXTS = 256
+MAX_SHOWN = 200  # characters of a text in a message
 MARKER = "<|emollama:{}|>"  # special token in place of an output while a turn is tokenized at once
 
 
@@ -60,11 +63,14 @@ class SegmentTokenizer:
     Args:
         tokenizer: a Hugging Face tokenizer, which is not changed.
         outputs: names of the outputs.
+        rows: number of rows of the embedding table. Larger ids are placeholder ids, so texts must not contain them.
         whole: whether a turn is tokenized at once.
     """
 
-    def __init__(self, tokenizer: Any, outputs: Collection[str], *, whole: bool) -> None:
+    def __init__(self, tokenizer: Any, outputs: Collection[str], *, rows: int, whole: bool) -> None:
         self._tokenizer = tokenizer
+        self._rows = rows
+        self._has_larger_ids = max(tokenizer.get_vocab().values(), default=0) >= rows
         self._cached_ids: dict[str, list[int]] = {}
         self._markers: set[int] = set()
         if whole:
@@ -82,8 +88,22 @@ class SegmentTokenizer:
         return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
     def ids(self, text: str) -> list[int]:
-        """Return the token ids of a text, without a BOS token."""
-        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+        """Return the token ids of a text, without a BOS token.
+
+        Raises:
+            UserError: If the text contains a token that has no row in the embedding table.
+        """
+        ids: list[int] = list(self._tokenizer(text, add_special_tokens=False).input_ids)
+        if self._has_larger_ids:
+            self._require_rows(ids, text)
+        return ids
+
+    def _require_rows(self, ids: list[int], text: str) -> None:
+        token = next((token for token in ids if token >= self._rows and token not in self._markers), None)
+        if token is not None:
+            name = self._tokenizer.convert_ids_to_tokens(token)
+            shown = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+            raise UserError(f"the text {shown!r} cannot be used: {outside(name, token, self._rows)}. Change the text.")
 
     def tokenize(self, segments: Sequence[Segment]) -> list[list[int]]:
         """Return the token ids of each segment; those of an output are empty."""
