@@ -402,9 +402,14 @@ def test_a_model_with_code_that_transformers_implements_is_built_without_executi
     assert not (folder / "executed").exists()
 
 
-def test_a_tokenizer_that_needs_code_of_its_folder_is_refused_without_executing_it(tmp_path):
-    folder = folder_of(tmp_path, tokenizer={"auto_map": {"AutoTokenizer": ["code.Own", None]}, "tokenizer_class": "Own"})
-    (folder / "tokenizer.json").unlink()
+@pytest.mark.parametrize("model_type", ["llama", "bloom"])
+def test_a_tokenizer_that_needs_code_of_its_folder_is_refused_without_executing_it(tmp_path, monkeypatch, model_type):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("transformers asks whether to execute the code"))
+    tokenizer = {"auto_map": {"AutoTokenizer": ["code.Own", None]}, "tokenizer_class": "Own"}
+    folder = folder_of(tmp_path, config={"model_type": model_type}, tokenizer=tokenizer)
+    # transformers knows the tokenizer of Llama, but not that of Bloom, without the code.
+    if model_type == "llama":
+        (folder / "tokenizer.json").unlink()
     (folder / "code.py").write_text(PROBE)
     assert refusal(tmp_path, folder).startswith(
         f"model.llama_model: the tokenizer in '{folder}' needs Python code from its folder (auto_map), which is never executed."

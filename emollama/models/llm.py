@@ -28,7 +28,7 @@ NEEDS_CODE = (
 
 
 def read_config(path: str) -> Any:
-    """Read the model's config.json. The result has no ``auto_map``, so that no code of the folder is ever executed.
+    """Read the model's config.json.
 
     Raises:
         UserError: If the folder does not exist or contains no configuration that transformers can read.
@@ -56,7 +56,6 @@ def read_config(path: str) -> Any:
         if "AutoModelForCausalLM" in (content.get("auto_map") or {}):
             raise UserError(f"{KEY}: the language model in '{path}' {NEEDS_CODE}")
         raise UserError(f"{KEY}: '{file}': models of the type '{kind}' are not causal language models. Use another model.")
-    vars(config).pop("auto_map", None)
     return config
 
 
