@@ -142,27 +142,19 @@ class Model(Protocol):
         ...
 
     @classmethod
-    def check_language_model(cls, cfg: Any, *, device: torch.device, frozen_dtype: torch.dtype) -> list[str]:
+    def check_language_model(
+        cls, cfg: Any, prompt: PromptFormat | None, *, device: torch.device, frozen_dtype: torch.dtype
+    ) -> list[str]:
         """Check the language model without its weights; return lines about costs and probable mistakes.
 
         Args:
             cfg: the ``model`` block.
+            prompt: the prompt format; None if the folder of the language model has no tokenizer.
             device: device of the run.
             frozen_dtype: dtype of frozen weights.
 
         Raises:
             UserError: If the language model cannot be run correctly with this configuration.
-        """
-        ...
-
-    @classmethod
-    def language_model_warnings(cls, cfg: Any, prompt: PromptFormat | None, frozen_dtype: torch.dtype) -> list[str]:
-        """Return a line for each property of the language model that works in this run, but is probably a mistake.
-
-        Args:
-            cfg: the ``model`` block.
-            prompt: the prompt format; None if the folder of the language model has no tokenizer.
-            frozen_dtype: dtype of frozen weights.
         """
         ...
 

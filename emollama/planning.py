@@ -16,10 +16,12 @@ import torch
 from emollama.components import Model
 from emollama.config import RunConfig
 from emollama.data.batch import Record
+from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.slots import without_pixels
 from emollama.logs.console import aligned
 from emollama.precision import Precision
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 CHARACTERS_PER_TOKEN = 4  # estimate for English text if the folder of the language model has no tokenizer
 SENTENCE_TOKENS, ANSWER_TOKENS = 20, 100  # assumed lengths of a sample's texts, for the memory of activations
 BYTES_OF_4_BITS = 0.5 + 4 / 64  # 64 weights share a float32 scale
@@ -73,12 +75,14 @@ def plan(config: RunConfig) -> Plan:
     parameters = parameter_groups(model)
     trained = sum(parameter_groups(model, only_trained=True).values())
     parameters |= {"trainable": trained, "total": sum(parameters.values())}
-    tokens, notes = _tokens(config, model)
+    has_tokenizer = any(Path(config.model.llama_model, name).is_file() for name in TOKENIZER_FILES)
+    prompt = model.prompt_format(config.model) if has_tokenizer else None
+    tokens, notes = _tokens(config, model, prompt)
     blocks = [*config.datasets.values(), *(block.dataset for block in config.evaluation_datasets.values())]
     batch = max((block.batch_size for block in blocks), default=1)
     memory = _memory(config, model, sum(tokens.values()), batch)
     model_class, dtype = config.model_class, precision.frozen_dtype
-    notes += model_class.check_language_model(config.model, device=precision.device, frozen_dtype=dtype)
+    notes += model_class.check_language_model(config.model, prompt, device=precision.device, frozen_dtype=dtype)
     notes.append(f"trained tensors: {', '.join(_trained_names(model))}")
     notes.append(
         f"the memory is for micro-batches of {batch}, sentences of {SENTENCE_TOKENS} tokens and answers of {ANSWER_TOKENS} tokens"
@@ -124,21 +128,19 @@ def _trained_names(model: Model) -> list[str]:
     return list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in trained))
 
 
-def _tokens(config: RunConfig, model: Model) -> tuple[dict[str, int], list[str]]:
+def _tokens(config: RunConfig, model: Model, prompt: PromptFormat | None) -> tuple[dict[str, int], list[str]]:
     shapes = without_pixels(model.slot_shapes(config.model))
-    folder = Path(config.model.llama_model)
-    exact = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     texts = [text for block in config.datasets.values() for text in block.turns()] or [""]
     layout = model.feature_layout(config.model)
     feature_tokens = layout.num_feature_tokens({slot: shape.num_zeros for slot, shape in shapes.items()})
-    if exact:
-        prompt = model.prompt_format(config.model)
+    if prompt is not None:
         features = {slot: torch.zeros(shape.num_zeros, shape.dim) for slot, shape in shapes.items()}
         lengths = [len(prompt.tokenize(Record("", "", [(text, None)], features)).input_ids) for text in texts]
         text_tokens = max(lengths) - sum(feature_tokens.values())
     else:
         text_tokens = max(len(text) for text in texts) // CHARACTERS_PER_TOKEN + 30
-    method = "tokenized" if exact else f"estimated with {CHARACTERS_PER_TOKEN} characters per token: {folder} has no tokenizer"
+    estimate = f"estimated with {CHARACTERS_PER_TOKEN} characters per token: {config.model.llama_model} has no tokenizer"
+    method = "tokenized" if prompt is not None else estimate
     # The names are keys of the --json output; text() has plainer ones.
     named = {f"rows: {name}": count for name, count in feature_tokens.items()}
     notes = [f"prompt text is {method}"]

@@ -67,7 +67,8 @@ def prompt_of(path, folder, **model):
 
 def warnings_of(path, folder, dtype=torch.float32, **model):
     config = configured(path, folder, **model)
-    return config.model_class.language_model_warnings(config.model, config.model_class.prompt_format(config.model), dtype)
+    model_class, cpu = config.model_class, torch.device("cpu")
+    return model_class.check_language_model(config.model, model_class.prompt_format(config.model), device=cpu, frozen_dtype=dtype)
 
 
 def refusal(path, folder, **model):

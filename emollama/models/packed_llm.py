@@ -85,11 +85,14 @@ class PackedLLM(nn.Module, ABC):
         return key
 
     @classmethod
-    def check_language_model(cls, cfg: Any, *, device: torch.device, frozen_dtype: torch.dtype) -> list[str]:
+    def check_language_model(
+        cls, cfg: Any, prompt: PromptFormat | None, *, device: torch.device, frozen_dtype: torch.dtype
+    ) -> list[str]:
         """Check the language model without its weights; return lines about costs and probable mistakes.
 
         Args:
             cfg: the ``model`` block.
+            prompt: the prompt format; None if the folder has no tokenizer.
             device: device of the run.
             frozen_dtype: dtype of frozen weights.
 
@@ -102,19 +105,8 @@ class PackedLLM(nn.Module, ABC):
 
         config = llm.read_config(cfg.llama_model)
         packing = packing_check.resolve(cfg.packing, config, device, frozen_dtype)
-        return [*packing.notices(config.model_type), *llm_weights.check_targets(cfg, config)]
-
-    @classmethod
-    def language_model_warnings(cls, cfg: Any, prompt: PromptFormat | None, frozen_dtype: torch.dtype) -> list[str]:
-        """Return a line for each property of the language model that works in this run, but is probably a mistake.
-
-        Args:
-            cfg: the ``model`` block.
-            prompt: the prompt format; None if the folder has no tokenizer.
-            frozen_dtype: dtype of frozen weights.
-        """
-        config = llm.read_config(cfg.llama_model)
-        lines = llm.float16_warning(config, frozen_dtype)
+        lines = [*packing.notices(config.model_type), *llm_weights.check_targets(cfg, config)]
+        lines += llm.float16_warning(config, frozen_dtype)
         if prompt is not None:
             lines += tokenizer_check.warnings(prompt.tokenizer, llm.vocabulary(cfg.llama_model, config), cfg.end_sym)
         return lines

@@ -157,16 +157,12 @@ class Preparation:
                 on_rank_zero(lambda: require_writable(self.folder, "run.output_dir"))
         with self._collect_errors:
             on_rank_zero(lambda: require_language_model(model.llama_model))
-            check, dtype = self.config.model_class.check_language_model, self.precision.frozen_dtype
-            notices = self.world.rank_zero_first(lambda: check(model, device=self.world.device, frozen_dtype=dtype))
-            for notice in notices if self.world.is_main else ():
-                get_logger().warning(notice)
             prompt_format = self.config.model_class.prompt_format
             self.prompt = self.world.rank_zero_first(lambda: prompt_format(model, run.loss_average))
-            warnings, dtype = self.config.model_class.language_model_warnings, self.precision.frozen_dtype
-            for line in on_rank_zero(lambda: warnings(model, self.prompt, dtype)):
-                if self.world.is_main:
-                    get_logger().warning(line)
+            check, dtype = self.config.model_class.check_language_model, self.precision.frozen_dtype
+            lines = self.world.rank_zero_first(lambda: check(model, self.prompt, device=self.world.device, frozen_dtype=dtype))
+            for line in lines if self.world.is_main else ():
+                get_logger().warning(line)
 
     def _check_checkpoints(self) -> None:
         """Check that the files of ``model.ckpt`` exist. A resumed run loads its own checkpoint instead."""
