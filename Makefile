@@ -2,6 +2,7 @@
 # make check  ruff, mypy, codespell, tests            make test-slow  the slow tests      make test-all  both
 # make lint format-check types spelling   the parts of make check that .pre-commit-config.yaml runs, too
 # make format   fixes what ruff can fix                make wheel  dist/emollama-*.whl
+# make test-models  every causal language model of transformers, in small
 # make test-random   the fast tests in three random orders, while other processes keep the processors busy
 # VENV=/path/to/venv uses an existing environment instead of creating .venv
 
@@ -21,7 +22,7 @@ WORKERS ?= 2
 SEEDS ?= 1 2 3
 SPREAD = -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: install demo test test-slow test-all test-random lint format-check types spelling format check wheel
+.PHONY: install demo test test-slow test-all test-models test-random lint format-check types spelling format check wheel
 
 install: $(STAMP)
 
@@ -43,7 +44,11 @@ test-slow: install
 	$(FAST) $(KEPT) $(BIN)/python -m pytest $(SPREAD) -m "slow or gpu"
 
 test-all: install
-	$(FAST) $(KEPT) $(BIN)/python -m pytest $(SPREAD) -m ""
+	$(FAST) $(KEPT) $(BIN)/python -m pytest $(SPREAD) -m "not models"
+
+# The tests of one language model stay together, so that it is built once.
+test-models: install
+	$(FAST) $(KEPT) $(BIN)/python -m pytest -n $(WORKERS) --dist load --maxschedchunk 8 -m models tests/test_language_models.py
 
 test-random: install
 	busy=""; for _ in $$(seq $(WORKERS)); do (while :; do :; done) & busy="$$busy $$!"; done; trap "kill $$busy" EXIT; \

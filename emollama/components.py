@@ -99,7 +99,13 @@ class DecodingState:
 
 
 class LanguageModel(Protocol):
-    """A causal language model of transformers, with or without the adapters of peft."""
+    """A causal language model of transformers, with or without the adapters of peft.
+
+    Attributes:
+        supports_gradient_checkpointing: whether it can recompute the layers' activations in the backward pass.
+    """
+
+    supports_gradient_checkpointing: bool
 
     def get_input_embeddings(self) -> nn.Embedding:
         """Return the embedding table."""

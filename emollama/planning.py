@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 import torch
 
@@ -161,16 +163,22 @@ def _frozen_bytes(config: RunConfig, model: Model, frozen: int, size: int) -> fl
     return (frozen - whole) * (1 if config.model.low_resource else BYTES_OF_4_BITS) + 4 * whole
 
 
-def _inner_width(model: Model, hidden: int) -> int:
+def _per_layer(llm: Any, name: str) -> list[float]:
+    """Return a number of a language model's configuration in a list, or its value in each layer; [] if it has none."""
+    try:
+        value = getattr(llm, name, None)
+    except RuntimeError:
+        # transformers does not return a number that differs between layers.
+        value = [getattr(layer, name, None) for layer in llm.per_layer_config]
+    return [number for number in (value if isinstance(value, list | tuple) else [value]) if isinstance(number, int) and number]
+
+
+def _inner_width(model: Model, hidden: int) -> float:
     """Return the inner width of the language model's layers, of which configurations have different names, or 4 hidden sizes."""
     llm = model.llm_config.get_text_config()
     for name in ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "decoder_ffn_dim", "moe_intermediate_size"):
-        width = getattr(llm, name, None)
-        if isinstance(width, int):
-            return width
-        # A few models have a width for each layer.
-        if isinstance(width, list | tuple) and width:
-            return int(max(width))
+        if widths := _per_layer(llm, name):
+            return max(widths)
     return 4 * hidden
 
 
@@ -189,17 +197,18 @@ def _memory(config: RunConfig, model: Model, tokens: int, batch: int) -> dict[st
     if config.datasets:
         layer = positions * ((10 * hidden + 4 * inner) * size + 4 * hidden * 4)  # norms keep float32 copies
         saved = layers * positions * hidden * size
+        recomputes = config.model.use_grad_checkpoint and model.llama_model.supports_gradient_checkpointing
         parts |= {
             "gradients (float32)": 4 * trained,
             "AdamW moments (float32)": 8 * trained,
-            "activations": saved + layer if config.model.use_grad_checkpoint else layers * layer,
+            "activations": saved + layer if recomputes else layers * layer,
             # the logits, their float32 copy, log-softmax and gradient
             "logits at the answers": batch * ANSWER_TOKENS * llm.vocab_size * (size + 3 * 4),
         }
     else:
         longest = max((block.task.max_new_tokens for block in config.evaluation_datasets.values()), default=0)
         # Models without attention heads, such as Mamba, have no keys and values; the estimate is then an upper limit.
-        query_heads = getattr(llm, "num_attention_heads", None) or 1
-        heads = (getattr(llm, "num_key_value_heads", None) or query_heads) / query_heads
+        query_heads = mean(_per_layer(llm, "num_attention_heads") or [1])
+        heads = mean(_per_layer(llm, "num_key_value_heads") or [query_heads]) / query_heads
         parts["key-value cache"] = 2 * layers * hidden * heads * (positions + batch * longest) * size
     return {name: value / GIB for name, value in parts.items()} | {"sum": sum(parts.values()) / GIB}

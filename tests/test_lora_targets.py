@@ -23,6 +23,7 @@ CONFIGS = {
     "phi3": COMMON | LAYERS,
     "gpt_neox": COMMON | {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48},
     "gpt2": GPT,
+    "bart": {"vocab_size": 99, "d_model": 32, "decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 48},
     "mamba": COMMON | {"num_hidden_layers": 2, "state_size": 4},
     "qwen3_5_text": HYBRID,
     "gemma3": {"text_config": COMMON | LAYERS | {"head_dim": 8}},
@@ -64,6 +65,11 @@ def test_the_default_is_the_query_and_value_projections_of_each_layer(family, ex
 def test_an_image_encoder_gets_no_adapters():
     names = lora_targets.resolve(on_meta("gemma3"), None)
     assert len(names) == 4 and all(name.startswith("model.language_model.layers.") for name in names)
+
+
+def test_cross_attention_which_a_decoder_alone_does_not_use_gets_no_adapters():
+    llm = on_meta("bart")
+    assert lora_targets.resolve(llm, None) == [f"model.decoder.layers.0.self_attn.{name}_proj" for name in "qv"]
 
 
 def test_all_linear_excludes_the_output_layer():

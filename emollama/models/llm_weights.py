@@ -63,22 +63,28 @@ def options_of(cfg: LLMConfig, attention: str) -> LLMOptions:
     )
 
 
-def check_targets(cfg: LLMConfig, config: Any) -> list[str]:
-    """Check ``model.lora_target_modules`` without weights; return a line about layers without adapters, if there are any.
+def check_options(cfg: LLMConfig, config: Any) -> list[str]:
+    """Check without weights whether a language model has the layers to adapt; return lines about what it cannot do.
 
     Args:
         cfg: the ``model`` block.
         config: the result of :func:`read_config`.
 
     Raises:
-        UserError: If adapters cannot be added to one of the layers.
+        UserError: If adapters cannot be added to one of the layers of ``model.lora_target_modules``.
     """
-    if cfg.train_llm != "lora":
-        return []
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    notice = lora_targets.uncovered_layers(model, lora_targets.resolve(model, cfg.lora_target_modules))
-    return [notice] if notice else []
+    lines = []
+    if cfg.train_llm == "lora":
+        targets = lora_targets.resolve(model, cfg.lora_target_modules)
+        lines += [line for line in [lora_targets.uncovered_layers(model, targets)] if line]
+    if cfg.use_grad_checkpoint and not model.supports_gradient_checkpointing:
+        lines.append(
+            f"model.use_grad_checkpoint: '{config.model_type}' cannot recompute activations, so that all of them are stored,"
+            " which needs more memory."
+        )
+    return lines
 
 
 def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
@@ -148,7 +154,7 @@ def _with_options(llm: Any, options: LLMOptions) -> Any:
             llm = get_peft_model(llm, lora)
         except ValueError as error:
             raise UserError(f"model.lora_target_modules: {error}") from None
-    if options.checkpointing:
+    if options.checkpointing and llm.supports_gradient_checkpointing:
         # The method was renamed in transformers 5.23, where the old name still works with a warning.
         name = "activation_checkpointing_enable"
         enable = getattr(llm, name, None) or llm.gradient_checkpointing_enable

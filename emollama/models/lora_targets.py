@@ -20,6 +20,7 @@ from emollama.listing import abbreviated, listing
 from emollama.suggestions import did_you_mean
 
 KEY = "model.lora_target_modules"
+CROSS_ATTENTION = re.compile(r"encoder_attn|cross_?attn|cross_?attention")
 ALL_LINEAR = "all-linear"  # the value of peft for all linear layers except the output layer
 
 # Names of query and value projections, or of the projection that contains both. The first that a layer has completely is used.
@@ -73,14 +74,23 @@ def resolve(llm: Any, value: str | Sequence[str] | None) -> list[str]:
 def decoder_layers(llm: Any) -> dict[str, list[str]]:
     """Return the linear layers that adapters can adapt, by the decoder layer that contains them.
 
-    Encoders of images or audio, routers of experts, and layers that share their weights are left out.
+    Encoders of images or audio, cross-attention to their output, routers of experts, and layers that share their weights are
+    left out.
     """
     shared = shared_weights(llm)
     layers: dict[str, list[str]] = {}
+    with_cross_attention = set()
     for name, module in llm.named_modules():
         layer = re.match(r".*?\.\d+(?=\.)", name)
         if layer and is_linear(module) and name not in shared and "router" not in name:
-            layers.setdefault(layer[0], []).append(name)
+            if CROSS_ATTENTION.search(name):
+                with_cross_attention.add(layer[0])
+            else:
+                layers.setdefault(layer[0], []).append(name)
+    for layer_name in with_cross_attention:
+        # A layer with cross-attention alone is not used without images.
+        if not any(matches(name, end) for name in layers.get(layer_name, ()) for ends in PROJECTIONS for end in ends):
+            layers.pop(layer_name, None)
     lists: dict[str, dict[str, list[str]]] = {}
     for layer_name, names in layers.items():
         lists.setdefault(layer_name.rpartition(".")[0], {})[layer_name] = names

@@ -105,7 +105,7 @@ class PackedLLM(nn.Module, ABC):
 
         config = llm.read_config(cfg.llama_model)
         packing = packing_check.resolve(cfg.packing, config, device, frozen_dtype)
-        lines = [*packing.notices(config.model_type), *llm_weights.check_targets(cfg, config)]
+        lines = [*packing.notices(config.model_type), *llm_weights.check_options(cfg, config)]
         lines += llm.float16_warning(config, frozen_dtype)
         if prompt is not None:
             lines += tokenizer_check.warnings(prompt.tokenizer, llm.vocabulary(cfg.llama_model, config), cfg.end_sym)
@@ -131,6 +131,12 @@ class PackedLLM(nn.Module, ABC):
     def frame_manifest(cfg: Any, choice: Any) -> Manifest:
         """Return the manifest of the features that the model computes from frames. A model that does so overrides this method."""
         raise UserError("this model computes no features from frames. Specify extracted features in each block.")
+
+    @property
+    def _llm(self) -> Any:
+        """The language model without the wrapper of peft, which rejects embeddings for a few models."""
+        llm = self.llama_model
+        return llm.get_base_model() if hasattr(llm, "get_base_model") else llm
 
     @property
     def device(self) -> torch.device:
@@ -161,8 +167,8 @@ class PackedLLM(nn.Module, ABC):
     def decode(self, ids: Tensor, state: DecodingState) -> Tensor:
         """Append tokens (B, Q) to ``state.cache``; return the logits after each of them, (B, Q, V) float32."""
         if isinstance(state.cache, padded.Prefixes):
-            return padded.decode_prefixes(self.llama_model, ids, state.cache, batched=self.packing.batched).float()
-        return padded.decode_cached(self.llama_model, ids, state).float()
+            return padded.decode_prefixes(self._llm, ids, state.cache, batched=self.packing.batched).float()
+        return padded.decode_cached(self._llm, ids, state).float()
 
     @torch.inference_mode()
     def beam_search(self, batch: Batch, prompt: PromptFormat, options: Mapping[str, Any]) -> list[list[int]]:
@@ -200,7 +206,7 @@ class PackedLLM(nn.Module, ABC):
 
     def _packed_logits(self, batch: Batch, positions: Tensor, **cache: Any) -> Tensor:
         """Return the next-token logits after these positions of a packed batch, (len(positions), V)."""
-        logits: Tensor = self.llama_model(
+        logits: Tensor = self._llm(
             inputs_embeds=self._embed(batch).unsqueeze(0),
             position_ids=batch.position_ids.unsqueeze(0),
             cu_seqlens=batch.cu_seqlens,
@@ -215,7 +221,7 @@ class PackedLLM(nn.Module, ABC):
         rows = torch.searchsorted(batch.cu_seqlens[1:].long(), positions, right=True)
         columns = positions - batch.cu_seqlens.long()[rows]
         sequences = embeddings.split(batch.lengths)
-        return padded.logits_at(self.llama_model, sequences, rows, columns, batched=self.packing.batched, cache=cache)
+        return padded.logits_at(self._llm, sequences, rows, columns, batched=self.packing.batched, cache=cache)
 
     def _padded_prefill(self, batch: Batch, last: Tensor) -> tuple[Tensor, DecodingState]:
         embeddings = self._embed(batch)

@@ -24,6 +24,7 @@ EXPERTS = {
 }
 LAYERS_OF_A_TYPE = 2
 HEAD_WIDTH = 32
+FREE_MULTIPLE = 16  # of inner widths, because kernels for experts need aligned rows
 MAX_LAYERS = 8  # without a list of layer types, unless the layers alternate with a longer period
 
 HEADS = re.compile(r"(^|_)(n_heads?|num_heads?|num_\w*_heads|\w*_heads|\w*_head_kv|num_kv|n_groups|num_groups)$")
@@ -134,7 +135,7 @@ def _shrunken_number(key: str, value: int, divisors: tuple[int, int], free_width
     if HEADS.search(key) or is_width:
         divided = max(1, value // (divisor * head_divisor if is_width and not HEADS.search(key) else divisor))
         is_free = free_widths and re.search(r"intermediate|ffn|inner|d_ff", key)
-        return min(divided, 128) if is_free else divided
+        return min(math.ceil(divided / FREE_MULTIPLE) * FREE_MULTIPLE, 128) if is_free else divided
     return value
 
 
