@@ -67,8 +67,23 @@ compared. The result decides how micro-batches are run (key `model.packing`):
 | rejected: differs from transformers | no way of running it gives the losses of plain transformers, even for a single sample |
 | † | random numbers in training (dropout inside a layer, noise of a router) depend on how a global batch is divided |
 
-The tables have the results for small copies of the default configurations of transformers. Those of
-a model with other settings can differ; `emollama plan` shows them. LoRA targets are the layers that
+## Use another language model
+
+Set these keys of the `model` block. The default values of the other keys fit every model.
+
+| key | example: Qwen2.5-7B-Instruct |
+|---|---|
+| `llama_model` | the folder of the model |
+| `end_sym` | `<|im_end|>`, the EOS token of the tokenizer |
+| `prompt_template` | `"<|im_start|>user\\n{}<|im_end|>\\n<|im_start|>assistant\\n"`, in double quotes |
+
+At the start, and in `emollama plan`, lines report how the model is run and what is probably a
+mistake, such as an end symbol that is not a token of the model.
+
+## Results
+
+The table has the results for small copies of the default configurations of transformers. Those of a
+model with other settings can differ; `emollama plan` shows them. LoRA targets are the layers that
 get adapters if `model.lora_target_modules` is null: the query and value projections of each decoder
 layer.
 
