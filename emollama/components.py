@@ -76,12 +76,20 @@ class DecodingState:
     """Key-value cache and attention mask of B sequences.
 
     Attributes:
-        cache: a cache of transformers with the keys and values, (B, heads, W, head_dim) per layer, padded on the left.
+        cache: a cache of transformers with the keys and values, (B, heads, W, head_dim) per layer, padded on the left; or an
+            object of the model's own that has the method ``batch_select_indices``, too.
         mask: (B, W) int64, 0 at padding.
     """
 
     cache: Any
     mask: Tensor
+
+    @classmethod
+    def of_lengths(cls, cache: Any, lengths: Sequence[int], device: torch.device) -> Self:
+        """Return the state of sequences with these numbers of tokens."""
+        sizes = torch.tensor(lengths, device=device)
+        width = int(sizes.max())
+        return cls(cache, (torch.arange(width, device=device) >= width - sizes[:, None]).long())
 
     def extended(self, tokens: int) -> tuple[Tensor, Tensor]:
         """Return the mask (B, W + tokens) and position_ids (B, tokens) for new tokens, without changing the state."""
@@ -92,10 +100,6 @@ class DecodingState:
         """Keep only the sequences at these indices."""
         self.cache.batch_select_indices(rows)
         self.mask = self.mask[rows]
-
-    def crop(self, tokens: int) -> None:
-        """Remove the last tokens of every sequence from the cache. The mask does not change."""
-        self.cache.crop(-tokens)
 
 
 class LanguageModel(Protocol):
@@ -213,8 +217,14 @@ class Model(Protocol):
         """Process B prompts; return next-token logits (B, V) float32 and the decoding state."""
         ...
 
-    def decode(self, ids: Tensor, state: DecodingState) -> Tensor:
-        """Append tokens (B, Q) to ``state.cache``; return the logits after each of them, (B, Q, V) float32."""
+    def decode(self, ids: Tensor, state: DecodingState, *, keep: bool = True) -> Tensor:
+        """Return the logits after each of the next tokens (B, Q) of the sequences, (B, Q, V) float32.
+
+        Args:
+            ids: the tokens.
+            state: what the model remembers of the tokens before them.
+            keep: append the tokens to the state; if False, the state is afterwards as it was before.
+        """
         ...
 
     def beam_search(self, batch: Batch, prompt: PromptFormat, options: Mapping[str, Any]) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
 from dataclasses import replace
@@ -10,11 +11,12 @@ import pytest
 import torch
 from running import GOLDEN, golden_config
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.cache_utils import LinearAttentionLayer
 
 from emollama.config import load
 from emollama.data.batch import IGNORED, Sample, collate
 from emollama.errors import UserError
-from emollama.models import attention, decoding, packing_check, random_copy
+from emollama.models import attention, decoding, packing_check, padded, random_copy
 from emollama.models.sampling_params import SamplingParams
 from emollama.models.shrinking import shrunken_configs
 from emollama.planning import plan
@@ -33,6 +35,9 @@ FAMILIES = {
     "gpt_oss": COMMON | LAYERS | {"head_dim": 8, "sliding_window": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
     "falcon": COMMON | {"num_hidden_layers": 2, "num_attention_heads": 4},
     "mamba": COMMON | {"num_hidden_layers": 2, "state_size": 4},
+    "bamba": COMMON
+    | LAYERS
+    | {"attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_chunk_size": 16},
     "gemma4_text": COMMON | LAYERS | {"head_dim": 8, "global_head_dim": 8, "hidden_size_per_layer_input": 8},
     "bert": COMMON | LAYERS,
 }
@@ -113,13 +118,61 @@ def test_the_check_does_not_change_the_random_state():
 def test_a_model_that_transformers_cannot_shrink_runs_unchecked_one_sample_at_a_time(monkeypatch):
     monkeypatch.setattr(random_copy, "MAX_PARAMETERS", 10)
     packing = packing_check.check(config_of("llama"))
-    assert (packing.result, packing.batched, packing.cached) == ("padded", False, False)
+    assert (packing.result, packing.batched, packing.cache) == ("padded", False, "none")
     (notice,) = packing.notices("llama")
     assert "could not be checked" in notice and "one at a time" in notice
 
 
-@pytest.mark.parametrize("family", ["llama", "nemotron", "gemma2", "mamba"])
-@pytest.mark.parametrize("packing", ["auto", "padded"])
+@pytest.mark.parametrize(
+    ("family", "key", "cache"),
+    [
+        ("llama", "auto", "batch"),
+        ("llama", "off", "sequence"),
+        ("nemotron", "auto", "batch"),
+        ("mamba", "auto", "sequence"),
+        ("bamba", "auto", "sequence"),
+    ],
+)
+def test_generation_uses_the_cache_of_the_batch_or_those_of_each_sequence(family, key, cache):
+    packing = packing_check.check(config_of(family), key)
+    assert packing.cache == cache
+    assert any("generation runs one sequence at a time" in line for line in packing.notices(family)) == (cache == "sequence")
+
+
+@pytest.mark.parametrize("family", ["openai-gpt", "recurrent_gemma"])
+def test_generation_recomputes_sequences_if_the_model_has_no_cache_for_each_of_them(family):
+    # RecurrentGemma stores the recurrent state in its modules, so that the next sequence overwrites it.
+    packing = packing_check.check(AutoConfig.for_model(family))
+    assert (packing.result, packing.cache) == ("padded", "none")
+    assert packing.beam_problem
+    assert "recomputes" in packing.notices(family)[0]
+
+
+def test_a_cache_with_wrong_values_is_not_used(monkeypatch):
+    right = LinearAttentionLayer.update_recurrent_state
+
+    def wrong(layer, states, *args, **kwargs):
+        return right(layer, 0.5 * states, *args, **kwargs)
+
+    monkeypatch.setattr(LinearAttentionLayer, "update_recurrent_state", wrong)
+    assert packing_check.check(config_of("mamba")).cache == "none"
+
+
+def test_a_cache_that_fails_in_the_precision_of_the_run_is_not_used(monkeypatch):
+    assert packing_check.check(config_of("mamba"), dtype=torch.bfloat16).cache == "sequence"
+    right = padded._continued
+
+    def wrong_in_half_precision(llm, embeddings, arguments):
+        logits, cache = right(llm, embeddings, arguments)
+        return (logits if embeddings.dtype == torch.float32 else 0.5 * logits), cache
+
+    monkeypatch.setattr(padded, "_continued", wrong_in_half_precision)
+    assert packing_check.check(config_of("mamba"), dtype=torch.bfloat16).cache == "none"
+    assert packing_check.check(config_of("mamba")).cache == "sequence"
+
+
+@pytest.mark.parametrize("family", ["llama", "nemotron", "gemma2", "mamba", "bamba"])
+@pytest.mark.parametrize("packing", ["auto", "padded", "off"])
 def test_losses_and_greedy_answers_equal_those_of_transformers_for_each_sample_alone(tmp_path, family, packing):
     config = run_config(family, tmp_path, packing=packing)
     model = build(config)
@@ -140,10 +193,53 @@ def test_losses_and_greedy_answers_equal_those_of_transformers_for_each_sample_a
         torch.testing.assert_close(model(batch), torch.cat(expected), atol=1e-4, rtol=0)
     params = SamplingParams(max_new_tokens=4)
     assert decoding.generate([model], batch, params, lambda ids: False, [0, 0]) == answers
+    assert decoding.generate([model, model], batch, params, lambda ids: False, [0, 0]) == answers
+    # The first answer ends before the second.
+    ended = decoding.generate([model], batch, params, lambda ids: ids == answers[0][:2], [0, 0])
+    assert ended == [answers[0][:2], answers[1]]
     # The probabilities of candidates use the prompt's state several times.
     both = decoding.candidate_probabilities([model], batch, [answers[0][:3], answers[1][:2]])
     alone = [decoding.candidate_probabilities([model], collate([one]), [answers[0][:3], answers[1][:2]]) for one in samples]
     torch.testing.assert_close(both, torch.cat(alone), atol=1e-4, rtol=0)
+
+
+def tokens_of_calls(model, monkeypatch):
+    """The list to which each forward pass of the language model adds its number of tokens, including padding."""
+    counts = []
+    forward = model.llama_model.forward
+
+    @functools.wraps(forward)
+    def counted(input_ids=None, *, inputs_embeds=None, **kwargs):
+        counts.append((input_ids if inputs_embeds is None else inputs_embeds[..., 0]).numel())
+        return forward(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+
+    monkeypatch.setattr(model.llama_model, "forward", counted)
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("family", "calls"),
+    [("nemotron", [60, 2, 2, 2]), ("mamba", [30, 22, 1, 1, 1, 1, 1, 1]), ("bamba", [30, 22, 1, 1, 1, 1, 1, 1])],
+)
+def test_with_a_cache_each_new_token_is_computed_once(tmp_path, monkeypatch, family, calls):
+    config = run_config(family, tmp_path)
+    model = build(config)
+    batch = collate([sample(model, config, length) for length in (30, 22)])
+    counts = tokens_of_calls(model, monkeypatch)
+    decoding.generate([model], batch, SamplingParams(max_new_tokens=4), lambda ids: False, [0, 0])
+    assert counts == calls
+
+
+def test_a_beam_search_that_does_not_move_the_cache_with_a_beam_is_rejected(tmp_path, monkeypatch):
+    assert packing_check.check(config_of("mamba")).beam_problem == ""
+    monkeypatch.setattr(LinearAttentionLayer, "reorder_cache", lambda layer, rows: None)
+    packing = packing_check.check(config_of("mamba"))
+    assert packing.cache == "sequence" and "in beam search" in packing.beam_problem
+    config = run_config("mamba", tmp_path)
+    model = build(config)
+    model.packing = packing
+    with pytest.raises(UserError, match=r"num_beams: .*'mamba'.*Set num_beams: 1"):
+        model.beam_search(collate([sample(model, config, 30)]), model.prompt_format(config.model), {"num_beams": 2})
 
 
 def test_a_padded_model_trains_with_recomputed_activations(tmp_path):

@@ -3,8 +3,9 @@
 Shape letters: B = unfinished sequences, T = tokens of all prompts, W = width of the padded cache, Q = new tokens per sequence,
 V = vocabulary size, L = candidate answers.
 
-Prompts are prefilled packed, without padding; then keys and values are padded on the left, one row per sequence. Finished
-sequences are removed from the batch. An ensemble averages the next-token distributions of its members.
+Prompts are prefilled packed, without padding; then keys and values are padded on the left, one row per sequence. Models that
+cannot be packed have other states (:mod:`emollama.models.padded`). Finished sequences are removed from the batch. An ensemble
+averages the next-token distributions of its members.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def generate(
             for state in states:
                 state.select(rows)
             active, tokens = [active[row] for row in unfinished], tokens[rows]
-        logits = [_decode_step(model, tokens[:, None], state)[:, -1] for model, state in zip(models, states, strict=True)]
+        logits = [model.decode(tokens[:, None], state)[:, -1] for model, state in zip(models, states, strict=True)]
         scores = _ensemble_log_probs(logits)
 
 
@@ -115,17 +116,10 @@ def _log_likelihoods(model: Model, batch: Batch, answers: Sequence[list[int]]) -
         ids = torch.tensor(answer, device=first.device).expand(len(first), -1)
         logits = first[:, None]
         if len(answer) > 1:
-            logits = torch.cat([logits, model.decode(ids[:, :-1], state)], 1)
-            # The prompts are prefilled once: each answer is removed from the cache before the next one is scored.
-            state.crop(len(answer) - 1)
+            # The prompts are prefilled once, so the state must not keep the tokens of an answer.
+            logits = torch.cat([logits, model.decode(ids[:, :-1], state, keep=False)], 1)
         columns.append(logits.double().log_softmax(-1).gather(2, ids[:, :, None]).sum((1, 2)))
     return torch.stack(columns, 1)
-
-
-def _decode_step(model: Model, ids: Tensor, state: DecodingState) -> Tensor:
-    logits = model.decode(ids, state)
-    state.mask, _ = state.extended(ids.shape[1])
-    return logits
 
 
 def _ensemble_log_probs(logits: list[Tensor]) -> Tensor:
@@ -147,9 +141,7 @@ def _state(filled: Any, lengths: list[int], convert: Callable[[Tensor, list[int]
     cache = DynamicCache()
     for index, layer in enumerate(filled.layers):
         cache.update(convert(layer.keys, lengths), convert(layer.values, lengths), index)
-    sizes = torch.tensor(lengths, device=filled.layers[0].keys.device)
-    width = int(sizes.max())
-    return DecodingState(cache, (torch.arange(width, device=sizes.device) >= width - sizes[:, None]).long())
+    return DecodingState.of_lengths(cache, lengths, filled.layers[0].keys.device)
 
 
 def _unpack(packed: Tensor, lengths: list[int]) -> Tensor:

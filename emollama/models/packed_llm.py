@@ -157,18 +157,16 @@ class PackedLLM(nn.Module, ABC):
 
     def prefill(self, batch: Batch) -> tuple[Tensor, DecodingState]:
         """Process B prompts; return next-token logits (B, V) float32 and the decoding state."""
-        cache = empty_cache()
         last = batch.cu_seqlens[1:].long() - 1
         if not self.packing.is_packed:
             return self._padded_prefill(batch, last)
+        cache = empty_cache()
         logits = self._packed_logits(batch, _pad_positions(last), past_key_values=cache, use_cache=True)[: len(last)]
         return logits.float(), unpacked_state(cache, batch.lengths)
 
-    def decode(self, ids: Tensor, state: DecodingState) -> Tensor:
-        """Append tokens (B, Q) to ``state.cache``; return the logits after each of them, (B, Q, V) float32."""
-        if isinstance(state.cache, padded.Prefixes):
-            return padded.decode_prefixes(self._llm, ids, state.cache, batched=self.packing.batched).float()
-        return padded.decode_cached(self._llm, ids, state).float()
+    def decode(self, ids: Tensor, state: DecodingState, *, keep: bool = True) -> Tensor:
+        """Return the logits after each of the next tokens (B, Q), (B, Q, V) float32; append them to the state if ``keep``."""
+        return padded.decode(self._llm, ids, state, keep=keep).float()
 
     @torch.inference_mode()
     def beam_search(self, batch: Batch, prompt: PromptFormat, options: Mapping[str, Any]) -> list[list[int]]:
@@ -181,7 +179,15 @@ class PackedLLM(nn.Module, ABC):
 
         Returns:
             B lists of new token ids, up to and including the end of the answer.
+
+        Raises:
+            UserError: If the beam search of transformers does not work with the language model.
         """
+        if self.packing.beam_problem:
+            raise UserError(
+                f"num_beams: the beam search of transformers does not work with models of the type"
+                f" '{self.llm_config.model_type}' ({self.packing.beam_problem}). Set num_beams: 1."
+            )
         pieces = list(self._embed(batch).split(batch.lengths))
         # Without padding, generate() of transformers is correct for every model.
         groups = [pieces] if self.packing.is_packed else [[piece] for piece in pieces]
@@ -198,7 +204,6 @@ class PackedLLM(nn.Module, ABC):
             attention_mask=mask.long(),
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.eos_token_id,
-            use_cache=self.packing.cached,
             **stops,
             **options,
         )
@@ -225,12 +230,16 @@ class PackedLLM(nn.Module, ABC):
 
     def _padded_prefill(self, batch: Batch, last: Tensor) -> tuple[Tensor, DecodingState]:
         embeddings = self._embed(batch)
-        cache = empty_cache() if self.packing.cached else None
+        sequences = embeddings.split(batch.lengths)
+        if self.packing.cache == "sequence":
+            logits, state = padded.prefill_sequences(self.llama_model, sequences)
+            return logits.float(), state
+        if self.packing.cache == "none":
+            logits = self._padded_logits(batch, embeddings, last).float()
+            return logits, padded.prefix_state(sequences, batched=self.packing.batched)
+        cache = empty_cache()
         logits = self._padded_logits(batch, embeddings, last, cache).float()
-        if cache is not None:
-            return logits, left_padded_state(cache, batch.lengths)
-        # A mask with one column is enough, because prefixes need none.
-        return logits, DecodingState(padded.Prefixes(embeddings.split(batch.lengths)), last.new_ones(len(last), 1))
+        return logits, left_padded_state(cache, batch.lengths)
 
     def _embed(self, batch: Batch) -> Tensor:
         """Return the input embeddings (T, H): text embeddings, and feature tokens at placeholder ids."""

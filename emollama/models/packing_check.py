@@ -24,9 +24,10 @@ from emollama.models.configs import PackingKey
 from emollama.models.packing_comparisons import Forward, packed_logits, padded_logits
 from emollama.models.random_copy import RandomCopy, isolated, layer_classes, runnable_copy
 
-VERSION = "4"  # increase it when the check changes, so that cached results are ignored
+VERSION = "5"  # increase it when the check changes, so that cached results are ignored
 CPU = torch.device("cpu")
 Result = Literal["packed", "padded", "rejected"]
+Cache = Literal["batch", "sequence", "none"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class Packing:
         result: packed, padded, or rejected, because no way gives the values of plain transformers.
         attention: name of the attention implementation.
         batched: run padded samples in one forward pass; if False, one after the other.
-        cached: generate with a key-value cache; if False, each new token recomputes its sequence.
+        cache: how generation avoids to recompute a sequence for each new token: with the keys and values of the batch, or with
+            the model's own cache of each sequence, one sequence after the other; none if neither gives the right values.
+        beam_problem: why the beam search of transformers, which uses the model's own cache, cannot be used; "" if it can.
         reason: why the model is not packed.
         random_training: whether random numbers in training depend on how a global batch is divided.
     """
@@ -45,7 +48,8 @@ class Packing:
     result: Result
     attention: str = attention.NAME
     batched: bool = True
-    cached: bool = True
+    cache: Cache = "batch"
+    beam_problem: str = ""
     reason: str = ""
     random_training: bool = False
 
@@ -59,8 +63,7 @@ class Packing:
         lines = []
         if not self.is_packed:
             how = "in padded micro-batches, which compute on padding" if self.batched else "one at a time, which is slower"
-            decoding = "" if self.cached else "; generation recomputes the sequence for each new token"
-            lines.append(f"model.packing: '{family}' runs samples {how}{decoding}. Reason: {self.reason}")
+            lines.append(f"model.packing: '{family}' runs samples {how}{_DECODING[self.cache]}. Reason: {self.reason}")
         if self.random_training:
             lines.append(
                 f"model.llama_model: '{family}' draws random numbers in training (dropout inside a layer, noise of a router) that"
@@ -70,6 +73,11 @@ class Packing:
         return lines
 
 
+_DECODING = {
+    "batch": "",
+    "sequence": "; generation runs one sequence at a time",
+    "none": "; generation recomputes the sequence for each new token",
+}
 _CHECKED: dict[str, Packing] = {}
 
 
@@ -132,7 +140,7 @@ def check(config: Any, key: PackingKey = "auto", device: torch.device = CPU, dty
         copy = runnable_copy(config, classes) or _copy_of_text_model(config)
         if copy is None:
             reason = "the model could not be checked, because transformers cannot run a small copy of it"
-            return Packing("padded", "eager", batched=False, cached=False, reason=reason)
+            return Packing("padded", "eager", batched=False, cache="none", reason=reason)
         not_causal = _attempt(lambda: packing_comparisons.causality(copy))
         if not_causal:
             return Packing("rejected", reason=not_causal)
@@ -163,12 +171,25 @@ def _first_way(copy: RandomCopy, key: PackingKey, device: torch.device, dtype: t
         if problem:
             reason = reason or problem
             continue
-        cached = packing.batched and (
-            packing.is_packed or not _attempt(partial(packing_comparisons.padded_decoding, copy, packing.attention))
-        )
+        cache = _cache(copy, packing, device, dtype)
+        # The beam search of packed models is that of a padded batch, which the comparison of decoding covers.
+        beams = "" if packing.is_packed else _attempt(partial(packing_comparisons.beams, copy, packing.attention))
         random = bool(_attempt(partial(packing_comparisons.training_depends_on_the_batch, copy, packing.attention, forward)))
-        return dataclasses.replace(packing, cached=cached, reason=reason, random_training=random)
+        return dataclasses.replace(packing, cache=cache, beam_problem=beams, reason=reason, random_training=random)
     return Packing("rejected", reason=f"it differs from plain transformers even for a single sample ({problem})")
+
+
+def _cache(copy: RandomCopy, packing: Packing, device: torch.device, dtype: torch.dtype) -> Cache:
+    """Return the cache of generation that gives the values of plain transformers; the comparison of packed samples covers it."""
+    if packing.is_packed:
+        return "batch"
+    if packing.batched and not _attempt(partial(packing_comparisons.padded_decoding, copy, packing.attention)):
+        return "batch"
+    problem = _attempt(partial(packing_comparisons.sequence_decoding, copy, packing.attention))
+    if not problem and (device, dtype) != (CPU, torch.float32):
+        forward, last = packing_comparisons.sequence_logits, packing_comparisons.DECODED
+        problem = _attempt(partial(packing_comparisons.in_precision, copy, packing.attention, forward, device, dtype, last=last))
+    return "none" if problem else "sequence"
 
 
 def _ways(copy: RandomCopy, key: PackingKey) -> Iterator[tuple[Packing, Forward, Callable[[], str]]]:

@@ -14,14 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emollama.components import DecodingState
 from emollama.models import attention, dropout
 from emollama.models.decoding import empty_cache, left_padded_state, unpacked_state
-from emollama.models.padded import Prefixes, accepted, decode_cached, decode_prefixes, logits_at
+from emollama.models.padded import accepted, decode, logits_at, prefill_sequences, prefix_state
 from emollama.models.random_copy import RandomCopy, plain_logits
 
 TOLERANCE = 1e-4  # largest difference of a token's log-probability in float32
 NOISE = 4  # in another precision: the typical error may be this multiple of that of plain transformers
 DECODED = 2  # tokens at the end of each sample that are decoded after a prefill of the others
+
+BEAMS, BEAM_TOKENS = 3, 6  # of the beam search of the comparison
 
 Forward = Callable[[Any, Sequence[Tensor]], Tensor]  # (model, samples) -> logits (T, V)
 
@@ -87,8 +90,7 @@ def packed(copy: RandomCopy) -> str:
     cache = empty_cache()
     prompts = [ids[:-DECODED] for ids in copy.samples]
     packed_logits(model, prompts, past_key_values=cache, use_cache=True)
-    state = unpacked_state(cache, [len(ids) for ids in prompts])
-    return _decoding(decode_cached(model, _last(copy), state), copy)
+    return _decoding(model, unpacked_state(cache, [len(ids) for ids in prompts]), copy)
 
 
 def padded(copy: RandomCopy, implementation: str, *, batched: bool) -> str:
@@ -98,22 +100,65 @@ def padded(copy: RandomCopy, implementation: str, *, batched: bool) -> str:
     problem = _difference(logits, torch.cat(copy.expected), "the log-probability of a token")
     if problem:
         return problem
-    prefixes = Prefixes([model.get_input_embeddings()(ids[:-DECODED]) for ids in copy.samples])
-    return _decoding(decode_prefixes(model, _last(copy), prefixes, batched=batched), copy)
+    state = prefix_state(_prompts(model, copy.samples), batched=batched)
+    return _difference(decode(model, _last(copy.samples), state), _expected(copy), "in decoding, the log-probability of a token")
 
 
 def padded_decoding(copy: RandomCopy, implementation: str) -> str:
     """Compare decoding with the key-value cache of a padded prefill."""
     model = copy.build(implementation)
-    prompts = [ids[:-DECODED] for ids in copy.samples]
-    ends = torch.tensor([len(ids) - 1 for ids in prompts])
+    prompts = _prompts(model, copy.samples)
+    lengths = [len(prompt) for prompt in prompts]
     cache = empty_cache()
-    sequences = [model.get_input_embeddings()(ids) for ids in prompts]
-    logits_at(model, sequences, torch.arange(len(prompts)), ends, batched=True, cache=cache)
-    return _decoding(decode_cached(model, _last(copy), left_padded_state(cache, [len(ids) for ids in prompts])), copy)
+    logits_at(model, prompts, torch.arange(len(prompts)), torch.tensor(lengths) - 1, batched=True, cache=cache)
+    return _decoding(model, left_padded_state(cache, lengths), copy)
 
 
-def in_precision(copy: RandomCopy, implementation: str, forward: Forward, device: torch.device, dtype: torch.dtype) -> str:
+def sequence_decoding(copy: RandomCopy, implementation: str) -> str:
+    """Compare decoding with the caches that the model creates for each sequence.
+
+    Both sequences are prefilled before one is decoded: a few models, such as RecurrentGemma, keep the state in their modules.
+    """
+    model = copy.build(implementation)
+    logits, state = prefill_sequences(model, _prompts(model, copy.samples))
+    expected = torch.stack([part[-DECODED - 1] for part in copy.expected])
+    problem = _difference(logits, expected, "after a prefill, the log-probability of a token")
+    return problem or _decoding(model, state, copy)
+
+
+def sequence_logits(llm: Any, samples: Sequence[Tensor]) -> Tensor:
+    """Return the logits (samples x DECODED, V) of the last tokens, decoded with the caches of each sequence."""
+    _, state = prefill_sequences(llm, _prompts(llm, samples))
+    return decode(llm, _last(samples), state).flatten(0, 1)
+
+
+def beams(copy: RandomCopy, implementation: str) -> str:
+    """Compare the logits in the beam search of transformers, which uses the model's own cache, with those of whole sequences."""
+    model, ids = copy.build(implementation), copy.samples[0]
+    found = model.generate(
+        inputs_embeds=model.get_input_embeddings()(ids)[None],
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        num_beams=BEAMS,
+        num_return_sequences=BEAMS,
+        do_sample=False,
+        max_new_tokens=BEAM_TOKENS,
+        eos_token_id=None,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    for answer, beam in zip(found.sequences, found.beam_indices, strict=True):
+        # The beam of an answer changes from token to token, and its cache has to move with it.
+        used = torch.stack([logits[row] for logits, row in zip(found.logits, beam.tolist(), strict=True)])
+        expected = plain_logits(copy.llm, torch.cat([ids, answer]))[len(ids) - 1 : -1].float().log_softmax(-1)
+        if problem := _difference(used, expected, "in beam search, the log-probability of a token"):
+            return problem
+    return ""
+
+
+def in_precision(
+    copy: RandomCopy, implementation: str, forward: Forward, device: torch.device, dtype: torch.dtype, last: int | None = None
+) -> str:
     """Compare the errors on a device in a precision with those of plain transformers there.
 
     The error of a sample is the median over its tokens, which does not change if a router chooses another expert for a few.
@@ -124,23 +169,24 @@ def in_precision(copy: RandomCopy, implementation: str, forward: Forward, device
         forward: computes the logits of the samples.
         device: device of the run.
         dtype: dtype of frozen weights and of autocast; float32 without autocast.
+        last: of how many tokens at the end of each sample ``forward`` returns logits; None for all tokens.
     """
     samples = [ids.to(device) for ids in copy.samples]
 
-    def errors(llm: Any, run: Forward) -> list[float]:
+    def errors(llm: Any, run: Forward, last: int | None = None) -> list[float]:
         llm = llm.to(device, dtype)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             logits = run(llm, samples)
-        log_probs = logits.float().log_softmax(-1).cpu().split([len(ids) for ids in samples])
+        log_probs = logits.float().log_softmax(-1).cpu().split([last or len(ids) for ids in samples])
         pairs = zip(log_probs, copy.expected, strict=True)
-        return [float((part - expected).abs().amax(-1).median()) for part, expected in pairs]
+        return [float((part - expected[-len(part) :]).abs().amax(-1).median()) for part, expected in pairs]
 
     try:
         plain = errors(copy.build("eager"), lambda llm, samples: torch.cat([plain_logits(llm, ids) for ids in samples]))
     except Exception:
         # The small widths of the copy can be unsuitable for a kernel, which says nothing about the model.
         return ""
-    for own, allowed in zip(errors(copy.build(implementation), forward), plain, strict=True):
+    for own, allowed in zip(errors(copy.build(implementation), forward, last), plain, strict=True):
         if not own <= NOISE * allowed + TOLERANCE:
             name = str(dtype).removeprefix("torch.")
             return (
@@ -172,10 +218,27 @@ def _difference(logits: Tensor, expected: Tensor, what: str) -> str:
     return "" if change <= TOLERANCE else f"{what} changes by {change:.2g}"
 
 
-def _last(copy: RandomCopy) -> Tensor:
-    return torch.stack([ids[-DECODED:] for ids in copy.samples])
+def _prompts(llm: Any, samples: Sequence[Tensor]) -> list[Tensor]:
+    """Return the input embeddings (T, H) of the tokens of each sample that are prefilled."""
+    return [llm.get_input_embeddings()(ids[:-DECODED]) for ids in samples]
 
 
-def _decoding(logits: Tensor, copy: RandomCopy) -> str:
-    expected = torch.stack([part[-DECODED:] for part in copy.expected])
-    return _difference(logits, expected, "in decoding, the log-probability of a token")
+def _last(samples: Sequence[Tensor]) -> Tensor:
+    return torch.stack([ids[-DECODED:] for ids in samples])
+
+
+def _expected(copy: RandomCopy) -> Tensor:
+    return torch.stack([part[-DECODED:] for part in copy.expected])
+
+
+def _decoding(llm: Any, state: DecodingState, copy: RandomCopy) -> str:
+    """Compare the logits after the last tokens of the samples, given a cache of the other tokens."""
+    ids, expected = _last(copy.samples), _expected(copy)
+    # As for the candidates of an answer: several tokens at once, which the state does not keep.
+    logits = decode(llm, ids, state, keep=False)
+    if problem := _difference(logits, expected, "in decoding, the log-probability of a token"):
+        return problem
+    # As in generation: the sequence in the first row is finished, and each step appends one token.
+    state.select(torch.tensor([1]))
+    steps = torch.cat([decode(llm, token, state) for token in ids[1:].split(1, 1)], 1)
+    return _difference(steps, expected[1:], "in decoding one token at a time, the log-probability of a token")

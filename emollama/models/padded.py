@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -26,18 +27,50 @@ class Prefixes:
 
     Args:
         sequences: B tensors (T, H).
+        batched: run all sequences in one forward pass; if False, one after the other.
     """
 
-    def __init__(self, sequences: Sequence[Tensor]) -> None:
+    def __init__(self, sequences: Sequence[Tensor], *, batched: bool) -> None:
         self.sequences = list(sequences)
+        self.batched = batched
 
     def batch_select_indices(self, rows: Tensor) -> None:
         """Keep only the sequences at these indices."""
         self.sequences = [self.sequences[index] for index in rows.tolist()]
 
-    def crop(self, max_length: int) -> None:
-        """Remove ``-max_length`` tokens at the end of each sequence; the argument is that of transformers' caches."""
-        self.sequences = [sequence[:max_length] for sequence in self.sequences]
+
+class SequenceCaches:
+    """The caches of B sequences, each of which the model itself created in a forward pass of that sequence alone.
+
+    A cache can have any content, such as the state of a recurrence, which cannot be padded, and from which no token can be
+    removed.
+
+    Args:
+        caches: B dictionaries with the arguments of the model's ``forward`` that continue the sequence.
+    """
+
+    def __init__(self, caches: Sequence[dict[str, Any]]) -> None:
+        self.caches = list(caches)
+
+    def batch_select_indices(self, rows: Tensor) -> None:
+        """Keep only the sequences at these indices."""
+        self.caches = [self.caches[index] for index in rows.tolist()]
+
+
+def prefix_state(sequences: Sequence[Tensor], *, batched: bool) -> DecodingState:
+    """Return the state of sequences (T, H) without a cache."""
+    return _state(Prefixes(sequences, batched=batched), sequences)
+
+
+def prefill_sequences(llm: Any, sequences: Sequence[Tensor]) -> tuple[Tensor, DecodingState]:
+    """Run sequences (T, H) one after the other; return their next-token logits, (B, V), and the state with their caches."""
+    results = [_continued(llm, sequence, {}) for sequence in sequences]
+    caches = SequenceCaches([cache for _, cache in results])
+    return torch.stack([logits for logits, _ in results]), _state(caches, sequences)
+
+
+def _state(cache: Prefixes | SequenceCaches, sequences: Sequence[Tensor]) -> DecodingState:
+    return DecodingState.of_lengths(cache, [len(sequence) for sequence in sequences], sequences[0].device)
 
 
 def accepted(llm: Any, **arguments: Any) -> dict[str, Any]:
@@ -76,8 +109,27 @@ def logits_at(
     return logits[rows, index_of if "logits_to_keep" in options else columns]
 
 
-def decode_cached(llm: Any, ids: Tensor, state: DecodingState) -> Tensor:
-    """Append tokens (B, Q) to the key-value cache of the state; return the logits after each of them, (B, Q, V)."""
+def decode(llm: Any, ids: Tensor, state: DecodingState, *, keep: bool = True) -> Tensor:
+    """Return the logits after each of the next tokens (B, Q), (B, Q, V).
+
+    Args:
+        llm: the language model.
+        ids: the tokens.
+        state: the state of the sequences.
+        keep: append the tokens to the state; if False, the state is afterwards as it was before.
+    """
+    if isinstance(state.cache, Prefixes):
+        logits = _decode_prefixes(llm, ids, state.cache, keep)
+    elif isinstance(state.cache, SequenceCaches):
+        logits = _decode_sequences(llm, ids, state, keep)
+    else:
+        logits = _decode_batch(llm, ids, state, keep)
+    if keep:
+        state.mask, _ = state.extended(ids.shape[1])
+    return logits
+
+
+def _decode_batch(llm: Any, ids: Tensor, state: DecodingState, keep: bool) -> Tensor:
     mask, positions = state.extended(ids.shape[1])
     logits: Tensor = llm(
         inputs_embeds=llm.get_input_embeddings()(ids),
@@ -86,15 +138,51 @@ def decode_cached(llm: Any, ids: Tensor, state: DecodingState) -> Tensor:
         use_cache=True,
         **accepted(llm, position_ids=positions),
     ).logits
+    if not keep:
+        # Without a copy, the cache needs no further memory.
+        state.cache.crop(-ids.shape[1])
     return logits
 
 
-def decode_prefixes(llm: Any, ids: Tensor, prefixes: Prefixes, *, batched: bool) -> Tensor:
-    """Append tokens (B, Q) to the prefixes; return the logits after each of them, (B, Q, V)."""
+def _decode_sequences(llm: Any, ids: Tensor, state: DecodingState, keep: bool) -> Tensor:
+    _, positions = state.extended(ids.shape[1])
+    caches = state.cache.caches
+    rows = []
+    for index, embeddings in enumerate(llm.get_input_embeddings()(ids)):
+        # Models write to the objects in a cache. Only one sequence is copied at a time.
+        cache = caches[index] if keep else deepcopy(caches[index])
+        logits = []
+        # Some recurrences, such as that of Mamba, start again from zero in a forward pass of several tokens.
+        for embedding, position in zip(embeddings.split(1), positions[index].split(1), strict=True):
+            # Some models, such as Bamba, do not count the tokens in the cache.
+            following, cache = _continued(llm, embedding, accepted(llm, position_ids=position[None]) | cache)
+            logits.append(following)
+        rows.append(torch.stack(logits))
+        if keep:
+            caches[index] = cache
+    return torch.stack(rows)
+
+
+def _continued(llm: Any, embeddings: Tensor, arguments: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """Run the next tokens (T, H) of one sequence; return the logits after the last one, (V,), and the new cache.
+
+    ``arguments`` are further arguments of the model, such as the cache of the tokens before.
+    """
+    out = llm(inputs_embeds=embeddings[None], **accepted(llm, use_cache=True, logits_to_keep=1), **arguments)
+    # The cache has a different name in some models: cache_params in Mamba, state in RWKV.
+    cache = accepted(llm, **out)
+    if not cache:
+        raise NotImplementedError("the model returns no cache")
+    return out.logits[0, -1], cache
+
+
+def _decode_prefixes(llm: Any, ids: Tensor, prefixes: Prefixes, keep: bool) -> Tensor:
     pairs = zip(prefixes.sequences, llm.get_input_embeddings()(ids), strict=True)
-    prefixes.sequences = [torch.cat([sequence, new]) for sequence, new in pairs]
+    sequences = [torch.cat([sequence, new]) for sequence, new in pairs]
     count, new = ids.shape
-    ends = torch.tensor([len(sequence) for sequence in prefixes.sequences], device=ids.device)
+    ends = torch.tensor([len(sequence) for sequence in sequences], device=ids.device)
     columns = ends[:, None] - new + torch.arange(new, device=ids.device)
     rows = torch.arange(count, device=ids.device).repeat_interleave(new)
-    return logits_at(llm, prefixes.sequences, rows, columns.flatten(), batched=batched).view(count, new, -1)
+    if keep:
+        prefixes.sequences = sequences
+    return logits_at(llm, sequences, rows, columns.flatten(), batched=prefixes.batched).view(count, new, -1)
