@@ -218,13 +218,7 @@ class Model(Protocol):
         ...
 
     def decode(self, ids: Tensor, state: DecodingState, *, keep: bool = True) -> Tensor:
-        """Return the logits after each of the next tokens (B, Q) of the sequences, (B, Q, V) float32.
-
-        Args:
-            ids: the tokens.
-            state: what the model remembers of the tokens before them.
-            keep: append the tokens to the state; if False, the state is afterwards as it was before.
-        """
+        """Return the logits after each of the next tokens (B, Q), (B, Q, V) float32; append them to the state if ``keep``."""
         ...
 
     def beam_search(self, batch: Batch, prompt: PromptFormat, options: Mapping[str, Any]) -> list[list[int]]:

@@ -139,6 +139,7 @@ def test_generation_uses_the_cache_of_the_batch_or_those_of_each_sequence(family
     assert any("generation runs one sequence at a time" in line for line in packing.notices(family)) == (cache == "sequence")
 
 
+@pytest.mark.filterwarnings("ignore:a layer of the language model with dropout")
 @pytest.mark.parametrize("family", ["openai-gpt", "recurrent_gemma"])
 def test_generation_recomputes_sequences_if_the_model_has_no_cache_for_each_of_them(family):
     # RecurrentGemma stores the recurrent state in its modules, so that the next sequence overwrites it.

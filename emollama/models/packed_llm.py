@@ -189,7 +189,7 @@ class PackedLLM(nn.Module, ABC):
                 f" '{self.llm_config.model_type}' ({self.packing.beam_problem}). Set num_beams: 1."
             )
         pieces = list(self._embed(batch).split(batch.lengths))
-        # Without padding, generate() of transformers is correct for every model.
+        # Most models that cannot be packed compute wrong values if generate() of transformers gets a padded batch.
         groups = [pieces] if self.packing.is_packed else [[piece] for piece in pieces]
         return [answer for group in groups for answer in self._beam_search(group, prompt, options)]
 

@@ -38,7 +38,7 @@ class Packing:
         result: packed, padded, or rejected, because no way gives the values of plain transformers.
         attention: name of the attention implementation.
         batched: run padded samples in one forward pass; if False, one after the other.
-        cache: how generation avoids to recompute a sequence for each new token: with the keys and values of the batch, or with
+        cache: how generation avoids recomputing a sequence for each new token: with the keys and values of the batch, or with
             the model's own cache of each sequence, one sequence after the other; none if neither gives the right values.
         beam_problem: why the beam search of transformers, which uses the model's own cache, cannot be used; "" if it can.
         reason: why the model is not packed.
@@ -187,7 +187,7 @@ def _cache(copy: RandomCopy, packing: Packing, device: torch.device, dtype: torc
         return "batch"
     problem = _attempt(partial(packing_comparisons.sequence_decoding, copy, packing.attention))
     if not problem and (device, dtype) != (CPU, torch.float32):
-        forward, last = packing_comparisons.sequence_logits, packing_comparisons.DECODED
+        forward, last = packing_comparisons.sequence_logits, packing_comparisons.DECODED_IN_PRECISION
         problem = _attempt(partial(packing_comparisons.in_precision, copy, packing.attention, forward, device, dtype, last=last))
     return "none" if problem else "sequence"
 

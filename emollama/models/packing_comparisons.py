@@ -23,6 +23,7 @@ from emollama.models.random_copy import RandomCopy, plain_logits
 TOLERANCE = 1e-4  # largest difference of a token's log-probability in float32
 NOISE = 4  # in another precision: the typical error may be this multiple of that of plain transformers
 DECODED = 2  # tokens at the end of each sample that are decoded after a prefill of the others
+DECODED_IN_PRECISION = 8  # the same in another precision, where a median needs more tokens
 
 BEAMS, BEAM_TOKENS = 3, 6  # of the beam search of the comparison
 
@@ -127,15 +128,15 @@ def sequence_decoding(copy: RandomCopy, implementation: str) -> str:
 
 
 def sequence_logits(llm: Any, samples: Sequence[Tensor]) -> Tensor:
-    """Return the logits (samples x DECODED, V) of the last tokens, decoded with the caches of each sequence."""
-    _, state = prefill_sequences(llm, _prompts(llm, samples))
-    return decode(llm, _last(samples), state).flatten(0, 1)
+    """Return the logits (samples x DECODED_IN_PRECISION, V) of the last tokens, decoded with the caches of each sequence."""
+    _, state = prefill_sequences(llm, _prompts(llm, samples, DECODED_IN_PRECISION))
+    return decode(llm, _last(samples, DECODED_IN_PRECISION), state).flatten(0, 1)
 
 
 def beams(copy: RandomCopy, implementation: str) -> str:
     """Compare the logits in the beam search of transformers, which uses the model's own cache, with those of whole sequences."""
     model, ids = copy.build(implementation), copy.samples[0]
-    found = model.generate(
+    output = model.generate(
         inputs_embeds=model.get_input_embeddings()(ids)[None],
         attention_mask=torch.ones(1, len(ids), dtype=torch.long),
         num_beams=BEAMS,
@@ -147,9 +148,9 @@ def beams(copy: RandomCopy, implementation: str) -> str:
         output_logits=True,
         return_dict_in_generate=True,
     )
-    for answer, beam in zip(found.sequences, found.beam_indices, strict=True):
+    for answer, beam in zip(output.sequences, output.beam_indices, strict=True):
         # The beam of an answer changes from token to token, and its cache has to move with it.
-        used = torch.stack([logits[row] for logits, row in zip(found.logits, beam.tolist(), strict=True)])
+        used = torch.stack([logits[row] for logits, row in zip(output.logits, beam.tolist(), strict=True)])
         expected = plain_logits(copy.llm, torch.cat([ids, answer]))[len(ids) - 1 : -1].float().log_softmax(-1)
         if problem := _difference(used, expected, "in beam search, the log-probability of a token"):
             return problem
@@ -218,13 +219,13 @@ def _difference(logits: Tensor, expected: Tensor, what: str) -> str:
     return "" if change <= TOLERANCE else f"{what} changes by {change:.2g}"
 
 
-def _prompts(llm: Any, samples: Sequence[Tensor]) -> list[Tensor]:
+def _prompts(llm: Any, samples: Sequence[Tensor], decoded: int = DECODED) -> list[Tensor]:
     """Return the input embeddings (T, H) of the tokens of each sample that are prefilled."""
-    return [llm.get_input_embeddings()(ids[:-DECODED]) for ids in samples]
+    return [llm.get_input_embeddings()(ids[:-decoded]) for ids in samples]
 
 
-def _last(samples: Sequence[Tensor]) -> Tensor:
-    return torch.stack([ids[-DECODED:] for ids in samples])
+def _last(samples: Sequence[Tensor], decoded: int = DECODED) -> Tensor:
+    return torch.stack([ids[-decoded:] for ids in samples])
 
 
 def _expected(copy: RandomCopy) -> Tensor:

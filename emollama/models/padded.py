@@ -3,6 +3,9 @@
 A causal model computes the same values with and without padding on the right, also with layers that are convolutions or
 recurrences. Its own attention is used, and no attention mask is needed.
 
+In decoding, the state of the sequences is one of three caches: the keys and values of the batch, padded on the left;
+:class:`SequenceCaches`; or :class:`Prefixes`, if the model has no cache that gives the right values.
+
 Shape letters: B = sequences, T = tokens of a sequence, W = tokens of the longest sequence, L = positions of which logits are
 needed, H = hidden size, V = size of the vocabulary, Q = new tokens per sequence.
 """
