@@ -84,13 +84,6 @@ class DecodingState:
     cache: Any
     mask: Tensor
 
-    @classmethod
-    def of_lengths(cls, cache: Any, lengths: Sequence[int], device: torch.device) -> Self:
-        """Return the state of sequences with these numbers of tokens."""
-        sizes = torch.tensor(lengths, device=device)
-        width = int(sizes.max())
-        return cls(cache, (torch.arange(width, device=device) >= width - sizes[:, None]).long())
-
     def extended(self, tokens: int) -> tuple[Tensor, Tensor]:
         """Return the mask (B, W + tokens) and position_ids (B, tokens) for new tokens, without changing the state."""
         ones = self.mask.new_ones(len(self.mask), tokens)
@@ -153,7 +146,7 @@ class Model(Protocol):
 
     @classmethod
     def check_language_model(
-        cls, cfg: Any, prompt: PromptFormat | None, *, device: torch.device, frozen_dtype: torch.dtype
+        cls, cfg: Any, prompt: PromptFormat | None, *, device: torch.device, frozen_dtype: torch.dtype, beam_search: bool = False
     ) -> list[str]:
         """Check the language model without its weights; return lines about costs and probable mistakes.
 
@@ -162,6 +155,7 @@ class Model(Protocol):
             prompt: the prompt format; None if the folder of the language model has no tokenizer.
             device: device of the run.
             frozen_dtype: dtype of frozen weights.
+            beam_search: whether answers are generated with beam search.
 
         Raises:
             UserError: If the language model cannot be run correctly with this configuration.

@@ -84,7 +84,10 @@ def plan(config: RunConfig) -> Plan:
     batch = max((block.batch_size for block in blocks), default=1)
     memory = _memory(config, model, sum(tokens.values()), batch)
     model_class, dtype = config.model_class, precision.frozen_dtype
-    notes += model_class.check_language_model(config.model, prompt, device=precision.device, frozen_dtype=dtype)
+    beams = any(block.task.num_beams > 1 for block in config.evaluation_datasets.values())
+    notes += model_class.check_language_model(
+        config.model, prompt, device=precision.device, frozen_dtype=dtype, beam_search=beams
+    )
     notes.append(f"trained tensors: {', '.join(_trained_names(model))}")
     notes.append(
         f"the memory is for micro-batches of {batch}, sentences of {SENTENCE_TOKENS} tokens and answers of {ANSWER_TOKENS} tokens"

@@ -59,7 +59,9 @@ compared. The result decides how micro-batches are run (key `model.packing`):
 | packed | the samples of a micro-batch are in one row, without padding |
 | padded | one row per sample; the model also computes on the padding |
 | one at a time | one sample after the other, which is slower |
+| own caches | generation runs one sequence at a time, with the cache that the model creates |
 | no cache | generation recomputes the sequence for each new token |
+| no beams | the beam search of transformers fails or gives other values, so that `num_beams` must be 1 |
 | unchecked | transformers cannot run a small copy of the default configuration, so that samples run one at a time |
 | rejected: not causal | a token depends on later ones |
 | rejected: needs token ids | the model looks up token ids, which feature tokens do not have |
@@ -134,7 +136,9 @@ def checked(family: str) -> str:
     if packing.result == "rejected":
         return "rejected: " + next(text for start, text in REJECTIONS.items() if packing.reason.startswith(start))
     words = [packing.result if packing.batched else "one at a time"]
-    words += ["unchecked"] if "could not be checked" in packing.reason else [] if packing.cached else ["no cache"]
+    generation = {"batch": [], "sequence": ["own caches"], "none": ["no cache"]}[packing.cache]
+    words += ["unchecked"] if "could not be checked" in packing.reason else generation
+    words += ["no beams"] if packing.beam_problem else []
     return ", ".join(words) + (" †" if packing.random_training else "")
 
 

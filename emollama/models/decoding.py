@@ -34,6 +34,13 @@ def empty_cache() -> Any:
     return DynamicCache()
 
 
+def left_padding_mask(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """Return the attention mask (B, W) of sequences with these numbers of tokens: 0 at the padding, which is on the left."""
+    sizes = torch.tensor(lengths, device=device)
+    width = int(sizes.max())
+    return (torch.arange(width, device=device) >= width - sizes[:, None]).long()
+
+
 def unpacked_state(packed: Any, lengths: list[int]) -> DecodingState:
     """Unpack and pad the cache of a packed forward pass, (1, heads, T, head_dim) per layer."""
     return _state(packed, lengths, _unpack)
@@ -141,7 +148,7 @@ def _state(filled: Any, lengths: list[int], convert: Callable[[Tensor, list[int]
     cache = DynamicCache()
     for index, layer in enumerate(filled.layers):
         cache.update(convert(layer.keys, lengths), convert(layer.values, lengths), index)
-    return DecodingState.of_lengths(cache, lengths, filled.layers[0].keys.device)
+    return DecodingState(cache, left_padding_mask(lengths, filled.layers[0].keys.device))
 
 
 def _unpack(packed: Tensor, lengths: list[int]) -> Tensor:

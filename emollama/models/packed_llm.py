@@ -86,7 +86,7 @@ class PackedLLM(nn.Module, ABC):
 
     @classmethod
     def check_language_model(
-        cls, cfg: Any, prompt: PromptFormat | None, *, device: torch.device, frozen_dtype: torch.dtype
+        cls, cfg: Any, prompt: PromptFormat | None, *, device: torch.device, frozen_dtype: torch.dtype, beam_search: bool = False
     ) -> list[str]:
         """Check the language model without its weights; return lines about costs and probable mistakes.
 
@@ -95,16 +95,19 @@ class PackedLLM(nn.Module, ABC):
             prompt: the prompt format; None if the folder has no tokenizer.
             device: device of the run.
             frozen_dtype: dtype of frozen weights.
+            beam_search: whether answers are generated with beam search.
 
         Raises:
             UserError: If the language model cannot be run correctly, or not as ``model.packing`` demands, or cannot get the
-                adapters of ``model.lora_target_modules``.
+                adapters of ``model.lora_target_modules``, or has no correct beam search.
         """
         # Imported here for the same reason as in __init__.
         from emollama.models import llm_weights, packing_check
 
         config = llm.read_config(cfg.llama_model)
         packing = packing_check.resolve(cfg.packing, config, device, frozen_dtype)
+        if beam_search:
+            packing.require_beam_search(config.model_type)
         lines = [*packing.notices(config.model_type), *llm_weights.check_options(cfg, config)]
         lines += llm.float16_warning(config, frozen_dtype)
         if prompt is not None:
@@ -183,11 +186,7 @@ class PackedLLM(nn.Module, ABC):
         Raises:
             UserError: If the beam search of transformers does not work with the language model.
         """
-        if self.packing.beam_problem:
-            raise UserError(
-                f"num_beams: the beam search of transformers does not work with models of the type"
-                f" '{self.llm_config.model_type}' ({self.packing.beam_problem}). Set num_beams: 1."
-            )
+        self.packing.require_beam_search(self.llm_config.model_type)
         pieces = list(self._embed(batch).split(batch.lengths))
         # Most models that cannot be packed compute wrong values if generate() of transformers gets a padded batch.
         groups = [pieces] if self.packing.is_packed else [[piece] for piece in pieces]
@@ -232,7 +231,7 @@ class PackedLLM(nn.Module, ABC):
         embeddings = self._embed(batch)
         sequences = embeddings.split(batch.lengths)
         if self.packing.cache == "sequence":
-            logits, state = padded.prefill_sequences(self.llama_model, sequences)
+            logits, state = padded.prefill_sequences(self._llm, sequences)
             return logits.float(), state
         if self.packing.cache == "none":
             logits = self._padded_logits(batch, embeddings, last).float()

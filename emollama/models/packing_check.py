@@ -58,6 +58,18 @@ class Packing:
         """Whether samples are packed into one row."""
         return self.result == "packed"
 
+    def require_beam_search(self, family: str) -> None:
+        """Check that the beam search of transformers gives the right values.
+
+        Raises:
+            UserError: If it does not.
+        """
+        if self.beam_problem:
+            raise UserError(
+                f"num_beams: the beam search of transformers does not work with models of the type '{family}'"
+                f" ({self.beam_problem}). Set num_beams: 1."
+            )
+
     def notices(self, family: str) -> list[str]:
         """Return lines for a log: about the costs if samples are not packed, and about random numbers in training."""
         lines = []

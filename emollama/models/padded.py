@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from emollama.components import DecodingState
 from emollama.models import dropout
+from emollama.models.decoding import left_padding_mask
 
 
 class Prefixes:
@@ -73,13 +74,12 @@ def prefill_sequences(llm: Any, sequences: Sequence[Tensor]) -> tuple[Tensor, De
 
 
 def _state(cache: Prefixes | SequenceCaches, sequences: Sequence[Tensor]) -> DecodingState:
-    return DecodingState.of_lengths(cache, [len(sequence) for sequence in sequences], sequences[0].device)
+    return DecodingState(cache, left_padding_mask([len(sequence) for sequence in sequences], sequences[0].device))
 
 
 def accepted(llm: Any, **arguments: Any) -> dict[str, Any]:
     """Return those keyword arguments that the model's ``forward`` declares."""
-    model = llm.get_base_model() if hasattr(llm, "get_base_model") else llm
-    parameters = inspect.signature(model.forward).parameters
+    parameters = inspect.signature(llm.forward).parameters
     return {name: value for name, value in arguments.items() if name in parameters}
 
 

@@ -159,8 +159,12 @@ class Preparation:
             on_rank_zero(lambda: require_language_model(model.llama_model))
             prompt_format = self.config.model_class.prompt_format
             self.prompt = self.world.rank_zero_first(lambda: prompt_format(model, run.loss_average))
-            check, dtype = self.config.model_class.check_language_model, self.precision.frozen_dtype
-            lines = self.world.rank_zero_first(lambda: check(model, self.prompt, device=self.world.device, frozen_dtype=dtype))
+            evaluated = self.config.evaluation_datasets if run.evaluate or not self.training else {}
+            beams = any(block.task.num_beams > 1 for block in evaluated.values())
+            check, device, dtype = self.config.model_class.check_language_model, self.world.device, self.precision.frozen_dtype
+            lines = self.world.rank_zero_first(
+                lambda: check(model, self.prompt, device=device, frozen_dtype=dtype, beam_search=beams)
+            )
             for line in lines if self.world.is_main else ():
                 get_logger().warning(line)
 
