@@ -86,6 +86,11 @@ def test_the_check_tells_models_that_can_be_packed_from_those_that_cannot(family
     assert bool(packing.reason) == (packing.result != "packed")
 
 
+def test_a_model_that_is_wrong_even_alone_is_rejected_with_its_first_wrong_layer():
+    reason = packing_check.check(AutoConfig.for_model("gemma3n_text")).reason
+    assert reason.endswith("first in model.layers.0 (Gemma3nTextDecoderLayer))")
+
+
 def test_the_reason_names_the_layers_that_do_not_receive_the_boundaries_of_samples():
     assert "NemotronAttention 0, NemotronAttention 1" in packing_check.check(config_of("nemotron")).reason
 
@@ -237,8 +242,11 @@ def test_a_beam_search_that_does_not_move_the_cache_with_a_beam_is_rejected(tmp_
     packing = packing_check.check(config_of("mamba"))
     assert packing.cache == "sequence" and "in beam search" in packing.beam_problem
     config = run_config("mamba", tmp_path)
+    monkeypatch.setattr(packing_check, "cached_check", lambda *args: packing)
+    config.evaluation_datasets["train_layout"].task.num_beams = 2
+    with pytest.raises(UserError, match=r"num_beams: .*'mamba'.*Set num_beams: 1"):
+        plan(config)
     model = build(config)
-    model.packing = packing
     with pytest.raises(UserError, match=r"num_beams: .*'mamba'.*Set num_beams: 1"):
         model.beam_search(collate([sample(model, config, 30)]), model.prompt_format(config.model), {"num_beams": 2})
 

@@ -188,7 +188,9 @@ def _first_way(copy: RandomCopy, key: PackingKey, device: torch.device, dtype: t
         beams = "" if packing.is_packed else _attempt(partial(packing_comparisons.beams, copy, packing.attention))
         random = bool(_attempt(partial(packing_comparisons.training_depends_on_the_batch, copy, packing.attention, forward)))
         return dataclasses.replace(packing, cache=cache, beam_problem=beams, reason=reason, random_training=random)
-    return Packing("rejected", reason=f"it differs from plain transformers even for a single sample ({problem})")
+    layer = _attempt(partial(packing_comparisons.first_different_layer, copy))
+    where = f", first in {layer}" if layer else ""
+    return Packing("rejected", reason=f"it differs from plain transformers even for a single sample ({problem}{where})")
 
 
 def _cache(copy: RandomCopy, packing: Packing, device: torch.device, dtype: torch.dtype) -> Cache:

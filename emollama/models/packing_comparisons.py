@@ -9,6 +9,7 @@ Shape letters: T = tokens of all samples, V = size of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -194,6 +195,27 @@ def in_precision(
                 f"in {name} on {device.type}, log-probabilities change by {own:.2g}, and by {allowed:.2g} in plain transformers"
             )
     return ""
+
+
+def first_different_layer(copy: RandomCopy) -> str:
+    """Return the name and class of the first layer whose output differs for embeddings in place of token ids; "" if none does."""
+    plain = _layer_outputs(copy, plain_logits)
+    own = _layer_outputs(copy, lambda llm, ids: padded_logits(llm, [ids], batched=False))
+    return next((name for name in own if name in plain and not own[name].allclose(plain[name], atol=TOLERANCE)), "")
+
+
+def _layer_outputs(copy: RandomCopy, run: Callable[[Any, Tensor], Tensor]) -> dict[str, Tensor]:
+    """Return name and class of a numbered module -> its output for the first sample, in the order of the calls."""
+    llm, outputs = copy.build("eager"), dict[str, Tensor]()
+
+    def record(module: Any, inputs: Any, output: Any, *, name: str) -> None:
+        outputs[f"{name} ({type(module).__name__})"] = output[0] if isinstance(output, tuple) else output
+
+    for name, module in llm.named_modules():
+        if name.rpartition(".")[2].isdigit():
+            module.register_forward_hook(partial(record, name=name))
+    run(llm, copy.samples[0])
+    return outputs
 
 
 def training_depends_on_the_batch(copy: RandomCopy, implementation: str, forward: Forward) -> str:
