@@ -71,13 +71,15 @@ compared. The result decides how micro-batches are run (key `model.packing`):
 
 ## Use another language model
 
-Set these keys of the `model` block. The default values of the other keys fit every model.
+Set the folder of the model, the EOS token of its tokenizer as end symbol, and its template of a
+turn. The default values of the other keys fit every model. For Qwen2.5-7B-Instruct:
 
-| key | example: Qwen2.5-7B-Instruct |
-|---|---|
-| `llama_model` | the folder of the model |
-| `end_sym` | `<|im_end|>`, the EOS token of the tokenizer |
-| `prompt_template` | `"<|im_start|>user\\n{}<|im_end|>\\n<|im_start|>assistant\\n"`, in double quotes |
+```yaml
+model:
+  llama_model: checkpoints/Qwen2.5-7B-Instruct
+  end_sym: "<|im_end|>"
+  prompt_template: "<|im_start|>user\\n{}<|im_end|>\\n<|im_start|>assistant\\n"
+```
 
 At the start, and in `emollama plan`, lines report how the model is run and what is probably a
 mistake, such as an end symbol that is not a token of the model.
@@ -153,8 +155,9 @@ def default_targets(family: str) -> str:
 
 def documented() -> dict[str, Row]:
     """The rows of the page."""
-    lines = PAGE.read_text(encoding="utf-8").splitlines() if PAGE.is_file() else []
-    versions = next((re.findall(r"transformers ([\d.]+)", line) for line in lines if line.startswith("| family |")), [])
+    text = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
+    title, *lines = text[text.find("| family |") :].splitlines() or [""]
+    versions = re.findall(r"transformers ([\d.]+)", title)
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
     return {family.strip("`"): Row(targets, dict(zip(versions, results, strict=True))) for family, targets, *results in cells}
 

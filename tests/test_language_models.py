@@ -22,7 +22,7 @@ from emollama.config import load
 from emollama.convert import formats
 from emollama.convert.weights import read
 from emollama.data.batch import IGNORED, Sample, collate
-from emollama.models import decoding, packing_check, random_copy, shrinking
+from emollama.models import decoding, random_copy, shrinking
 from emollama.models.adapters import split_adapters
 from emollama.models.sampling_params import SamplingParams
 from emollama.planning import plan
@@ -48,9 +48,7 @@ class Family:
         config = language_models.config_of(self.family)
         with pytest.MonkeyPatch.context() as patch, random_copy.isolated():
             patch.setattr(shrinking, "MAX_VOCABULARY", VOCABULARY)
-            copy = random_copy.runnable_copy(config, random_copy.layer_classes(config)) or packing_check._copy_of_text_model(
-                config
-            )
+            copy = random_copy.runnable_copy(config)
             text = copy.config.get_text_config()
             text.bos_token_id, text.eos_token_id = 1, 2
             copy.llm.save_pretrained(self.path)

@@ -22,7 +22,7 @@ from emollama.errors import UserError
 from emollama.models import attention, packing_comparisons
 from emollama.models.configs import PackingKey
 from emollama.models.packing_comparisons import Forward, packed_logits, padded_logits
-from emollama.models.random_copy import RandomCopy, isolated, layer_classes, runnable_copy
+from emollama.models.random_copy import RandomCopy, isolated, runnable_copy
 
 VERSION = "5"  # increase it when the check changes, so that cached results are ignored
 CPU = torch.device("cpu")
@@ -146,10 +146,9 @@ def check(config: Any, key: PackingKey = "auto", device: torch.device = CPU, dty
     """
     with isolated():
         try:
-            classes = layer_classes(config)
+            copy = runnable_copy(config)
         except Exception as error:
             return Packing("rejected", reason=f"transformers cannot build it ({_one_line(error)})")
-        copy = runnable_copy(config, classes) or _copy_of_text_model(config)
         if copy is None:
             reason = "the model could not be checked, because transformers cannot run a small copy of it"
             return Packing("padded", "eager", batched=False, cache="none", reason=reason)
@@ -160,16 +159,6 @@ def check(config: Any, key: PackingKey = "auto", device: torch.device = CPU, dty
         if refused:
             return Packing("rejected", reason=f"it does not accept feature tokens in place of token ids ({refused})")
         return _first_way(copy, key, device, dtype)
-
-
-def _copy_of_text_model(config: Any) -> RandomCopy | None:
-    """Return a copy of the text model alone, for models whose encoders of images or audio cannot be shrunk."""
-    text = config.get_text_config()
-    try:
-        return None if text is config else runnable_copy(text, layer_classes(text))
-    except Exception:
-        # The text model cannot be built alone.
-        return None
 
 
 def _first_way(copy: RandomCopy, key: PackingKey, device: torch.device, dtype: torch.dtype) -> Packing:

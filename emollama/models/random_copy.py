@@ -62,8 +62,25 @@ def isolated() -> Iterator[None]:
         transformers.logging.set_verbosity(verbosity)
 
 
-def runnable_copy(config: Any, classes: set[type]) -> RandomCopy | None:
-    """Return a copy that transformers can run and that has modules of these classes, or None if there is none."""
+def runnable_copy(config: Any) -> RandomCopy | None:
+    """Return a copy that transformers can run and that has modules of all classes, or None if there is none.
+
+    If the encoders of images or audio cannot be shrunk, it is a copy of the text model alone.
+
+    Raises:
+        Exception: If transformers cannot build the model itself.
+    """
+    copy, text = _runnable_copy(config, _module_classes(config)), config.get_text_config()
+    if copy is not None or text is config:
+        return copy
+    try:
+        return _runnable_copy(text, _module_classes(text))
+    except Exception:
+        # The text model cannot be built alone.
+        return None
+
+
+def _runnable_copy(config: Any, classes: set[type]) -> RandomCopy | None:
     for small in shrunken_configs(config):
         try:
             model = _random_model(small)
@@ -83,7 +100,7 @@ def runnable_copy(config: Any, classes: set[type]) -> RandomCopy | None:
     return None
 
 
-def layer_classes(config: Any) -> set[type]:
+def _module_classes(config: Any) -> set[type]:
     """Return the classes of a model's modules."""
     with torch.device("meta"):
         return set(map(type, transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").modules()))
