@@ -25,8 +25,16 @@ PAGE = Path(__file__).parents[1] / "docs/models.md"
 VERSION = ".".join(transformers.__version__.split(".")[:2])
 ABSENT = "-"
 KINDS = ("packed", "padded", "one at a time", "rejected")
-# Keys of families whose default configuration is incomplete.
-KEYS: dict[str, dict[str, Any]] = {
+# Encoders that a key makes decoders.
+DECODERS = (
+    "bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert rembert roberta roberta-prelayernorm"
+    " roc_bert roformer xlm-roberta xlm-roberta-xl"
+)
+# Keys of families whose default configuration is incomplete, or has another kind of layers than the published models.
+KEYS: dict[str, dict[str, Any]] = dict.fromkeys(DECODERS.split(), {"is_decoder": True}) | {
+    "bamba": {"attn_layer_indices": [9, 18, 27]},
+    "dbrx": {"attn_config": {"kv_n_heads": 8, "clip_qkv": 8, "rope_theta": 5e5}, "ffn_config": {"ffn_hidden_size": 128}},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 16},
     "deepseek_v2": {"num_experts_per_tok": 6, "n_group": 1, "topk_group": 1},
     "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1, "topk_group": 1},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 16},
@@ -35,7 +43,8 @@ KEYS: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
-    "xmod": {"default_language": "en_XX"},
+    "xlm": {"causal": True},
+    "xmod": {"default_language": "en_XX", "is_decoder": True},
 }
 # Beginning of the reason of a rejection -> what the page says.
 REJECTIONS = {
@@ -86,8 +95,10 @@ mistake, such as an end symbol that is not a token of the model.
 
 ## Results
 
-The table has the results for small copies of the default configurations of transformers. Those of a
-model with other settings can differ; `emollama plan` shows them. LoRA targets are the layers that
+The table has the results for small copies of the default configurations of transformers, changed in
+the keys that a row names. Those of a model with other settings can differ: `emollama plan` prints a
+line if a model is not packed. Encoders such as BERT are rejected without `is_decoder: true` in their
+config.json. LoRA targets are the layers that
 get adapters if `model.lora_target_modules` is null: the query and value projections of each decoder
 layer.
 
@@ -159,7 +170,7 @@ def documented() -> dict[str, Row]:
     title, *lines = text[text.find("| family |") :].splitlines() or [""]
     versions = re.findall(r"transformers ([\d.]+)", title)
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
-    return {family.strip("`"): Row(targets, dict(zip(versions, results, strict=True))) for family, targets, *results in cells}
+    return {family.split("`")[1]: Row(targets, dict(zip(versions, results, strict=True))) for family, targets, *results in cells}
 
 
 def page(rows: dict[str, Row]) -> str:
@@ -178,7 +189,10 @@ def page(rows: dict[str, Row]) -> str:
     title = " | ".join(["family", "default LoRA targets", *(f"transformers {version}" for version in versions)])
     table = [f"| {title} |", "|" + "---|" * (2 + len(versions))]
     for family, row in sorted(rows.items()):
-        table.append("| " + " | ".join([f"`{family}`", row.targets, *(row.results.get(v, ABSENT) for v in versions)]) + " |")
+        keys = f" with `{', '.join(KEYS[family])}`" if family in KEYS else ""
+        table.append(
+            "| " + " | ".join([f"`{family}`{keys}", row.targets, *(row.results.get(v, ABSENT) for v in versions)]) + " |"
+        )
     return "\n".join([HEADER, "## Families", "", *counts, "", *table, ""])
 
 

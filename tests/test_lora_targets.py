@@ -150,3 +150,16 @@ def test_merging_adapters_on_tied_weights_is_refused_without_blaming_the_languag
     message = refusal(formats.to_merged, weights, str(tmp_path / "merged"), None, str(llm))
     assert "the weights of lm_head are tied to those of model.embed_tokens" in message
     assert "--to peft" in message and "does not fit" not in message and not (tmp_path / "merged").exists()
+
+
+def test_a_model_that_is_merged_in_memory_keeps_its_dtype_and_its_other_files(trained, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    llm, weights, _, _ = trained("gpt2", ["c_attn"])
+    tensors = load_file(llm / "model.safetensors")
+    short = {name.removeprefix("transformer."): tensor.bfloat16() for name, tensor in tensors.items()}
+    save_file(short, llm / "model.safetensors", {"format": "pt"})
+    before = (llm / "config.json").read_text()
+    formats.to_merged(weights, str(tmp_path / "merged"), None, str(llm))
+    assert {tensor.dtype for tensor in load_file(tmp_path / "merged/model.safetensors").values()} == {torch.bfloat16}
+    assert (tmp_path / "merged/config.json").read_text() == before

@@ -15,8 +15,9 @@ from transformers.cache_utils import LinearAttentionLayer
 
 from emollama.config import load
 from emollama.data.batch import IGNORED, Sample, collate
+from emollama.data.validation_cache import ValidationCache
 from emollama.errors import UserError
-from emollama.models import attention, decoding, packing_check, padded, random_copy
+from emollama.models import attention, decoding, packing_check, packing_comparisons, padded, random_copy
 from emollama.models.sampling_params import SamplingParams
 from emollama.models.shrinking import shrunken_configs
 from emollama.planning import plan
@@ -89,6 +90,55 @@ def test_the_check_tells_models_that_can_be_packed_from_those_that_cannot(family
 def test_a_model_that_is_wrong_even_alone_is_rejected_with_its_first_wrong_layer():
     reason = packing_check.check(AutoConfig.for_model("gemma3n_text")).reason
     assert reason.endswith("first in model.layers.0 (Gemma3nTextDecoderLayer))")
+
+
+LIMIT = 120
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+POSITIONS = {
+    "phi3": {"max_position_embeddings": 512, "original_max_position_embeddings": LIMIT, "rope_parameters": LONGROPE},
+    "llama": {"max_position_embeddings": LIMIT, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}},
+}
+
+
+@pytest.mark.parametrize("family", POSITIONS)
+def test_sequences_that_would_change_the_positions_of_others_in_their_micro_batch_are_rejected(tmp_path, monkeypatch, family):
+    monkeypatch.setitem(FAMILIES, family, COMMON | LAYERS | POSITIONS[family])
+    config = run_config(family, tmp_path, max_context_len=100, max_txt_len=50)
+    with pytest.raises(UserError, match=rf"max_context_len 100 .* exceed {LIMIT} tokens.*Decrease"):
+        plan(config)
+    model = build(config)
+    assert model(collate([sample(model, config, LIMIT)])).isfinite().all()
+    with pytest.raises(UserError, match=f"a sequence has {LIMIT + 1} tokens"):
+        model(collate([sample(model, config, 20), sample(model, config, LIMIT + 1)]))
+    _, state = model.prefill(collate([sample(model, config, LIMIT)]))
+    with pytest.raises(UserError, match=f"a sequence has {LIMIT + 1} tokens"):
+        model.decode(torch.tensor([[5]]), state)
+
+
+def test_beams_of_a_packed_model_with_a_window_do_not_depend_on_the_other_prompts(tmp_path, monkeypatch):
+    monkeypatch.setitem(FAMILIES, "mistral", COMMON | LAYERS | {"sliding_window": 8})
+    config = run_config("mistral", tmp_path)
+    model = build(config)
+    assert model.packing.is_packed
+    prompts, prompt = [sample(model, config, length) for length in (30, 22)], model.prompt_format(config.model)
+    options = {"num_beams": 3, "max_new_tokens": 6, "do_sample": False}
+    together = model.beam_search(collate(prompts), prompt, options)
+    assert together == [answer for one in prompts for answer in model.beam_search(collate([one]), prompt, options)]
+
+
+def test_an_exception_that_says_nothing_about_the_model_ends_the_check(monkeypatch):
+    def out_of_memory(*args):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(packing_comparisons, "packed", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        packing_check.check(config_of("llama"))
+
+
+def test_a_cached_result_of_another_version_is_not_used(monkeypatch):
+    monkeypatch.setattr(packing_check, "_CHECKED", {})
+    monkeypatch.setattr(ValidationCache, "get", lambda *args: '{"result": "padded", "another_field": 1}')
+    assert packing_check.resolve("auto", config_of("llama")).is_packed
 
 
 def test_the_reason_names_the_layers_that_do_not_receive_the_boundaries_of_samples():

@@ -6,12 +6,14 @@ import copy
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import GOLDEN, golden_tree, loaded, write
 from test_prompt import rebuilt, record
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig
 
 from emollama.data.batch import IGNORED, collate
 from emollama.data.prompts.tokenizer_check import LLMVocabulary, warnings
@@ -262,6 +264,17 @@ def test_an_id_without_a_row_in_the_table_is_a_default_and_not_compared(tmp_path
 # Warnings
 
 
+def test_a_tokenizer_that_loses_text_is_a_warning(tmp_path):
+    # transformers chooses the class of Qwen's tokenizer by the type of the model, whatever the files contain.
+    for name in ("right", "wrong"):
+        (tmp_path / name).mkdir()
+    folder = folder_of(tmp_path)
+    assert not any("loses text" in line for line in warnings_of(tmp_path / "right", folder))
+    config = AutoConfig.for_model("qwen2", vocab_size=832, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    config.save_pretrained(folder)
+    assert any("loses text" in line and "Qwen2Tokenizer" in line for line in warnings_of(tmp_path / "wrong", folder))
+
+
 @pytest.mark.parametrize(
     ("rows", "tokens", "warned"),
     [(151936, 151669, False), (51200, 50295, False), (5000, 4100, False), (32000, 29500, False), (151936, 32000, True)],
@@ -272,6 +285,12 @@ def test_a_table_with_far_more_rows_than_tokens_is_a_warning(golden_prompt, rows
 
         def get_vocab(self):
             return {str(token): token for token in range(tokens)}
+
+        def __call__(self, text, **options):
+            return SimpleNamespace(input_ids=text)
+
+        def decode(self, ids):
+            return ids
 
     lines = warnings(Other(), LLMVocabulary("folder", rows), "###")
     assert len(lines) == warned

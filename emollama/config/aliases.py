@@ -29,7 +29,7 @@ def with_current_keys(layer: Layer, path: str, fields: Collection[str]) -> Layer
         UserError: If a key occurs under both of its names.
     """
     tree, old_keys = dict(layer.tree), dict(layer.old_keys)
-    if PACKING in fields and tree.get(PACKING) is False:
+    if path == "model" and tree.get(PACKING) is False:
         # YAML reads the word off as False.
         tree[PACKING] = "off"
     dims = {} if DIMS in fields else tree.get(DIMS, {})

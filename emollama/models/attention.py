@@ -131,9 +131,25 @@ def _varlen_kernel_runs(query: Tensor) -> bool:
     return torch.cuda.get_device_capability(query.device)[0] >= AMPERE
 
 
-def _packed_mask(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """Return None for packed sequences, which have no padding mask, and sdpa's mask for padded sequences."""
-    return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **kwargs)
+class _PackedRows:
+    """Whether the current forward pass gets ``cu_seqlens``; functions of masks do not get them."""
+
+    active = False
+
+
+@contextmanager
+def packed_rows() -> Iterator[None]:
+    """Inside ``with``, models are called with ``cu_seqlens``, so that no masks are needed."""
+    _PackedRows.active = True
+    try:
+        yield
+    finally:
+        _PackedRows.active = False
+
+
+def _packed_mask(**kwargs: Any) -> Tensor | None:
+    """Return None for packed rows, and the mask of transformers' sdpa function in generation."""
+    return None if _PackedRows.active else sdpa_mask(**kwargs)
 
 
 _RECORDERS: list[list[tuple[str, bool]]] = []

@@ -74,6 +74,23 @@ def embedding_rows(config: Any) -> int:
     return rows
 
 
+def position_limit(config: Any) -> int | None:
+    """Return the number of tokens above which a model encodes all positions of a forward pass differently; None without a limit.
+
+    This is so for the rotary embeddings of the types longrope and dynamic, in which a long sample would change the positions of
+    a shorter one in the same micro-batch, and those of tokens in a key-value cache.
+
+    Args:
+        config: the result of :func:`read_config`.
+    """
+    text = config.get_text_config()
+    parameters = getattr(text, "rope_parameters", None) or {}
+    groups = [parameters] if "rope_type" in parameters else [group for group in parameters.values() if isinstance(group, dict)]
+    limits = [group.get("original_max_position_embeddings") for group in groups if group.get("rope_type") == "longrope"]
+    limits += [text.max_position_embeddings for group in groups if group.get("rope_type") == "dynamic"]
+    return min((limit for limit in limits if isinstance(limit, int)), default=None)
+
+
 def vocabulary(path: str, config: Any) -> LLMVocabulary:
     """Return what the files of a model say about its tokens.
 

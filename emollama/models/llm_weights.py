@@ -121,7 +121,8 @@ def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch
             device_map={"": device} if device.type == "cuda" else None,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    # A quantized model needs a package that may not be installed.
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(f"model.llama_model: cannot load the weights in '{options.path}': {error}") from error
     model, report = loaded
     if report["missing_keys"]:

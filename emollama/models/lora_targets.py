@@ -20,7 +20,10 @@ from emollama.listing import abbreviated, listing
 from emollama.suggestions import did_you_mean
 
 KEY = "model.lora_target_modules"
+# Models in which peft refuses adapters on out_proj, because a fused kernel uses its weights.
+NO_OUT_PROJ = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 CROSS_ATTENTION = re.compile(r"encoder_attn|cross_?attn|cross_?attention")
+ENCODERS = re.compile(r"(^|\.)(vision|audio|image|visual)")
 ALL_LINEAR = "all-linear"  # the value of peft for all linear layers except the output layer
 
 # Names of query and value projections, or of the projection that contains both. The first that a layer has completely is used.
@@ -62,13 +65,18 @@ def resolve(llm: Any, value: str | Sequence[str] | None) -> list[str]:
     if value is None or value == ALL_LINEAR:
         layers = decoder_layers(llm)
         chosen = [name for group in layers.values() for name in _default(group, everything=value is not None)]
+        if llm.config.model_type in NO_OUT_PROJ:
+            chosen = [name for name in chosen if not matches(name, "out_proj")]
         if not chosen:
             raise UserError(f"{KEY}: no linear layers were found in the language model. List the names of the layers to adapt.")
         return shortened(llm, chosen)
     targets = [value] if isinstance(value, str) else list(value)
-    for target in targets:
-        _check(llm, target)
-    return targets
+    if not targets:
+        raise UserError(f"{KEY} is empty. List layers, or set null for the default layers, or train_llm: none for no adapters.")
+    matched = {name for target in targets for name in _check(llm, target)}
+    adapted = [name for name in matched if not ENCODERS.search(name)]
+    # Names of layers of the decoder are often those of layers of an image encoder, too.
+    return targets if len(adapted) in (0, len(matched)) else [name for name, _ in llm.named_modules() if name in adapted]
 
 
 def decoder_layers(llm: Any) -> dict[str, list[str]]:
@@ -97,7 +105,7 @@ def decoder_layers(llm: Any) -> dict[str, list[str]]:
     number = getattr(llm.config.get_text_config(decoder=True), "num_hidden_layers", None)
     decoders = [group for path, group in lists.items() if len(llm.get_submodule(path)) == number]
     # An encoder can have as many layers as the decoder.
-    in_decoder = [group for group in decoders if not any(re.search(r"(^|\.)(vision|audio|image|visual)", name) for name in group)]
+    in_decoder = [group for group in decoders if not any(map(ENCODERS.search, group))]
     return {name: names for group in in_decoder or decoders or lists.values() for name, names in group.items()}
 
 
@@ -140,14 +148,15 @@ def shortened(llm: nn.Module, names: Sequence[str]) -> list[str]:
     return list(ends) if matched == set(names) else list(names)
 
 
-def _check(llm: nn.Module, target: str) -> None:
+def _check(llm: nn.Module, target: str) -> list[str]:
+    """Check one target, and return the names of its layers."""
     modules = dict(llm.named_modules())
     matched = {name: module for name, module in modules.items() if matches(name, target)}
     if not matched:
         names = {name.rpartition(".")[2] for name, module in modules.items() if is_linear(module)}
         raise UserError(
-            f"{KEY}: the language model has no layer '{target}'.{did_you_mean(target, names)} Linear layers:"
-            f" {abbreviated(sorted(names))}"
+            f"{KEY}: the language model has no layer '{target}'.{did_you_mean(target, [*names, ALL_LINEAR])} Linear layers:"
+            f" {abbreviated(sorted(names))}. Set null for the query and value projections."
         )
     others = sorted({type(module).__name__ for module in matched.values() if not is_linear(module)})
     if others:
@@ -158,6 +167,7 @@ def _check(llm: nn.Module, target: str) -> None:
             f"{KEY}: the weights of {listing(tied, 'layer')} are tied to those of {shared[tied[0]]}, so that adapters could not"
             f" be merged into the language model. Remove '{target}'."
         )
+    return list(matched)
 
 
 def shared_weights(llm: nn.Module) -> Mapping[str, str]:

@@ -45,7 +45,8 @@ def merge(folder: Path, adapters: Adapters, layers: AdaptedLayers, scale: float,
     """
     deltas = {f"{layer}.weight": _Delta(pair, scale, layer in layers.transposed) for layer, pair in adapters.layers.items()}
     names = {file: _names(folder / file) for file in _weight_files(folder)}
-    if set(deltas).difference(*names.values()):
+    in_memory = bool(set(deltas).difference(*names.values()))
+    if in_memory:
         _merge_loaded(folder, deltas, target)
     else:
         for file in names:
@@ -54,12 +55,8 @@ def merge(folder: Path, adapters: Adapters, layers: AdaptedLayers, scale: float,
                 tensors[name] = deltas[name].added_to(name, tensors[name])
             save_tensors(tensors, target / file, metadata or {"format": "pt"})
     for path in folder.iterdir():
-        if (
-            path.is_file()
-            and not (target / path.name).exists()
-            and path.suffix not in WEIGHTS
-            and (path.name == INDEX or not path.name.endswith(".index.json"))
-        ):
+        is_old_index = path.name.endswith(".index.json") and (in_memory or path.name != INDEX)
+        if path.is_file() and path.suffix not in WEIGHTS and not is_old_index:
             shutil.copyfile(path, target / path.name)
 
 
@@ -108,7 +105,8 @@ def _merge_loaded(folder: Path, deltas: Mapping[str, _Delta], target: Path) -> N
 
     config = llm.read_config(str(folder))
     options = llm_weights.LLMOptions(str(folder), "none", 1, 1, 0.0, None, None, False, attention="eager")
-    dtype = getattr(config, "dtype", None) or torch.float32
+    with safe_open(folder / _weight_files(folder)[0], framework="pt") as file:
+        dtype = file.get_tensor(next(iter(file.keys()))).dtype
     try:
         model = llm_weights.build(options, config, dtype=dtype, device=torch.device("cpu"))
     except UserError as error:

@@ -61,6 +61,7 @@ class PackedLLM(nn.Module, ABC):
         self.cfg = cfg
         self.llm_config = llm.read_config(cfg.llama_model)
         self.packing = packing_check.resolve(cfg.packing, self.llm_config, device, frozen_dtype)
+        self._position_limit = llm.position_limit(self.llm_config)
         options = llm_weights.options_of(cfg, self.packing.attention)
         self.llama_model: Any = llm_weights.build(options, self.llm_config, dtype=frozen_dtype, device=device)
         dropout.replace_dropout(self.llama_model)
@@ -108,11 +109,34 @@ class PackedLLM(nn.Module, ABC):
         packing = packing_check.resolve(cfg.packing, config, device, frozen_dtype)
         if beam_search:
             packing.require_beam_search(config.model_type)
+        cls._check_position_limit(cfg, config)
         lines = [*packing.notices(config.model_type), *llm_weights.check_options(cfg, config)]
         lines += llm.float16_warning(config, frozen_dtype)
         if prompt is not None:
             lines += tokenizer_check.warnings(prompt.tokenizer, llm.vocabulary(cfg.llama_model, config), cfg.end_sym)
         return lines
+
+    @classmethod
+    def _check_position_limit(cls, cfg: Any, config: Any) -> None:
+        shapes = without_pixels(cls.slot_shapes(cfg))
+        features = cls.feature_layout(cfg).num_feature_tokens({slot: shape.num_zeros for slot, shape in shapes.items()})
+        limit, others = llm.position_limit(config), 1 + sum(features.values())  # 1 for the BOS token
+        if limit is not None and cfg.max_context_len + cfg.max_txt_len + others > limit:
+            raise UserError(
+                f"model.max_context_len {cfg.max_context_len} + model.max_txt_len {cfg.max_txt_len} + {others} feature tokens and"
+                f" BOS exceed {limit} tokens, above which '{config.model_type}' encodes the positions of a whole micro-batch"
+                f" differently. Decrease model.max_context_len or model.max_txt_len by"
+                f" {cfg.max_context_len + cfg.max_txt_len + others - limit}."
+            )
+
+    def _require_length(self, tokens: int) -> None:
+        """Check the number of tokens of the longest sequence, which generation or features of any length can increase."""
+        if self._position_limit is not None and tokens > self._position_limit:
+            raise UserError(
+                f"a sequence has {tokens} tokens, but '{self.llm_config.model_type}' encodes the positions of a whole micro-batch"
+                f" differently above {self._position_limit}. Decrease model.max_context_len, model.max_txt_len, max_new_tokens of"
+                " the evaluation, or the length of the features."
+            )
 
     @classmethod
     def feature_layout(cls, cfg: Any) -> FusionLayout:
@@ -149,6 +173,7 @@ class PackedLLM(nn.Module, ABC):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the cross-entropy of each labelled token, (L,) float32, in the batch's order."""
+        self._require_length(batch.max_length)
         positions = (batch.labels != IGNORED).nonzero().squeeze(1)
         # Logits are computed only where a label follows: those of all tokens, (T, V), would need far more memory.
         with dropout.use_keys(dropout.token_keys_of(batch)):
@@ -160,6 +185,7 @@ class PackedLLM(nn.Module, ABC):
 
     def prefill(self, batch: Batch) -> tuple[Tensor, DecodingState]:
         """Process B prompts; return next-token logits (B, V) float32 and the decoding state."""
+        self._require_length(batch.max_length)
         last = batch.cu_seqlens[1:].long() - 1
         if not self.packing.is_packed:
             return self._padded_prefill(batch, last)
@@ -169,6 +195,7 @@ class PackedLLM(nn.Module, ABC):
 
     def decode(self, ids: Tensor, state: DecodingState, *, keep: bool = True) -> Tensor:
         """Return the logits after each of the next tokens (B, Q), (B, Q, V) float32; append them to the state if ``keep``."""
+        self._require_length(state.mask.shape[1] + ids.shape[1])
         return padded.decode(self._llm, ids, state, keep=keep).float()
 
     @torch.inference_mode()
@@ -187,6 +214,7 @@ class PackedLLM(nn.Module, ABC):
             UserError: If the beam search of transformers does not work with the language model.
         """
         self.packing.require_beam_search(self.llm_config.model_type)
+        self._require_length(batch.max_length + options.get("max_new_tokens", 0))
         pieces = list(self._embed(batch).split(batch.lengths))
         # Most models that cannot be packed compute wrong values if generate() of transformers gets a padded batch.
         groups = [pieces] if self.packing.is_packed else [[piece] for piece in pieces]
@@ -210,14 +238,18 @@ class PackedLLM(nn.Module, ABC):
 
     def _packed_logits(self, batch: Batch, positions: Tensor, **cache: Any) -> Tensor:
         """Return the next-token logits after these positions of a packed batch, (len(positions), V)."""
-        logits: Tensor = self._llm(
-            inputs_embeds=self._embed(batch).unsqueeze(0),
-            position_ids=batch.position_ids.unsqueeze(0),
-            cu_seqlens=batch.cu_seqlens,
-            max_length=batch.max_length,
-            logits_to_keep=positions,
-            **cache,
-        ).logits[0]
+        # Imported here for the same reason as in __init__.
+        from emollama.models.attention import packed_rows
+
+        with packed_rows():
+            logits: Tensor = self._llm(
+                inputs_embeds=self._embed(batch).unsqueeze(0),
+                position_ids=batch.position_ids.unsqueeze(0),
+                cu_seqlens=batch.cu_seqlens,
+                max_length=batch.max_length,
+                logits_to_keep=positions,
+                **cache,
+            ).logits[0]
         return logits
 
     def _padded_logits(self, batch: Batch, embeddings: Tensor, positions: Tensor, cache: Any = None) -> Tensor:

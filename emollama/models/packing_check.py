@@ -12,10 +12,10 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib import metadata
 from typing import Any, Literal
 
 import torch
-import transformers
 
 from emollama.data.validation_cache import ValidationCache
 from emollama.errors import UserError
@@ -24,7 +24,7 @@ from emollama.models.configs import PackingKey
 from emollama.models.packing_comparisons import Forward, packed_logits, padded_logits
 from emollama.models.random_copy import RandomCopy, isolated, runnable_copy
 
-VERSION = "5"  # increase it when the check changes, so that cached results are ignored
+VERSION = "6"  # increase it when the check changes, so that cached results are ignored
 CPU = torch.device("cpu")
 Result = Literal["packed", "padded", "rejected"]
 Cache = Literal["batch", "sequence", "none"]
@@ -126,13 +126,33 @@ def cached_check(config: Any, key: PackingKey, device: torch.device, dtype: torc
     settings = json.dumps([content, key, place, str(dtype)], sort_keys=True, default=str)
     digest = hashlib.sha256(settings.encode()).hexdigest()
     if digest not in _CHECKED:
-        cache = ValidationCache.load("packing", VERSION, transformers.__version__, torch.__version__)
-        stored = cache.get(digest, (1,))
-        _CHECKED[digest] = Packing(**json.loads(stored)) if stored else check(config, key, device, dtype)
-        if not stored:
+        cache = ValidationCache.load("packing", VERSION, *_versions())
+        stored = _stored(cache.get(digest, (1,)))
+        _CHECKED[digest] = stored or check(config, key, device, dtype)
+        # A rejection can have a passing cause, and the run ends, so that nothing is gained by storing it.
+        if not stored and _CHECKED[digest].result != "rejected":
             cache.add(digest, (1,), json.dumps(dataclasses.asdict(_CHECKED[digest])))
             cache.save()
     return _CHECKED[digest]
+
+
+def _versions() -> list[str]:
+    """Return the versions of the packages that compute the layers of language models, "" for those that are not installed."""
+    versions = []
+    for package in ("torch", "transformers", "kernels", "causal_conv1d", "mamba_ssm", "flash_linear_attention", "flash_attn"):
+        try:
+            versions.append(metadata.version(package))
+        except metadata.PackageNotFoundError:
+            versions.append("")
+    return versions
+
+
+def _stored(text: str | None) -> Packing | None:
+    """Return the result of an entry of the cache; None for an entry that is missing or that another version wrote."""
+    try:
+        return None if text is None else Packing(**json.loads(text))
+    except (ValueError, TypeError):
+        return None
 
 
 def check(config: Any, key: PackingKey = "auto", device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> Packing:
@@ -173,13 +193,11 @@ def _first_way(copy: RandomCopy, key: PackingKey, device: torch.device, dtype: t
             reason = reason or problem
             continue
         cache = _cache(copy, packing, device, dtype)
-        # The beam search of packed models is that of a padded batch, which the comparison of decoding covers.
-        beams = "" if packing.is_packed else _attempt(partial(packing_comparisons.beams, copy, packing.attention))
+        beams = _attempt(partial(packing_comparisons.beams, copy, packing.attention, together=packing.is_packed))
         random = bool(_attempt(partial(packing_comparisons.training_depends_on_the_batch, copy, packing.attention, forward)))
         return dataclasses.replace(packing, cache=cache, beam_problem=beams, reason=reason, random_training=random)
-    layer = _attempt(partial(packing_comparisons.first_different_layer, copy))
-    where = f", first in {layer}" if layer else ""
-    return Packing("rejected", reason=f"it differs from plain transformers even for a single sample ({problem}{where})")
+    where = _attempt(partial(packing_comparisons.first_different_layer, copy))
+    return Packing("rejected", reason=f"it differs from plain transformers even for a single sample ({problem}; {where})")
 
 
 def _cache(copy: RandomCopy, packing: Packing, device: torch.device, dtype: torch.dtype) -> Cache:
@@ -209,13 +227,18 @@ def _attempt(function: Callable[[], str]) -> str:
     """Return the problem that a comparison returns, or the exception that it raises, in one line; "" if there is none."""
     try:
         return function()
+    except (MemoryError, torch.OutOfMemoryError, ImportError):
+        # These say nothing about the model.
+        raise
     except Exception as error:
         # Models raise every kind of exception for arguments that they do not support.
         return _one_line(error)
 
 
 def _one_line(error: Exception) -> str:
+    if isinstance(error, NotImplementedError):
+        return str(error)
+    if isinstance(error, KeyError) and attention.RECORDED in str(error):
+        return "transformers does not let its attention be replaced"
     lines = str(error).strip().splitlines() or [""]
-    return (
-        str(error) if isinstance(error, NotImplementedError) else f"transformers raises {type(error).__name__}: {lines[0][:200]}"
-    )
+    return f"transformers raises {type(error).__name__}: {lines[0][:200].rstrip('.')}"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from emollama.components import DecodingState
 from emollama.models import attention, dropout
-from emollama.models.decoding import empty_cache, left_padded_state, unpacked_state
+from emollama.models.decoding import empty_cache, left_padded_state, left_padding_mask, unpacked_state
 from emollama.models.padded import accepted, decode, logits_at, prefill_sequences, prefix_state
 from emollama.models.random_copy import RandomCopy, plain_logits
 
@@ -35,14 +35,15 @@ def packed_logits(llm: Any, samples: Sequence[Tensor], **cache: Any) -> Tensor:
     """Return the logits (T, V) of samples in one row, which the model receives like a micro-batch in training."""
     lengths = torch.tensor([len(ids) for ids in samples])
     ids = torch.cat(list(samples))
-    logits: Tensor = llm(
-        inputs_embeds=llm.get_input_embeddings()(ids).unsqueeze(0),
-        position_ids=torch.cat([torch.arange(len(sample)) for sample in samples]).to(ids.device).unsqueeze(0),
-        cu_seqlens=torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)).to(ids.device),
-        max_length=int(lengths.max()),
-        logits_to_keep=torch.arange(len(ids), device=ids.device),
-        **({"use_cache": False} | cache),
-    ).logits[0]
+    with attention.packed_rows():
+        logits: Tensor = llm(
+            inputs_embeds=llm.get_input_embeddings()(ids).unsqueeze(0),
+            position_ids=torch.cat([torch.arange(len(sample)) for sample in samples]).to(ids.device).unsqueeze(0),
+            cu_seqlens=torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)).to(ids.device),
+            max_length=int(lengths.max()),
+            logits_to_keep=torch.arange(len(ids), device=ids.device),
+            **({"use_cache": False} | cache),
+        ).logits[0]
     return logits
 
 
@@ -78,7 +79,7 @@ def packed(copy: RandomCopy) -> str:
     with attention.recorded_calls() as calls:
         model = copy.build(attention.RECORDED)
         alone = packed_logits(model, copy.samples[:1])
-        problem = _difference(alone, copy.expected[0], "alone, the log-probability of a token")
+        problem = _difference(alone, copy.expected[0], "for a single sample, the log-probability of a token")
         if problem:
             return problem
         together = packed_logits(model, copy.samples)
@@ -134,12 +135,25 @@ def sequence_logits(llm: Any, samples: Sequence[Tensor]) -> Tensor:
     return decode(llm, _last(samples, DECODED_IN_PRECISION), state).flatten(0, 1)
 
 
-def beams(copy: RandomCopy, implementation: str) -> str:
-    """Compare the logits in the beam search of transformers, which uses the model's own cache, with those of whole sequences."""
-    model, ids = copy.build(implementation), copy.samples[0]
+def beams(copy: RandomCopy, implementation: str, *, together: bool) -> str:
+    """Compare the logits in the beam search of transformers, which uses the model's own cache, with those of whole sequences.
+
+    Args:
+        copy: the copy.
+        implementation: name of the attention implementation.
+        together: also run two prompts, which are padded on the left, as for packed models.
+    """
+    model = copy.build(implementation)
+    groups = [copy.samples[:1], *([copy.samples] if together else [])]
+    return next((problem for prompts in groups if (problem := _beams(model, copy.llm, prompts))), "")
+
+
+def _beams(model: Any, plain: Any, prompts: Sequence[Tensor]) -> str:
+    lengths = [len(ids) for ids in prompts]
+    embeddings = [model.get_input_embeddings()(ids) for ids in prompts]
     output = model.generate(
-        inputs_embeds=model.get_input_embeddings()(ids)[None],
-        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        inputs_embeds=torch.nn.utils.rnn.pad_sequence(embeddings, batch_first=True, padding_side="left"),
+        attention_mask=left_padding_mask(lengths, prompts[0].device),
         num_beams=BEAMS,
         num_return_sequences=BEAMS,
         do_sample=False,
@@ -149,10 +163,11 @@ def beams(copy: RandomCopy, implementation: str) -> str:
         output_logits=True,
         return_dict_in_generate=True,
     )
-    for answer, beam in zip(output.sequences, output.beam_indices, strict=True):
+    for index, (answer, beam) in enumerate(zip(output.sequences, output.beam_indices, strict=True)):
         # The beam of an answer changes from token to token, and its cache has to move with it.
         used = torch.stack([logits[row] for logits, row in zip(output.logits, beam.tolist(), strict=True)])
-        expected = plain_logits(copy.llm, torch.cat([ids, answer]))[len(ids) - 1 : -1].float().log_softmax(-1)
+        ids = prompts[index // BEAMS]
+        expected = plain_logits(plain, torch.cat([ids, answer]))[len(ids) - 1 : -1].float().log_softmax(-1)
         if problem := _difference(used, expected, "in beam search, the log-probability of a token"):
             return problem
     return ""
@@ -185,6 +200,8 @@ def in_precision(
 
     try:
         plain = errors(copy.build("eager"), lambda llm, samples: torch.cat([plain_logits(llm, ids) for ids in samples]))
+    except torch.OutOfMemoryError:
+        raise
     except Exception:
         # The small widths of the copy can be unsuitable for a kernel, which says nothing about the model.
         return ""
@@ -198,10 +215,11 @@ def in_precision(
 
 
 def first_different_layer(copy: RandomCopy) -> str:
-    """Return the name and class of the first layer whose output differs for embeddings in place of token ids; "" if none does."""
+    """Return the name and class of the first layer whose output differs for embeddings in place of token ids."""
     plain = _layer_outputs(copy, plain_logits)
     own = _layer_outputs(copy, lambda llm, ids: padded_logits(llm, [ids], batched=False))
-    return next((name for name in own if name in plain and not own[name].allclose(plain[name], atol=TOLERANCE)), "")
+    different = (name for name in own if name in plain and not own[name].allclose(plain[name], atol=TOLERANCE))
+    return f"first in {next(different, 'no layer alone')}"
 
 
 def _layer_outputs(copy: RandomCopy, run: Callable[[Any, Tensor], Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ class RandomCopy:
         """Return the copy with another implementation of attention and the same weights."""
         with no_init_weights():
             model = transformers.AutoModelForCausalLM.from_config(
-                self.config, attn_implementation=implementation, dtype=torch.float32
+                copy.deepcopy(self.config), attn_implementation=implementation, dtype=torch.float32
             )
         model.load_state_dict(self.llm.state_dict(), assign=True)
         return model.eval()
@@ -70,9 +71,9 @@ def runnable_copy(config: Any) -> RandomCopy | None:
     Raises:
         Exception: If transformers cannot build the model itself.
     """
-    copy, text = _runnable_copy(config, _module_classes(config)), config.get_text_config()
-    if copy is not None or text is config:
-        return copy
+    whole, text = _runnable_copy(config, _module_classes(config)), config.get_text_config()
+    if whole is not None or text is config:
+        return whole
     try:
         return _runnable_copy(text, _module_classes(text))
     except Exception:
@@ -113,7 +114,8 @@ def _random_model(config: Any) -> Any:
         shapes = build()
     if sum(parameter.numel() for parameter in shapes.parameters()) > MAX_PARAMETERS:
         raise ValueError("the copy is too large")
-    torch.manual_seed(0)
+    # torch.manual_seed would also seed the GPUs, whose state is not restored.
+    torch.default_generator.manual_seed(0)
     model = build()
     for parameter in model.parameters():
         # Larger than usual initial weights, with which the samples of a row would hardly influence each other.

@@ -9,6 +9,7 @@ from typing import Any
 
 from emollama.errors import UserError
 
+SAMPLE_TEXT = "She says: I'm happy, and smiles twice (2)."
 REMEDY = "Put the tokenizer files that belong to the model into its folder"
 # Rows without a token that are usual: real tables are padded, for example to a multiple of 128.
 PADDING_ROWS, PADDING_SHARE = 1000, 0.1
@@ -75,7 +76,21 @@ def warnings(tokenizer: Any, vocabulary: LLMVocabulary, end_sym: str) -> list[st
         vocabulary: what the other files of the model say.
         end_sym: the value of ``model.end_sym``.
     """
-    return [*_table(tokenizer, vocabulary), *_eos(tokenizer, vocabulary), *_end_symbol(tokenizer, end_sym)]
+    return [
+        *_round_trip(tokenizer, vocabulary),
+        *_table(tokenizer, vocabulary),
+        *_eos(tokenizer, vocabulary),
+        *_end_symbol(tokenizer, end_sym),
+    ]
+
+
+def _round_trip(tokenizer: Any, vocabulary: LLMVocabulary) -> Iterator[str]:
+    decoded = str(tokenizer.decode(tokenizer(SAMPLE_TEXT, add_special_tokens=False).input_ids))
+    if decoded.strip() != SAMPLE_TEXT:
+        yield (
+            f"model.llama_model: the tokenizer in '{vocabulary.folder}' ({type(tokenizer).__name__}) loses text: {SAMPLE_TEXT!r}"
+            f" becomes {decoded!r}. Check that its files and tokenizer_class in tokenizer_config.json belong to the model."
+        )
 
 
 def _table(tokenizer: Any, vocabulary: LLMVocabulary) -> Iterator[str]:
