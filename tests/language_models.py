@@ -31,7 +31,7 @@ DECODERS = (
     " roc_bert roformer xlm-roberta xlm-roberta-xl"
 )
 # Keys of families whose default configuration is incomplete, or has another kind of layers than the published models.
-KEYS: dict[str, dict[str, Any]] = dict.fromkeys(DECODERS.split(), {"is_decoder": True}) | {
+KEYS: dict[str, dict[str, Any]] = {family: {"is_decoder": True} for family in DECODERS.split()} | {
     "bamba": {"attn_layer_indices": [9, 18, 27]},
     "dbrx": {"attn_config": {"kv_n_heads": 8, "clip_qkv": 8, "rope_theta": 5e5}, "ffn_config": {"ffn_hidden_size": 128}},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 16},
@@ -169,8 +169,12 @@ def documented() -> dict[str, Row]:
     text = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
     title, *lines = text[text.find("| family |") :].splitlines() or [""]
     versions = re.findall(r"transformers ([\d.]+)", title)
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
-    return {family.split("`")[1]: Row(targets, dict(zip(versions, results, strict=True))) for family, targets, *results in cells}
+    rows = {}
+    for line in lines[1:]:
+        family, targets, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        results = {version: cell for version, cell in zip(versions, cells, strict=True) if cell != ABSENT}
+        rows[family.split("`")[1]] = Row(targets, results)
+    return rows
 
 
 def page(rows: dict[str, Row]) -> str:

@@ -11,7 +11,8 @@ from emollama import checkpoint
 from emollama.convert import formats
 from emollama.convert.weights import read
 from emollama.errors import UserError
-from emollama.models import checkpoint_names, lora_targets
+from emollama.models import checkpoint_names, llm_weights, lora_targets
+from emollama.models.configs import MiniGPTv2Config
 
 COMMON = {"vocab_size": 99, "hidden_size": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
@@ -163,3 +164,21 @@ def test_a_model_that_is_merged_in_memory_keeps_its_dtype_and_its_other_files(tr
     formats.to_merged(weights, str(tmp_path / "merged"), None, str(llm))
     assert {tensor.dtype for tensor in load_file(tmp_path / "merged/model.safetensors").values()} == {torch.bfloat16}
     assert (tmp_path / "merged/config.json").read_text() == before
+
+
+EXPERTS = COMMON | LAYERS | {"moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1}
+EXPERTS |= {"topk_group": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+
+
+def test_adapters_of_experts_with_joint_weights_are_rejected_before_weights_are_loaded(monkeypatch):
+    monkeypatch.setitem(CONFIGS, "deepseek_v2", EXPERTS)
+    cfg = MiniGPTv2Config(llama_model="x", lora_target_modules=["gate_proj", "up_proj"])
+    message = refusal(llm_weights.check_options, cfg, config_of("deepseek_v2"))
+    assert "adapters of experts are not supported" in message and "or null, instead of gate_proj, up_proj" in message
+
+
+@pytest.mark.parametrize("family", ["deepseek_v2", "mamba"])
+def test_all_linear_leaves_out_layers_that_peft_cannot_adapt(monkeypatch, family):
+    monkeypatch.setitem(CONFIGS, "deepseek_v2", EXPERTS)
+    cfg = MiniGPTv2Config(llama_model="x", lora_target_modules="all-linear")
+    assert llm_weights.check_options(cfg, config_of(family)) == []

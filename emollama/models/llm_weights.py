@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from emollama.errors import UserError
-from emollama.listing import listing
+from emollama.listing import abbreviated, listing
 from emollama.models import dropout, lora_targets
 from emollama.models.configs import LLMConfig, TrainLLM
 
@@ -79,6 +79,7 @@ def check_options(cfg: LLMConfig, config: Any) -> list[str]:
     if cfg.train_llm == "lora":
         targets = lora_targets.resolve(model, cfg.lora_target_modules)
         lines += [line for line in [lora_targets.uncovered_layers(model, targets)] if line]
+        _with_adapters(model, options_of(cfg, "eager"), targets)
     if cfg.use_grad_checkpoint and not model.supports_gradient_checkpointing:
         lines.append(
             f"model.use_grad_checkpoint: '{config.model_type}' cannot recompute activations, so that all of them are stored,"
@@ -105,6 +106,9 @@ def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     # peft corrects the setting itself.
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False but the target module is `Conv1D`")
+    if getattr(config, "rescale_every", 0):
+        # RWKV divides some weights in evaluation, but not their adapters.
+        config.rescale_every = 0
     if device.type == "meta":
         with device:
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=options.attention)
@@ -139,28 +143,43 @@ def _with_options(llm: Any, options: LLMOptions) -> Any:
     """Set which weights are trained, add adapters, and enable activation checkpointing."""
     llm.requires_grad_(options.train == "full")
     if options.train == "lora":
-        targets = lora_targets.resolve(llm, options.lora_targets)
-        # Imported here because a model without adapters does not need peft.
-        from peft import LoraConfig, get_peft_model
-
-        lora = LoraConfig(
-            r=options.lora_r,
-            lora_alpha=options.lora_alpha,
-            lora_dropout=options.lora_dropout,
-            target_modules=targets,
-            bias="none",
-            task_type="CAUSAL_LM",
-        )
-        try:
-            llm = get_peft_model(llm, lora)
-        except ValueError as error:
-            raise UserError(f"model.lora_target_modules: {error}") from None
+        llm = _with_adapters(llm, options, lora_targets.resolve(llm, options.lora_targets))
     if options.checkpointing and llm.supports_gradient_checkpointing:
         # The method was renamed in transformers 5.23, where the old name still works with a warning.
         name = "activation_checkpointing_enable"
         enable = getattr(llm, name, None) or llm.gradient_checkpointing_enable
         enable({"use_reentrant": False, "context_fn": dropout.checkpoint_contexts})
     llm.config.use_cache = False
+    return llm
+
+
+def _with_adapters(llm: Any, options: LLMOptions, targets: list[str]) -> Any:
+    # Imported here because a model without adapters does not need peft.
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        r=options.lora_r,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        target_modules=targets,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    try:
+        llm = get_peft_model(llm, lora)
+    except ValueError as error:
+        problem = str(error)
+    else:
+        # peft also adapts the experts if one of their layers in earlier versions of transformers had the name of a target.
+        problem = f"they adapt {abbreviated(lora.target_parameters)}" if lora.target_parameters else ""
+    if lora.target_parameters:
+        names = abbreviated(targets)
+        raise UserError(
+            f"{lora_targets.KEY}: adapters of experts are not supported, because their weights are joint tensors ({problem})."
+            f" Use names of attention layers, or null, instead of {names}."
+        )
+    if problem:
+        raise UserError(f"{lora_targets.KEY}: {problem}")
     return llm
 
 

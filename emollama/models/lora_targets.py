@@ -22,6 +22,7 @@ from emollama.suggestions import did_you_mean
 KEY = "model.lora_target_modules"
 # Models in which peft refuses adapters on out_proj, because a fused kernel uses its weights.
 NO_OUT_PROJ = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
+FEED_FORWARD = re.compile(r"mlp|expert|feed_forward|ffn|moe")
 CROSS_ATTENTION = re.compile(r"encoder_attn|cross_?attn|cross_?attention")
 ENCODERS = re.compile(r"(^|\.)(vision|audio|image|visual)")
 ALL_LINEAR = "all-linear"  # the value of peft for all linear layers except the output layer
@@ -67,6 +68,9 @@ def resolve(llm: Any, value: str | Sequence[str] | None) -> list[str]:
         chosen = [name for group in layers.values() for name in _default(group, everything=value is not None)]
         if llm.config.model_type in NO_OUT_PROJ:
             chosen = [name for name in chosen if not matches(name, "out_proj")]
+        if any(parameter.ndim > 2 and "expert" in name for name, parameter in llm.named_parameters()):
+            # peft would adapt the joint tensors of the experts, too.
+            chosen = [name for name in chosen if not FEED_FORWARD.search(name)] or chosen
         if not chosen:
             raise UserError(f"{KEY}: no linear layers were found in the language model. List the names of the layers to adapt.")
         return shortened(llm, chosen)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,9 @@ from emollama.models.decoding import empty_cache, left_padded_state, unpacked_st
 from emollama.models.fusion.build import FusionKey, build_fusion, fusion_layout
 from emollama.models.fusion.feature_tokens import MIN_GEMM_ROWS, place_feature_tokens
 from emollama.stores.manifest import Manifest
+
+if TYPE_CHECKING:
+    from emollama.models.packing_check import LengthLimit
 
 
 class PackedLLM(nn.Module, ABC):
@@ -61,7 +64,7 @@ class PackedLLM(nn.Module, ABC):
         self.cfg = cfg
         self.llm_config = llm.read_config(cfg.llama_model)
         self.packing = packing_check.resolve(cfg.packing, self.llm_config, device, frozen_dtype)
-        self._position_limit = llm.position_limit(self.llm_config)
+        self._limit = packing_check.length_limit(self.packing, self.llm_config)
         options = llm_weights.options_of(cfg, self.packing.attention)
         self.llama_model: Any = llm_weights.build(options, self.llm_config, dtype=frozen_dtype, device=device)
         dropout.replace_dropout(self.llama_model)
@@ -109,7 +112,7 @@ class PackedLLM(nn.Module, ABC):
         packing = packing_check.resolve(cfg.packing, config, device, frozen_dtype)
         if beam_search:
             packing.require_beam_search(config.model_type)
-        cls._check_position_limit(cfg, config)
+        cls._check_lengths(cfg, packing_check.length_limit(packing, config))
         lines = [*packing.notices(config.model_type), *llm_weights.check_options(cfg, config)]
         lines += llm.float16_warning(config, frozen_dtype)
         if prompt is not None:
@@ -117,25 +120,24 @@ class PackedLLM(nn.Module, ABC):
         return lines
 
     @classmethod
-    def _check_position_limit(cls, cfg: Any, config: Any) -> None:
+    def _check_lengths(cls, cfg: Any, limit: LengthLimit | None) -> None:
         shapes = without_pixels(cls.slot_shapes(cfg))
         features = cls.feature_layout(cfg).num_feature_tokens({slot: shape.num_zeros for slot, shape in shapes.items()})
-        limit, others = llm.position_limit(config), 1 + sum(features.values())  # 1 for the BOS token
-        if limit is not None and cfg.max_context_len + cfg.max_txt_len + others > limit:
+        others = 1 + sum(features.values())  # 1 for the BOS token
+        longest = cfg.max_context_len + cfg.max_txt_len + others
+        if limit is not None and longest > limit.tokens:
             raise UserError(
                 f"model.max_context_len {cfg.max_context_len} + model.max_txt_len {cfg.max_txt_len} + {others} feature tokens and"
-                f" BOS exceed {limit} tokens, above which '{config.model_type}' encodes the positions of a whole micro-batch"
-                f" differently. Decrease model.max_context_len or model.max_txt_len by"
-                f" {cfg.max_context_len + cfg.max_txt_len + others - limit}."
+                f" BOS exceed {limit.tokens} tokens, but {limit.reason}. Decrease model.max_context_len or model.max_txt_len by"
+                f" {longest - limit.tokens}."
             )
 
     def _require_length(self, tokens: int) -> None:
         """Check the number of tokens of the longest sequence, which generation or features of any length can increase."""
-        if self._position_limit is not None and tokens > self._position_limit:
+        if self._limit is not None and tokens > self._limit.tokens:
             raise UserError(
-                f"a sequence has {tokens} tokens, but '{self.llm_config.model_type}' encodes the positions of a whole micro-batch"
-                f" differently above {self._position_limit}. Decrease model.max_context_len, model.max_txt_len, max_new_tokens of"
-                " the evaluation, or the length of the features."
+                f"a sequence has {tokens} tokens, but {self._limit.reason}. Decrease model.max_context_len, model.max_txt_len,"
+                " max_new_tokens of the evaluation, or the length of the features."
             )
 
     @classmethod

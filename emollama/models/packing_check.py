@@ -19,12 +19,12 @@ import torch
 
 from emollama.data.validation_cache import ValidationCache
 from emollama.errors import UserError
-from emollama.models import attention, packing_comparisons
+from emollama.models import attention, copy_properties, llm, packing_comparisons
 from emollama.models.configs import PackingKey
 from emollama.models.packing_comparisons import Forward, packed_logits, padded_logits
 from emollama.models.random_copy import RandomCopy, isolated, runnable_copy
 
-VERSION = "6"  # increase it when the check changes, so that cached results are ignored
+VERSION = "7"  # increase it when the check changes, so that cached results are ignored
 CPU = torch.device("cpu")
 Result = Literal["packed", "padded", "rejected"]
 Cache = Literal["batch", "sequence", "none"]
@@ -42,6 +42,7 @@ class Packing:
             the model's own cache of each sequence, one sequence after the other; none if neither gives the right values.
         beam_problem: why the beam search of transformers, which uses the model's own cache, cannot be used; "" if it can.
         reason: why the model is not packed.
+        max_tokens: number of tokens for which the model has learned or stored positions; None if it has no such table.
         random_training: whether random numbers in training depend on how a global batch is divided.
     """
 
@@ -52,6 +53,7 @@ class Packing:
     beam_problem: str = ""
     reason: str = ""
     random_training: bool = False
+    max_tokens: int | None = None
 
     @property
     def is_packed(self) -> bool:
@@ -91,6 +93,30 @@ _DECODING = {
     "none": "; generation recomputes the sequence for each new token",
 }
 _CHECKED: dict[str, Packing] = {}
+
+
+@dataclass(frozen=True)
+class LengthLimit:
+    """The number of tokens of a sequence that a language model can process, and why."""
+
+    tokens: int
+    reason: str
+
+
+def length_limit(packing: Packing, config: Any) -> LengthLimit | None:
+    """Return the smallest limit of a language model; None if it has none.
+
+    Args:
+        packing: the result of :func:`resolve`.
+        config: the configuration of the language model, an object of transformers.
+    """
+    limits = []
+    if packing.max_tokens is not None:
+        limits.append(LengthLimit(packing.max_tokens, f"'{config.model_type}' has positions for {packing.max_tokens} tokens"))
+    if (switch := llm.position_limit(config)) is not None:
+        text = f"above {switch}, '{config.model_type}' encodes the positions of a whole micro-batch differently"
+        limits.append(LengthLimit(switch, text))
+    return min(limits, key=lambda limit: limit.tokens, default=None)
 
 
 def resolve(key: PackingKey, config: Any, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> Packing:
@@ -171,7 +197,7 @@ def check(config: Any, key: PackingKey = "auto", device: torch.device = CPU, dty
             return Packing("rejected", reason=f"transformers cannot build it ({_one_line(error)})")
         if copy is None:
             reason = "the model could not be checked, because transformers cannot run a small copy of it"
-            return Packing("padded", "eager", batched=False, cache="none", reason=reason)
+            return Packing("padded", "eager", batched=False, cache="none", beam_problem=reason, reason=reason)
         not_causal = _attempt(lambda: packing_comparisons.causality(copy))
         if not_causal:
             return Packing("rejected", reason=not_causal)
@@ -195,8 +221,15 @@ def _first_way(copy: RandomCopy, key: PackingKey, device: torch.device, dtype: t
         cache = _cache(copy, packing, device, dtype)
         beams = _attempt(partial(packing_comparisons.beams, copy, packing.attention, together=packing.is_packed))
         random = bool(_attempt(partial(packing_comparisons.training_depends_on_the_batch, copy, packing.attention, forward)))
-        return dataclasses.replace(packing, cache=cache, beam_problem=beams, reason=reason, random_training=random)
-    where = _attempt(partial(packing_comparisons.first_different_layer, copy))
+        return dataclasses.replace(
+            packing,
+            cache=cache,
+            beam_problem=beams,
+            reason=reason,
+            random_training=random,
+            max_tokens=copy_properties.position_table(copy),
+        )
+    where = _attempt(partial(copy_properties.first_different_layer, copy))
     return Packing("rejected", reason=f"it differs from plain transformers even for a single sample ({problem}; {where})")
 
 

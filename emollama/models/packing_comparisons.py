@@ -9,7 +9,6 @@ Shape letters: T = tokens of all samples, V = size of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -148,10 +147,10 @@ def beams(copy: RandomCopy, implementation: str, *, together: bool) -> str:
     return next((problem for prompts in groups if (problem := _beams(model, copy.llm, prompts))), "")
 
 
-def _beams(model: Any, plain: Any, prompts: Sequence[Tensor]) -> str:
+def _beams(llm: Any, plain: Any, prompts: Sequence[Tensor]) -> str:
     lengths = [len(ids) for ids in prompts]
-    embeddings = [model.get_input_embeddings()(ids) for ids in prompts]
-    output = model.generate(
+    embeddings = [llm.get_input_embeddings()(ids) for ids in prompts]
+    output = llm.generate(
         inputs_embeds=torch.nn.utils.rnn.pad_sequence(embeddings, batch_first=True, padding_side="left"),
         attention_mask=left_padding_mask(lengths, prompts[0].device),
         num_beams=BEAMS,
@@ -212,28 +211,6 @@ def in_precision(
                 f"in {name} on {device.type}, log-probabilities change by {own:.2g}, and by {allowed:.2g} in plain transformers"
             )
     return ""
-
-
-def first_different_layer(copy: RandomCopy) -> str:
-    """Return the name and class of the first layer whose output differs for embeddings in place of token ids."""
-    plain = _layer_outputs(copy, plain_logits)
-    own = _layer_outputs(copy, lambda llm, ids: padded_logits(llm, [ids], batched=False))
-    different = (name for name in own if name in plain and not own[name].allclose(plain[name], atol=TOLERANCE))
-    return f"first in {next(different, 'no layer alone')}"
-
-
-def _layer_outputs(copy: RandomCopy, run: Callable[[Any, Tensor], Tensor]) -> dict[str, Tensor]:
-    """Return name and class of a numbered module -> its output for the first sample, in the order of the calls."""
-    llm, outputs = copy.build("eager"), dict[str, Tensor]()
-
-    def record(module: Any, inputs: Any, output: Any, *, name: str) -> None:
-        outputs[f"{name} ({type(module).__name__})"] = output[0] if isinstance(output, tuple) else output
-
-    for name, module in llm.named_modules():
-        if name.rpartition(".")[2].isdigit():
-            module.register_forward_hook(partial(record, name=name))
-    run(llm, copy.samples[0])
-    return outputs
 
 
 def training_depends_on_the_batch(copy: RandomCopy, implementation: str, forward: Forward) -> str:

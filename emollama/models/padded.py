@@ -171,7 +171,8 @@ def _continued(llm: Any, embeddings: Tensor, arguments: dict[str, Any]) -> tuple
 
     ``arguments`` are further arguments of the model, such as the cache of the tokens before.
     """
-    out = llm(inputs_embeds=embeddings[None], **accepted(llm, use_cache=True, logits_to_keep=1), **arguments)
+    # Granite's hybrid models have use_cache only among their further keyword arguments.
+    out = llm(inputs_embeds=embeddings[None], use_cache=True, **accepted(llm, logits_to_keep=1), **arguments)
     # The cache has a different name in some models: cache_params in Mamba, state in RWKV.
     cache = accepted(llm, **out)
     if not cache:

@@ -44,6 +44,8 @@ class RandomCopy:
             model = transformers.AutoModelForCausalLM.from_config(
                 copy.deepcopy(self.config), attn_implementation=implementation, dtype=torch.float32
             )
+        # As in a run.
+        model.config.use_cache = False
         model.load_state_dict(self.llm.state_dict(), assign=True)
         return model.eval()
 
@@ -84,7 +86,7 @@ def runnable_copy(config: Any) -> RandomCopy | None:
 def _runnable_copy(config: Any, classes: set[type]) -> RandomCopy | None:
     for small in shrunken_configs(config):
         try:
-            model = _random_model(small)
+            model = random_model(small)
             if not classes <= set(map(type, model.modules())):
                 # The copy has no layer of one of the types.
                 continue
@@ -107,7 +109,7 @@ def _module_classes(config: Any) -> set[type]:
         return set(map(type, transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").modules()))
 
 
-def _random_model(config: Any) -> Any:
+def random_model(config: Any) -> Any:
     """Build a model with random weights and eager attention."""
     build = partial(transformers.AutoModelForCausalLM.from_config, config, attn_implementation="eager", dtype=torch.float32)
     with torch.device("meta"):

@@ -142,9 +142,10 @@ def _shrunken_number(key: str, value: int, divisors: tuple[int, int], free_width
 def _fewer_layers(content: dict[str, Any]) -> dict[str, Any]:
     """Return the changed keys: two layers of each type, or one period of layers that alternate, twice."""
     names = [name for name in LAYER_COUNTS if _above_one(content.get(name))]
-    if not names:
+    kinds = next((value for key, value in content.items() if key.endswith("block_type") and isinstance(value, list)), [])
+    if not names and not kinds:
         return {}
-    number = content[names[0]]
+    number = content[names[0]] if names else len(kinds)
     numbers = {key: _layer_numbers(key, value, number) for key, value in content.items()}
     numbers = {key: value for key, value in numbers.items() if value}
     lists = {key: value for key, value in content.items() if _is_per_layer(value, number) and key not in numbers}
