@@ -131,25 +131,25 @@ def _varlen_kernel_runs(query: Tensor) -> bool:
     return torch.cuda.get_device_capability(query.device)[0] >= AMPERE
 
 
-class _PackedRows:
+class _PackedSamples:
     """Whether the current forward pass gets ``cu_seqlens``; functions of masks do not get them."""
 
     active = False
 
 
 @contextmanager
-def packed_rows() -> Iterator[None]:
+def packed_samples() -> Iterator[None]:
     """Inside ``with``, models are called with ``cu_seqlens``, so that no masks are needed."""
-    _PackedRows.active = True
+    _PackedSamples.active = True
     try:
         yield
     finally:
-        _PackedRows.active = False
+        _PackedSamples.active = False
 
 
 def _packed_mask(**kwargs: Any) -> Tensor | None:
-    """Return None for packed rows, and the mask of transformers' sdpa function in generation."""
-    return None if _PackedRows.active else sdpa_mask(**kwargs)
+    """Return None for packed samples, and the mask of transformers' sdpa function in generation."""
+    return None if _PackedSamples.active else sdpa_mask(**kwargs)
 
 
 _RECORDERS: list[list[tuple[str, bool]]] = []

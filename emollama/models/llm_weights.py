@@ -7,6 +7,7 @@ so that parameters can be counted before weights are loaded.
 from __future__ import annotations
 
 import importlib.util
+import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,14 +74,25 @@ def check_options(cfg: LLMConfig, config: Any) -> list[str]:
     Raises:
         UserError: If adapters cannot be added to one of the layers of ``model.lora_target_modules``.
     """
+    options = options_of(cfg, "eager")
+    key = json.dumps([config.to_dict(), str(options)], sort_keys=True, default=str)
+    if key not in _CHECKED_OPTIONS:
+        _CHECKED_OPTIONS[key] = _check_options(options, config)
+    return list(_CHECKED_OPTIONS[key])
+
+
+_CHECKED_OPTIONS: dict[str, list[str]] = {}
+
+
+def _check_options(options: LLMOptions, config: Any) -> list[str]:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     lines = []
-    if cfg.train_llm == "lora":
-        targets = lora_targets.resolve(model, cfg.lora_target_modules)
+    if options.train == "lora":
+        targets = lora_targets.resolve(model, options.lora_targets)
         lines += [line for line in [lora_targets.uncovered_layers(model, targets)] if line]
-        _with_adapters(model, options_of(cfg, "eager"), targets)
-    if cfg.use_grad_checkpoint and not model.supports_gradient_checkpointing:
+        _with_adapters(model, options, targets)
+    if options.checkpointing and not model.supports_gradient_checkpointing:
         lines.append(
             f"model.use_grad_checkpoint: '{config.model_type}' cannot recompute activations, so that all of them are stored,"
             " which needs more memory."

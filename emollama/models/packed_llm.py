@@ -241,9 +241,9 @@ class PackedLLM(nn.Module, ABC):
     def _packed_logits(self, batch: Batch, positions: Tensor, **cache: Any) -> Tensor:
         """Return the next-token logits after these positions of a packed batch, (len(positions), V)."""
         # Imported here for the same reason as in __init__.
-        from emollama.models.attention import packed_rows
+        from emollama.models.attention import packed_samples
 
-        with packed_rows():
+        with packed_samples():
             logits: Tensor = self._llm(
                 inputs_embeds=self._embed(batch).unsqueeze(0),
                 position_ids=batch.position_ids.unsqueeze(0),

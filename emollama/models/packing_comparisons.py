@@ -34,7 +34,7 @@ def packed_logits(llm: Any, samples: Sequence[Tensor], **cache: Any) -> Tensor:
     """Return the logits (T, V) of samples in one row, which the model receives like a micro-batch in training."""
     lengths = torch.tensor([len(ids) for ids in samples])
     ids = torch.cat(list(samples))
-    with attention.packed_rows():
+    with attention.packed_samples():
         logits: Tensor = llm(
             inputs_embeds=llm.get_input_embeddings()(ids).unsqueeze(0),
             position_ids=torch.cat([torch.arange(len(sample)) for sample in samples]).to(ids.device).unsqueeze(0),
