@@ -202,6 +202,22 @@ class AdaptedLayers:
             )
 
 
+def build_base(folder: str, *, dtype: torch.dtype, device: torch.device) -> Any:
+    """Build the language model of ``--llama-model`` without adapters; on the meta device it has shapes but no weights.
+
+    Raises:
+        UserError: If the folder does not exist, or the model cannot be built. The message starts with ``--llama-model``.
+    """
+    # Imported here because these modules import transformers, which takes seconds.
+    from emollama.models import llm, llm_weights
+
+    options = llm_weights.LLMOptions(folder, "none", 1, 1, 0.0, None, None, False, attention="eager")
+    try:
+        return llm_weights.build(options, llm.read_config(folder), dtype=dtype, device=device)
+    except UserError as error:
+        raise UserError(f"--llama-model: {str(error).removeprefix('model.llama_model: ')}") from None
+
+
 def check_base(folder: str, adapters: Adapters, source: str) -> AdaptedLayers:
     """Check that the adapters fit a language model: the same layers, all of them linear, with the same shapes.
 
@@ -215,14 +231,10 @@ def check_base(folder: str, adapters: Adapters, source: str) -> AdaptedLayers:
     Raises:
         UserError: If the folder does not exist or tensors do not fit; the message lists them by name.
     """
-    # Imported here because these modules import transformers, which takes seconds.
-    from emollama.models import llm, llm_weights, lora_targets
+    # Imported here because the module imports transformers, which takes seconds.
+    from emollama.models import lora_targets
 
-    options = llm_weights.LLMOptions(folder, "none", 1, 1, 0.0, None, None, False, attention="eager")
-    try:
-        model = llm_weights.build(options, llm.read_config(folder), dtype=torch.float32, device=torch.device("meta"))
-    except UserError as error:
-        raise UserError(f"--llama-model: {str(error).removeprefix('model.llama_model: ')}") from None
+    model = build_base(folder, dtype=torch.float32, device=torch.device("meta"))
     modules, shared, problems = dict(model.named_modules()), lora_targets.shared_weights(model), []
     for layer, pair in adapters.layers.items():
         name = f"base_model.model.{layer}"

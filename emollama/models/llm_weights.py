@@ -177,18 +177,16 @@ def _with_adapters(llm: Any, options: LLMOptions, targets: list[str]) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
+    problem = ""
     try:
         llm = get_peft_model(llm, lora)
     except ValueError as error:
         problem = str(error)
-    else:
-        # peft also adapts the experts if one of their layers in earlier versions of transformers had the name of a target.
-        problem = f"they adapt {abbreviated(lora.target_parameters)}" if lora.target_parameters else ""
+    # peft also adapts the experts if one of their layers in earlier versions of transformers had the name of a target.
     if lora.target_parameters:
-        names = abbreviated(targets)
-        raise UserError(
-            f"{lora_targets.KEY}: adapters of experts are not supported, because their weights are joint tensors ({problem})."
-            f" Use names of attention layers, or null, instead of {names}."
+        problem = (
+            "adapters of experts are not supported, because their weights are joint tensors. Use names of attention layers, or"
+            f" null, instead of {abbreviated(targets)}."
         )
     if problem:
         raise UserError(f"{lora_targets.KEY}: {problem}")

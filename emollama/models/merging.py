@@ -17,7 +17,7 @@ from torch import Tensor
 
 from emollama.errors import UserError
 from emollama.listing import listing
-from emollama.models.adapters import AdaptedLayers, Adapters
+from emollama.models.adapters import AdaptedLayers, Adapters, build_base
 from emollama.paths import read_text
 from emollama.tensor_files import save_pretrained, save_tensors
 
@@ -100,17 +100,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
 
 def _merge_loaded(folder: Path, deltas: Mapping[str, _Delta], target: Path) -> None:
     """Merge in memory, with the names of transformers, which translates them to those of the files."""
-    # Imported here because these modules import transformers, which takes seconds.
-    from emollama.models import llm, llm_weights
-
-    config = llm.read_config(str(folder))
-    options = llm_weights.LLMOptions(str(folder), "none", 1, 1, 0.0, None, None, False, attention="eager")
     with safe_open(folder / _weight_files(folder)[0], framework="pt") as file:
         dtype = file.get_tensor(next(iter(file.keys()))).dtype
-    try:
-        model = llm_weights.build(options, config, dtype=dtype, device=torch.device("cpu"))
-    except UserError as error:
-        raise UserError(f"--llama-model: {str(error).removeprefix('model.llama_model: ')}") from None
+    model = build_base(str(folder), dtype=dtype, device=torch.device("cpu"))
     parameters = dict(model.named_parameters())
     for name, delta in deltas.items():
         parameters[name].data = delta.added_to(name, parameters[name].data)

@@ -42,8 +42,8 @@ class Packing:
             the model's own cache of each sequence, one sequence after the other; none if neither gives the right values.
         beam_problem: why the beam search of transformers, which uses the model's own cache, cannot be used; "" if it can.
         reason: why the model is not packed.
-        max_tokens: number of tokens for which the model has learned or stored positions; None if it has no such table.
         random_training: whether random numbers in training depend on how a global batch is divided.
+        max_tokens: number of tokens for which the model has learned or stored positions; None if it has no such table.
     """
 
     result: Result
@@ -76,7 +76,8 @@ class Packing:
         """Return lines for a log: about the costs if samples are not packed, and about random numbers in training."""
         lines = []
         if not self.is_packed:
-            how = "in padded micro-batches, which compute on padding" if self.batched else "one at a time, which is slower"
+            padded = "in padded micro-batches, which also compute on the padding"
+            how = padded if self.batched else "one at a time, which is slower"
             lines.append(f"model.packing: '{family}' runs samples {how}{_DECODING[self.cache]}. Reason: {self.reason}")
         if self.random_training:
             lines.append(
