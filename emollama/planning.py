@@ -72,8 +72,7 @@ def plan(config: RunConfig) -> Plan:
     Raises:
         UserError: If the folder does not exist, or the configuration is inconsistent.
     """
-    on_gpu = config.run.device != "cpu" and torch.cuda.is_available()
-    precision = Precision(torch.device("cuda" if on_gpu else "cpu"), config.run.amp, config.run.amp_dtype)
+    precision = Precision.of_run(config.run)
     model = config.model_class(config.model, device=torch.device("meta"), frozen_dtype=precision.frozen_dtype)
     parameters = parameter_groups(model)
     trained = sum(parameter_groups(model, only_trained=True).values())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 
-from emollama.dtypes import AmpDtype
+from emollama.dtypes import AmpDtype, ComputeDtype
 
 
 class Precision:
@@ -30,6 +31,18 @@ class Precision:
         self.amp = amp
         self.frozen_dtype = half if amp else torch.float32
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp and half == torch.float16)
+
+    @classmethod
+    def of_run(cls, run: Any) -> Precision:
+        """Return the precision that a run with this ``run`` block has on this machine, without starting processes."""
+        on_gpu = run.device != "cpu" and torch.cuda.is_available()
+        return cls(torch.device("cuda" if on_gpu else "cpu"), run.amp, run.amp_dtype)
+
+    @property
+    def compute_dtype(self) -> ComputeDtype:
+        """Name of ``frozen_dtype``."""
+        names: dict[torch.dtype, ComputeDtype] = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+        return names[self.frozen_dtype]
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the autocast context for a forward pass."""

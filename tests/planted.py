@@ -131,7 +131,7 @@ class Planted:
                 spoiled,
                 good((1 + 16, IMAGE[1])),
                 good((IMAGE[0], WIDTH)),
-                good(IMAGE)[None],
+                good((2, *IMAGE)),
                 good(IMAGE).astype(np.int32),
             ],
             "face": [np.where(np.arange(WIDTH) == 5, np.nan, good()).astype(np.float32), good()[:-1]],

@@ -195,7 +195,8 @@ def test_extraction_writes_exactly_one_array_per_clip_and_encoder(root, log_line
     names = {path.relative_to(root / "videos").with_suffix("").as_posix() for path in (root / "videos").rglob("*.mp4")}
     assert len(names) == 9 and {"a/b/x", "with space"} <= names
     arrays = {f"{folder}/{name}.npy" for folder in ("bytes", "grid") for name in names}
-    assert contents(root / "out").keys() == arrays | {"failures.csv", "bytes/manifest.json", "grid/manifest.json"}
+    others = {f"{folder}/{name}" for folder in ("bytes", "grid") for name in ("manifest.json", "SHA256SUMS")}
+    assert contents(root / "out").keys() == arrays | others | {"failures.csv"}
     for name in names:
         array = np.load(root / f"out/bytes/{name}.npy")
         assert array.dtype == np.float32 and np.allclose(array, expected(root, name), atol=1e-4)
@@ -872,7 +873,7 @@ def test_two_processes_share_the_clips_and_write_the_same_files_as_one(real):
     both = {"meeting": {"meeting_folder": str(real / "meeting"), "processes": 2}}
     (status, output), (other, silent) = together(real, all_four(real, both, num_workers=1), 2)
     assert (status, other) == (0, 0) and "Traceback" not in output + silent, output + silent
-    assert contents(real / "out") == contents(real / "alone") and len(contents(real / "out")) == 4 * 6 - 1 + 9 + 5 + 1
+    assert contents(real / "out") == contents(real / "alone") and len(contents(real / "out")) == 4 * 6 - 1 + 9 + 2 * 5 + 1
     assert "meeting: 9 clips, 0 done before, 9 done now (" in output
 
 

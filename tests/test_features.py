@@ -86,7 +86,7 @@ def test_a_missing_folder_is_refused_with_its_key_and_the_remedy(tmp_path):
 BAD_ARRAYS = {
     "a different width": (numbers(1023), "shape (1023,), expected (1024,) or (1, 1024)"),
     "two rows": (numbers(2, 1024), "shape (2, 1024)"),
-    "three axes": (numbers(1, 1, 1024), "shape (1, 1, 1024)"),
+    "three axes": (numbers(2, 1, 1024), "shape (2, 1, 1024)"),
     "no axis": (np.float32(1), "shape ()"),
     "no row": (numbers(0, 1024), "shape (0, 1024)"),
     "NaN": (np.where(np.arange(1024) == 7, np.nan, 1.0), "NaN or inf"),

@@ -58,7 +58,7 @@ IMPORTS = {
     "lr_schedules": "registry suggestions",
     "checkpoint": "checkpoint_files errors listing optim paths",
     "config": "config.omegaconf_errors config.packaged errors listing paths registration registry suggestions",
-    "data": "config.packaged data.batch errors listing logs.console paths stores suggestions",
+    "data": "config.packaged data.batch dtypes errors listing logs.console paths stores suggestions",
     "evaluation": "component_errors data errors listing logs.console paths registry run_folder suggestions",
     "media": "data errors paths",
     "components": "data data.batch evaluation run_folder stores",

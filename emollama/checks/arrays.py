@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from emollama.checks.findings import ArrayCounts, Finding, ReadingTime
-from emollama.data.dataset import FeatureSource
+from emollama.data.dataset import FeatureSource, VerifiableSource
 from emollama.data.features import CONSTANT_DIGEST, FeatureCheck
 from emollama.data.slots import PIXELS
 from emollama.errors import UserError
@@ -104,6 +104,24 @@ def array_notes(source: FeatureSource, check: FeatureCheck, block: str) -> Itera
         text = f"{source.path} (slot {slots}): these clips have the same array as another clip of the annotation file"
         details = tuple(" = ".join(names) for names in owners.values())
         yield Finding("note", "same features", text, block, tuple(name for names in owners.values() for name in names), details)
+
+
+def digest_findings(source: FeatureSource, names: Sequence[str], block: str) -> Iterator[Finding]:
+    """Compare the arrays of a block with their recorded digests, and yield findings about changed and unverified arrays."""
+    assert isinstance(source, VerifiableSource)
+    slots = " + ".join(source.slots)
+    with Progress(len(names), f"{block}: digests of {slots}") as bar:
+        changed, without_digest = source.verify(names, bar.update)
+    if changed:
+        text = (
+            f"{source.path} (slot {slots}): the bytes of these arrays differ from the digests that were recorded when they were"
+        )
+        remedy = "Extract these clips again, or restore the files. If you replaced .npy files, remove their lines in SHA256SUMS"
+        yield Finding("problem", "changed features", f"{text} written. {remedy}", block, tuple(changed))
+    if without_digest:
+        text = f"{source.path} (slot {slots}): no digest was recorded for these arrays, so changed bytes in them cannot be found."
+        remedy = "emollama extract records digests, and so does emollama pack (for existing tar shards, emollama pack --index)"
+        yield Finding("note", "no digests", f"{text} {remedy}", block, tuple(without_digest))
 
 
 def identifying_digests(source: FeatureSource, check: FeatureCheck) -> dict[str, str]:

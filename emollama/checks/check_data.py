@@ -13,25 +13,30 @@ from emollama.checks.arrays import ClipDigests
 from emollama.checks.findings import BlockSummary, CheckReport, Finding, LengthSummary
 from emollama.checks.tokens import TokenLengths
 from emollama.config import RunConfig
-from emollama.data.dataset import DatasetContent, FeatureSource, SampleDataset
+from emollama.data.dataset import DatasetContent, FeatureSource, SampleDataset, VerifiableSource
 from emollama.data.prompts.configs import TRAIN
+from emollama.data.slots import PIXELS
 from emollama.errors import UserError
 from emollama.runners import provenance
 from emollama.runners.build import missing_files
-from emollama.runners.datasets import batch_size, unfilled_slot_problems
+from emollama.runners.datasets import batch_size, slot_shapes_of_run, unfilled_slot_problems
 
 
-def check(config: RunConfig) -> CheckReport:
+def check(config: RunConfig, *, deep: bool = False) -> CheckReport:
     """Check all blocks under ``datasets`` and ``evaluation_datasets``, and return a report with all findings.
 
     An error in one block becomes a finding, and the other blocks are still checked. No file of the user is changed.
+
+    Args:
+        config: the resolved configuration.
+        deep: also compare every array with its recorded digest.
 
     Raises:
         UserError: If the configuration has no block.
     """
     if not config.datasets and not config.evaluation_datasets:
         raise UserError("no block under 'datasets' or 'evaluation_datasets', so there is nothing to check. Add a block.")
-    data_check = _DataCheck(config)
+    data_check = _DataCheck(config, deep)
     data_check.check_model()
     # Without this, each garbage collection would scan all objects of the imported libraries.
     gc.freeze()
@@ -50,10 +55,11 @@ def check(config: RunConfig) -> CheckReport:
 class _DataCheck:
     """The steps of a data check, and the data of each block that later steps compare with other blocks."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, deep: bool) -> None:
+        self._deep = deep
         self.report = CheckReport(findings=[Finding("note", "configuration", text) for text in config.warnings])
         self._config = config
-        self._shapes = config.model_class.slot_shapes(config.model)
+        self._shapes = slot_shapes_of_run(config)
         self._token_lengths = TokenLengths(config)
         self._datasets: dict[str, SampleDataset] = {}
         self._trained: dict[str, SampleDataset] = {}
@@ -140,6 +146,8 @@ class _DataCheck:
             checked = arrays.checked(source, names, block.label)
             block.arrays.append(arrays.count_arrays(source, names, checked))
             self._add(*arrays.array_notes(source, checked, block.label))
+            if self._deep and source.slots != (PIXELS,) and isinstance(source, VerifiableSource):
+                self._add(*arrays.digest_findings(source, names, block.label))
             self._digests[block.label].digests[source.slots[0]] = arrays.identifying_digests(source, checked)
             path = os.path.abspath(source.path)
             self._sources[path] = source

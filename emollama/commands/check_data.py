@@ -18,8 +18,10 @@ DOCS = "docs/data.md#check-before-you-train"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--cfg-path``, ``--options`` and ``--json``."""
+    """Add ``--cfg-path``, ``--options``, ``--deep`` and ``--json``."""
     add_run_arguments(parser)
+    deep = "also read every array and compare it with the digest that was recorded when it was written"
+    parser.add_argument("--deep", action="store_true", help=deep)
     parser.add_argument("--json", action="store_true", help="print a JSON object, which names all clips, instead of tables")
 
 
@@ -29,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     from emollama.checks.report import text_of
     from emollama.config import load
 
-    report = check(load(arguments.cfg_path, arguments.options))
+    report = check(load(arguments.cfg_path, arguments.options), deep=arguments.deep)
     text = json.dumps(report.plain(), indent=1) + "\n" if arguments.json else text_of(report)
     write(text)
     if report.of_level("problem"):

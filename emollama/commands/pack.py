@@ -118,8 +118,8 @@ def _check(folder: str) -> None:
 
     if is_tar_path(folder):
         raise UserError(
-            f"--check: '{folder}' contains tar shards, but --check verifies packed shards. Tar shards are checked whenever they"
-            " are read."
+            f"--check: '{folder}' contains tar shards, but --check verifies packed shards. To compare the arrays of tar"
+            " shards with their digests, use emollama check-data --deep."
         )
     store = PackedStore.open(folder)
     with Progress(store.shards, "check", unit="shards") as bar:

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from emollama.data.batch import Record
-from emollama.data.features import FeatureCheck
+from emollama.data.features import DigestCheck, FeatureCheck
 from emollama.data.instructions import TaskPool
 from emollama.data.problems import Problem
 from emollama.data.sampling import DatasetSampling
@@ -129,6 +129,20 @@ class FeatureSource(Protocol):
         Args:
             names: names of the samples.
             advance: called with the number of arrays that were checked since the last call.
+        """
+        ...
+
+
+@runtime_checkable
+class VerifiableSource(Protocol):
+    """What a feature source provides in addition if ``emollama check-data --deep`` can find changed bytes in its arrays."""
+
+    def verify(self, names: Iterable[str], advance: Callable[[int], Any] = int) -> DigestCheck:
+        """Compare the arrays of these samples with recorded digests; samples without an array are skipped.
+
+        Args:
+            names: names of the samples.
+            advance: called with the number of arrays that were read since the last call.
         """
         ...
 

@@ -7,6 +7,7 @@ The EVA features of a clip are one array (1 + P, D) of the class token and P pat
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import sys
 import time
@@ -19,13 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from emollama.data.array_shapes import dtype_problem, fits, shape_problem
 from emollama.data.problems import Problem
-from emollama.data.slots import IMAGE, PATCH, PIXELS, FrameSelection, SlotShape
+from emollama.data.slots import IMAGE, PIXELS, FrameSelection, SlotShape
 from emollama.data.validation_cache import ValidationCache
+from emollama.dtypes import LARGEST
 from emollama.errors import UserError
 from emollama.logs.console import Progress
 from emollama.stores.feature_cache import FeatureCache
-from emollama.stores.npy import FLOAT_TYPES
 from emollama.stores.store import ArrayStore, open_store
 
 T = TypeVar("T")
@@ -62,6 +64,18 @@ class FeatureCheck(NamedTuple):
 
     valid: dict[str, FileCheck]
     problems: list[Problem]
+
+
+class DigestCheck(NamedTuple):
+    """Result of comparing arrays with their recorded digests.
+
+    Attributes:
+        changed: names of the clips whose arrays have other bytes than when they were written.
+        without_digest: names of the clips for whose arrays no digest was recorded.
+    """
+
+    changed: list[str]
+    without_digest: list[str]
 
 
 @dataclass(frozen=True)
@@ -116,12 +130,12 @@ class Features:
         """Read a clip's feature vectors as float32: {slot: (n, D)}, and {"image": (P, D), "cls": (1, D)} with a class token.
 
         Raises:
-            UserError: If an array has an unexpected shape or dtype, is truncated, or contains NaN or inf. The message names the
-                file and the slot.
+            UserError: If an array has an unexpected shape or dtype, is truncated, or contains NaN, inf, or a value that overflows
+                the dtype in which the run computes. The message names the file and the slot.
         """
         array = self._finite(name, self._from_store(self.store.load, name))
         vectors = torch.from_numpy(array.reshape(-1, self.shape.dim))
-        if not self._has_class_token:
+        if len(self.slots) == 1:
             return {self.slots[0]: vectors}
         return {self.slots[0]: vectors[1:], self.slots[1]: vectors[:1]}
 
@@ -151,7 +165,11 @@ class Features:
         limit = sys.maxsize if self.all_values else VALUES_CHECKED_UP_TO
         present = [name for name in names if name in self.store]
         cache = ValidationCache.load(
-            "arrays", os.path.abspath(self.path), str(self.slots), str((self.shape.num_vectors, self.shape.dim)), str(limit)
+            "arrays",
+            os.path.abspath(self.path),
+            str(self.slots),
+            str((self.shape.num_vectors, self.shape.dim, self.shape.compute_dtype)),
+            str(limit),
         )
         result = FeatureCheck({}, [])
         for batch, outcomes in _in_batches(lambda name: self._check_cached(name, limit, cache), present):
@@ -163,6 +181,26 @@ class Features:
             advance(len(batch))
         cache.save()
         return result
+
+    def verify(self, names: Iterable[str], advance: Callable[[int], Any] = int) -> DigestCheck:
+        """Read the arrays of these clips, and compare them with the digests that were recorded when they were written.
+
+        Clips without an array are skipped. An array that cannot be read counts as changed.
+        """
+        present = [name for name in names if name in self.store]
+        changed: list[str] = []
+        without_digest: list[str] = []
+        for batch, outcomes in _in_batches(self._is_intact, present):
+            changed += [name for name, intact in zip(batch, outcomes, strict=True) if intact is False]
+            without_digest += [name for name, intact in zip(batch, outcomes, strict=True) if intact is None]
+            advance(len(batch))
+        return DigestCheck(changed, without_digest)
+
+    def _is_intact(self, name: str) -> bool | None:
+        try:
+            return self.store.is_intact(name)
+        except (OSError, ValueError):
+            return False
 
     def _check_cached(self, name: str, values_up_to: int, cache: ValidationCache) -> FileCheck | Problem:
         try:
@@ -180,7 +218,7 @@ class Features:
         if file_size > values_up_to:
             shape, dtype = self._from_store(self.store.header, name)
             self._check_shape(name, shape, dtype)
-            size = int(np.prod(shape)) * dtype.itemsize
+            size = math.prod(shape) * dtype.itemsize
             if size > values_up_to:
                 return FileCheck(str(dtype), str(shape), str(size), "")
         array = self._from_store(self.store.load, name)
@@ -193,7 +231,7 @@ class Features:
         """Call a method of the store; its errors become user errors that name the array."""
         try:
             return read(name)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, MemoryError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise UserError(self._complaint(name, f"cannot be read: {reason}")) from None
 
@@ -203,56 +241,25 @@ class Features:
         # A float64 value beyond float32 becomes inf, which the next check reports.
         with np.errstate(over="ignore"):
             array = array.astype(np.float32, copy=False)
-        if not np.isfinite(array).all():
+        # The maximum of an array with NaN is NaN.
+        largest = float(np.maximum(array.max(), -array.min()))
+        if not math.isfinite(largest):
             raise UserError(self._complaint(name, "contains NaN or inf, or a value beyond float32"))
+        dtype = self.shape.compute_dtype
+        if largest > LARGEST[dtype]:
+            others = "run.amp: False" if dtype == "bf16" else "run.amp_dtype: bf16 or run.amp: False"
+            text = f"contains a value of size {largest:.6g}, but this run computes in {dtype}, whose largest value is"
+            raise UserError(self._complaint(name, f"{text} {LARGEST[dtype]:.6g}. Set {others}, or correct the array"))
         return array
 
     def _check_shape(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        if dtype not in FLOAT_TYPES:
-            raise UserError(self._complaint(name, f"dtype {dtype}, expected float16, float32 or float64"))
-        if not self._fits(shape):
-            raise UserError(self._complaint(name, f"shape {shape}, expected {self._expected(shape)}"))
-
-    def _fits(self, shape: tuple[int, ...]) -> bool:
-        """Return whether an array of this shape has the expected number of vectors of the expected size."""
-        several = self.shape.num_vectors != 1 and not self._has_class_token
-        # Extractors of several vectors often store the batch, a leading dimension of size 1.
-        stored = shape[1:] if several and len(shape) == 3 and shape[0] == 1 else shape
-        rows, dim = (1, *stored) if len(stored) == 1 else stored if len(stored) == 2 else (0, 0)
-        rows -= self._has_class_token
-        return dim == self.shape.dim and (rows >= 1 if self.shape.num_vectors is None else rows == self.shape.num_vectors)
-
-    def _expected(self, shape: tuple[int, ...]) -> str:
-        """Return the expected shapes for a message about an array that does not fit, and the key that sets them."""
-        num_vectors, dim, slot = self.shape.num_vectors, self.shape.dim, self.slots[0]
-        if self.slots == IMAGE and num_vectors is not None:
-            image_size, stored_size = round(num_vectors**0.5) * PATCH, _image_size(shape)
-            mismatch = f"; it was computed at image_size {stored_size}" if stored_size and stored_size != image_size else ""
-            keys = ["model.image_size"] if stored_size != image_size else []
-            keys += [f"model.slots.image.dim: {shape[-1]}"] if stored_size and shape[-1] != dim else []
-            remedy = " and ".join(keys or ["model.image_size"])
-            return f"({1 + num_vectors}, {dim}), which is image_size {image_size}{mismatch} (or set {remedy})"
-        token = "1 + " if self._has_class_token else ""
-        expected = f"({token}{'n' if num_vectors is None else num_vectors}, {dim})"
-        if num_vectors is None:
-            expected += " with n of at least 1"
-        elif num_vectors == 1 and not token:
-            expected = f"({dim},) or {expected}"
-        if slot == PIXELS or not shape or not all(shape):
-            return expected
-        if shape[-1] != dim:
-            return f"{expected} (or set model.slots.{slot}.dim: {shape[-1]}, if all arrays have this size)"
-        if num_vectors is None or len(shape) != 2:
-            return expected
-        length = f"{shape[0] - self._has_class_token}, if all arrays have this number of vectors, or null for any number"
-        return f"{expected} (or set model.slots.{slot}.length: {length})"
+        if problem := dtype_problem(dtype, self.path):
+            raise UserError(self._complaint(name, problem))
+        if not fits(shape, self.slots, self.shape):
+            raise UserError(self._complaint(name, shape_problem(shape, self.slots, self.shape, None)))
 
     def _complaint(self, name: str, problem: str) -> str:
         return f"{self.store.location(name)} (slot {' + '.join(self.slots)}): {problem}. {self.remedy}"
-
-    @property
-    def _has_class_token(self) -> bool:
-        return len(self.slots) == 2
 
 
 def feature_cache(shape: SlotShape) -> FeatureCache | None:
@@ -260,12 +267,6 @@ def feature_cache(shape: SlotShape) -> FeatureCache | None:
     if shape.cache_folder is None or shape.num_vectors is None:
         return None
     return FeatureCache(shape.cache_folder, (shape.num_vectors, shape.dim))
-
-
-def _image_size(shape: tuple[int, ...]) -> int | None:
-    """Return the image_size of EVA features with this shape; None if its patches do not form a square."""
-    patches = round(max(shape[0] - 1, 0) ** 0.5) if len(shape) == 2 else 0
-    return patches * PATCH if patches and patches**2 == shape[0] - 1 else None
 
 
 def _in_batches(check: Callable[[str], T], names: Sequence[str]) -> Iterator[tuple[Sequence[str], list[T]]]:

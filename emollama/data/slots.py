@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
 
+from emollama.dtypes import ComputeDtype
 from emollama.suggestions import did_you_mean
 
 PATCH = 14  # side of an EVA patch in pixels
@@ -29,12 +30,14 @@ class SlotShape:
             belong to the slot itself. ``num_vectors`` does not count the class token.
         cache_folder: folder in which the model caches the features that it computes from images
             (:mod:`emollama.stores.feature_cache`); None if it does not.
+        compute_dtype: the dtype in which the run computes. Larger values than its largest one cannot be used.
     """
 
     num_vectors: int | None
     dim: int
     class_token: str | None = None
     cache_folder: str | None = None
+    compute_dtype: ComputeDtype = "fp32"
 
     @property
     def num_zeros(self) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from emollama.paths import atomic_write, cache_folder
 
 Stamp = tuple[int, ...]
-VERSION = 1  # increase it when the checks change, so that cached results are ignored
+VERSION = 2  # increase it when the checks change, so that cached results are ignored
 
 
 @dataclass

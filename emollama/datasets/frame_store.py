@@ -107,6 +107,9 @@ class FrameStore:
         settings = zlib.crc32(f"{self.side} {self.choice} {self.peaks.get(name)}".encode())
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, settings
 
+    def is_intact(self, name: str) -> None:
+        """Return None, because videos have no recorded digests."""
+
     def shard_ids(self, names: Sequence[str]) -> np.ndarray | None:
         """Return None, because separate files can be read in any order."""
         return None

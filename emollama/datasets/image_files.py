@@ -87,6 +87,9 @@ class ImageFiles:
         status = os.stat(self.location(name))
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
+    def is_intact(self, name: str) -> None:
+        """Return None, because images have no recorded digests."""
+
     def shard_ids(self, names: Sequence[str]) -> np.ndarray | None:
         """Return None, because separate files can be read in any order."""
         return None

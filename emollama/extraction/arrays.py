@@ -22,6 +22,7 @@ from emollama.extraction.disk import write_errors
 from emollama.logs.console import Progress
 from emollama.logs.logger import get_logger
 from emollama.paths import atomic_write, new_folder, temporary_prefix
+from emollama.stores import checksums
 from emollama.stores.manifest import FILE as MANIFEST
 from emollama.stores.manifest import Manifest, differences
 from emollama.stores.packed import PackedStore, is_packed
@@ -32,7 +33,8 @@ from emollama.stores.tars import is_tar_path
 
 PARTS, EARLIER = ".npy_parts", ".packed"
 SHARD_BYTES = 2**30
-_TEMPORARY = re.compile(r"\..+\.(npy|json)\.tmp\d+")  # unfinished files of killed processes
+# Unfinished files of killed processes.
+_TEMPORARY = re.compile(rf"\.(.+\.npy|{re.escape(MANIFEST)}|{checksums.FILE})\.tmp\d+")
 
 
 class ArrayWriter:
@@ -115,7 +117,7 @@ class ArrayWriter:
         return stores | dict.fromkeys(_npy_names(self.target), NpyFolder(self.target, frozenset()))
 
     def write(self, name: str, array: np.ndarray) -> None:
-        """Write the .npy file of a clip, completely or not at all.
+        """Write the .npy file of a clip, completely or not at all, and its digest. Packed shards contain digests of their own.
 
         Raises:
             UserError: If the disk is full, or the file cannot be written for another reason.
@@ -123,8 +125,11 @@ class ArrayWriter:
         # numpy's error for a failed write into a file does not contain the reason. The file object's own write does.
         buffer = io.BytesIO()
         np.lib.format.write_array(buffer, array, allow_pickle=False)
-        with write_errors(self.target), atomic_write(self.target / f"{name}.npy", "wb") as file:
-            file.write(buffer.getbuffer())
+        with write_errors(self.target):
+            if not self.packed:
+                checksums.append(self.target, name, buffer.getbuffer())
+            with atomic_write(self.target / f"{name}.npy", "wb") as file:
+                file.write(buffer.getbuffer())
 
     def require_visible(self, names: list[str]) -> None:
         """Check that this process can see the arrays that all processes wrote.
@@ -151,17 +156,19 @@ class ArrayWriter:
         for name in failed:
             if zeros is not None and name not in stores:
                 self.write(name, zeros)
-            elif zeros is None and name in stores and not stores[name].load(name).any():
+            elif zeros is None and name in stores and _contains_zeros(stores[name], name):
                 (self.target / f"{name}.npy").unlink(missing_ok=True)
                 self._dropped.add(name)
 
     def finish(self) -> None:
-        """Pack the arrays if ``packed`` is set and there is something new.
+        """Pack the arrays if ``packed`` is set and there is something new; else tidy their digests.
 
         Raises:
             UserError: If the disk is full, or files cannot be written for another reason. The folder of parts then remains.
         """
         if not self.packed:
+            with write_errors(self.folder):
+                checksums.tidy(self.folder, {*_npy_names(self.folder)})
             return
         earlier = self.parts / EARLIER
         if self.folder.exists() and not self._dropped and not earlier.exists() and not any(_npy_names(self.parts)):
@@ -185,6 +192,14 @@ class ArrayWriter:
         renamed = self.parts.with_name(f"{temporary_prefix(self.parts)}{os.getpid()}")
         os.replace(self.parts, renamed)
         shutil.rmtree(renamed, ignore_errors=True)
+
+
+def _contains_zeros(store: ArrayStore, name: str) -> bool:
+    try:
+        return not store.load(name).any()
+    except (OSError, ValueError):
+        # A damaged array remains, and the check of the data reports it.
+        return False
 
 
 def _require_same_manifest(folder: Path, manifest: Manifest) -> None:
@@ -211,8 +226,9 @@ def _has_arrays(folder: Path) -> bool:
 
 
 def _is_unused(folder: Path) -> bool:
-    """Whether a folder contains only files that an extraction writes before its first array, or does not exist."""
-    return all(name == MANIFEST or _TEMPORARY.fullmatch(name) for _, _, files in os.walk(folder) for name in files)
+    """Whether a folder does not exist, or contains only files that an extraction writes besides arrays."""
+    others = (MANIFEST, checksums.FILE)
+    return all(name in others or _TEMPORARY.fullmatch(name) for _, _, files in os.walk(folder) for name in files)
 
 
 def _files(root: Path) -> Iterator[str]:

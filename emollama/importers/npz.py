@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
+import tokenize
 import zipfile
 import zlib
 from typing import Any
@@ -23,7 +25,7 @@ from emollama.paths import PATHS, require_file
 PLAIN_TYPE = re.compile(r"[biufUS]\d+|O8?")
 UNREADABLE = (
     ValueError, TypeError, AttributeError, LookupError, EOFError, OSError, ArithmeticError, RuntimeError, MemoryError,
-    pickle.UnpicklingError, zipfile.BadZipFile, zlib.error,
+    SyntaxError, tokenize.TokenError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from emollama.component_errors import reported
@@ -11,6 +12,7 @@ from emollama.data.slots import SlotShape, unfilled_slots
 from emollama.errors import UserError
 from emollama.listing import LINES, abbreviated
 from emollama.logs.logger import get_logger
+from emollama.precision import Precision
 from emollama.runners.dataset_check import require_fitting_record, require_interface
 
 DatasetBlock = tuple[type[SampleDataset], DatasetConfig]  # the dataset class of a block, and its Config
@@ -22,6 +24,13 @@ def training_blocks(config: RunConfig) -> dict[str, DatasetBlock]:
         f"datasets.{block_name}": (config.dataset_class(f"datasets.{block_name}"), cfg)
         for block_name, cfg in config.datasets.items()
     }
+
+
+def slot_shapes_of_run(config: RunConfig) -> dict[str, SlotShape]:
+    """Return slot -> the shape that the model expects, with the dtype in which the run computes on this machine."""
+    compute_dtype = Precision.of_run(config.run).compute_dtype
+    shapes = config.model_class.slot_shapes(config.model)
+    return {slot: dataclasses.replace(shape, compute_dtype=compute_dtype) for slot, shape in shapes.items()}
 
 
 def build_datasets(
@@ -54,7 +63,7 @@ def build_datasets(
         if not training:
             remedy += ", or set held_out in a block of 'datasets'"
         raise UserError(f"'{group}' has no block{reason}. {remedy}.{_command_for_other_blocks(config, training)}")
-    shapes = config.model_class.slot_shapes(config.model)
+    shapes = slot_shapes_of_run(config)
     datasets: dict[str, SampleDataset] = {}
     errors = []
     for path, (cls, cfg) in blocks.items():

@@ -161,6 +161,15 @@ class PackedStore:
         status = os.stat(self.folder / shard_name(shard_index))
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, offset
 
+    def is_intact(self, name: str) -> bool:
+        """Return whether the bytes of a clip's array have the checksum in the index.
+
+        Raises:
+            OSError, ValueError: As for :meth:`load`.
+        """
+        shard_index, offset, kind_index, checksum = self._find(name)
+        return zlib.crc32(self._shard(shard_index)[offset : offset + self._kinds[kind_index].nbytes]) == checksum
+
     def shard_ids(self, names: Sequence[str]) -> np.ndarray | None:
         """Return None, because packed shards can be read in any order."""
         return None
@@ -179,15 +188,11 @@ class PackedStore:
         damaged = {}
         for shard_index, shard in enumerate(self._metadata["shards"]):
             if sha256(self.folder / shard_name(shard_index)) != shard["sha256"]:
-                damaged[shard_name(shard_index)] = [name for name in self.names() if self._is_damaged(name, shard_index)]
+                damaged[shard_name(shard_index)] = [
+                    name for name in self.names() if self._find(name).shard == shard_index and not self.is_intact(name)
+                ]
             advance()
         return damaged
-
-    def _is_damaged(self, name: str, shard_index: int) -> bool:
-        shard_of_array, offset, kind_index, checksum = self._find(name)
-        if shard_of_array != shard_index:
-            return False
-        return zlib.crc32(self._shard(shard_index)[offset : offset + self._kinds[kind_index].nbytes]) != checksum
 
     def _find(self, name: str) -> Location:
         location = self._index.find(name)

@@ -18,7 +18,7 @@ from emollama.listing import abbreviated, listing
 from emollama.paths import PATHS, temporary_prefix
 from emollama.stores import tar_index, tars
 from emollama.stores.manifest import FILE, Manifest, differences
-from emollama.stores.npy import FLOAT_TYPES
+from emollama.stores.npy import is_float
 from emollama.stores.quantization import NO_DEVIATION, Deviation, Values, deviation, encode
 from emollama.stores.shard_writers import Writer, WrittenShards
 from emollama.stores.store import ArrayStore, NpyFolder, open_store
@@ -157,8 +157,9 @@ def prepare(store: ArrayStore, name: str, values: Values) -> PreparedArray:
         array = store.load(name)
     except (OSError, ValueError, MemoryError) as error:
         raise UnpackableArray(f"{store.location(name)}: cannot be read: {error}") from None
-    if array.dtype not in FLOAT_TYPES:
+    if not is_float(array.dtype):
         raise UnpackableArray(f"{store.location(name)}: dtype {array.dtype}, expected float16, float32 or float64")
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.ndim == 0 or array.size == 0:
         raise UnpackableArray(f"{store.location(name)}: shape {array.shape} contains no feature vectors")
     if not np.isfinite(array).all():

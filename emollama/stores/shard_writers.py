@@ -144,6 +144,7 @@ class TarWriter:
         from webdataset import ShardWriter
 
         self._paths: list[Path] = []
+        self._checksums: dict[str, int] = {}
         self._file: IO[bytes] | None = None
         self._shards = ShardWriter(
             # webdataset treats the path as a format string.
@@ -163,12 +164,13 @@ class TarWriter:
         (array,) = parts
         member = io.BytesIO()
         np.lib.format.write_array(member, array, allow_pickle=False)
+        self._checksums[name] = zlib.crc32(array.reshape(-1).view(np.uint8).data)
         self._shards.write({"__key__": name, "npy": member.getvalue()})
 
     def finish(self) -> WrittenShards:
         """Finish the last shard, and write the indexes."""
         self.close()
-        indexes = [tar_index.scan(str(shard), shard.name) for shard in self._paths]
+        indexes = [tar_index.scan(str(shard), shard.name, checksums=self._checksums) for shard in self._paths]
         paths = [f"{shard}{tar_index.SUFFIX}" for shard in self._paths]
         for index, path in zip(indexes, paths, strict=True):
             tar_index.write(index, path)

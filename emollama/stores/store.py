@@ -5,6 +5,7 @@ A store maps a clip name to one array of one encoder. Packed shards and tar shar
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
-from emollama.paths import PATHS, require_folder
-from emollama.stores import packed, tars
+from emollama.paths import PATHS, require_folder, sha256
+from emollama.stores import checksums, packed, tars
 from emollama.stores.npy import npy_header, read_npy
 
 
@@ -39,7 +40,7 @@ class ArrayStore(Protocol):
         """Read shape and dtype without the values.
 
         Raises:
-            OSError, ValueError: As for :meth:`load`, or if the file is shorter than its header says.
+            OSError, ValueError: As for :meth:`load`.
         """
         ...
 
@@ -49,6 +50,14 @@ class ArrayStore(Protocol):
 
     def stamp(self, name: str) -> tuple[int, ...]:
         """Return numbers that change if the array may have changed; empty if there are none, so that checks are not cached."""
+        ...
+
+    def is_intact(self, name: str) -> bool | None:
+        """Read a clip's array and return whether it has the digest that was recorded when it was written; None without a digest.
+
+        Raises:
+            OSError, ValueError: If the array or the digests cannot be read.
+        """
         ...
 
     def shard_ids(self, names: Sequence[str]) -> np.ndarray | None:
@@ -84,7 +93,8 @@ class NpyFolder:
         """Read the array of a file.
 
         Raises:
-            OSError, ValueError: If the file is missing, unreadable, or not an array of plain numbers.
+            OSError, ValueError: If the file is missing, unreadable, not an array of plain numbers, or shorter or longer than its
+                header says.
         """
         with open(self.location(name), "rb") as file:
             return read_npy(file)
@@ -93,13 +103,10 @@ class NpyFolder:
         """Read shape and dtype from the header of a file.
 
         Raises:
-            OSError, ValueError: If the file is missing, unreadable, or shorter than its header says.
+            OSError, ValueError: As for :meth:`load`.
         """
         with open(self.location(name), "rb") as file:
-            shape, _, dtype = npy_header(file)
-            missing_bytes = file.tell() + int(np.prod(shape)) * dtype.itemsize - os.fstat(file.fileno()).st_size
-        if missing_bytes > 0:
-            raise ValueError(f"{missing_bytes} bytes are missing at its end")
+            shape, _, dtype = npy_header(file, os.fstat(file.fileno()).st_size)
         return shape, dtype
 
     def location(self, name: str) -> str:
@@ -111,9 +118,22 @@ class NpyFolder:
         status = os.stat(self.location(name))
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
+    def is_intact(self, name: str) -> bool | None:
+        """Compare the file with its digest in ``SHA256SUMS`` (:mod:`emollama.stores.checksums`); None without a digest.
+
+        Raises:
+            OSError: If the file or the digests cannot be read.
+        """
+        recorded = self._digests.get(name)
+        return None if recorded is None else sha256(self.location(name)) == recorded
+
     def shard_ids(self, names: Sequence[str]) -> np.ndarray | None:
         """Return None, because separate files can be read in any order."""
         return None
+
+    @functools.cached_property
+    def _digests(self) -> dict[str, str]:
+        return checksums.read(self.folder)
 
 
 def open_store(path: str, key: str) -> ArrayStore:

@@ -15,12 +15,12 @@ import posixpath
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -33,6 +33,9 @@ SUFFIX = ".idx.npz"
 VERSION = 2
 PLAIN = "fiub"  # kinds of dtypes that are plain numbers
 ENTRY = np.dtype([("kind", "<u4"), ("offset", "<u8"), ("check", "<u4")])
+# Name of an array that earlier versions neither write nor read.
+CHECKSUMS = "values"
+_CHUNK = 2**20  # bytes that are read at once
 _DIRECTORY = 1024  # bytes at the end of an index file that contain the directory of its zip format
 
 
@@ -70,6 +73,7 @@ class TarIndex:
         names: the names of the arrays: those of the members without ``.npy``.
         entries: (n,) array with the fields ``kind`` (position in ``layouts``), ``offset`` (of the values in the shard) and
             ``check`` (CRC-32 of the headers).
+        checksums: (n,) uint32 CRC-32 of the arrays' values; None in an index of an earlier version.
     """
 
     tar: str | None
@@ -78,15 +82,17 @@ class TarIndex:
     endings: dict[str, int]
     names: list[str]
     entries: np.ndarray
+    checksums: np.ndarray | None = None
 
 
-def scan(local: str, shown: str, tar: str | None = None) -> TarIndex:
-    """Create the index of a shard from the headers of its members.
+def scan(local: str, shown: str, tar: str | None = None, checksums: Mapping[str, int] = MappingProxyType({})) -> TarIndex:
+    """Create the index of a shard from its members.
 
     Args:
         local: path of the shard on this machine.
         shown: name of the shard in messages.
         tar: path of the shard to store in the index; None if the index will be next to the shard.
+        checksums: name -> CRC-32 of the values, for arrays whose values need not be read.
 
     Raises:
         UserError: If the file is not a tar or is truncated, or has a member of another kind. The message names the shard and the
@@ -94,7 +100,7 @@ def scan(local: str, shown: str, tar: str | None = None) -> TarIndex:
     """
     try:
         with tarfile.open(local, "r:") as shard, open(local, "rb") as file:
-            members = _read_members(shard, file, shown)
+            members = _read_members(shard, file, shown, checksums)
             file.seek(shard.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise UserError(f"{shown}: truncated or damaged after {len(members)} arrays: no end mark. Write the shard again.")
@@ -103,10 +109,11 @@ def scan(local: str, shown: str, tar: str | None = None) -> TarIndex:
         raise UserError(f"{shown}: not a complete, uncompressed tar: {error}. Write it again, or decompress it.") from None
     if not members:
         raise UserError(f"{shown}: contains no .npy file. Correct the path, or write the shard again.")
-    layouts = {layout: index for index, layout in enumerate(dict.fromkeys(layout for layout, _, _ in members.values()))}
-    rows = [(layouts[layout], offset, check) for layout, offset, check in members.values()]
+    layouts = {layout: index for index, layout in enumerate(dict.fromkeys(member.layout for member in members.values()))}
+    rows = [(layouts[member.layout], member.offset, member.check) for member in members.values()]
+    values = np.array([member.checksum for member in members.values()], np.uint32)
     endings = Counter(posixpath.basename(f"{name}.npy").partition(".")[2] for name in members)
-    return TarIndex(tar, size, tuple(layouts), dict(endings), list(members), np.array(rows, ENTRY))
+    return TarIndex(tar, size, tuple(layouts), dict(endings), list(members), np.array(rows, ENTRY), values)
 
 
 def write(index: TarIndex, path: str | Path) -> None:
@@ -116,8 +123,11 @@ def write(index: TarIndex, path: str | Path) -> None:
     raw = [name.encode("utf-8", "surrogateescape") for name in index.names]
     about, names = (np.frombuffer(text, np.uint8) for text in (json.dumps(metadata).encode(), b"".join(raw)))
     ends = np.cumsum([len(name) for name in raw], dtype=np.uint64)
+    arrays = {"about": about, "entries": index.entries, "ends": ends, "names": names}
+    if index.checksums is not None:
+        arrays[CHECKSUMS] = index.checksums
     with atomic_write(path, "wb") as file:
-        np.savez(file, about=about, entries=index.entries, ends=ends, names=names)
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def read(path: str) -> TarIndex:
@@ -132,14 +142,17 @@ def read(path: str) -> TarIndex:
             if metadata["version"] not in (1, VERSION):
                 raise ValueError(f"version {metadata['version']}, expected 1 to {VERSION}")
             entries, ends, names = arrays["entries"], arrays["ends"].tolist(), arrays["names"].tobytes()
+            checksums = arrays.get(CHECKSUMS)
         layouts = layouts_from_json(metadata["layouts"])
         if not ends or len(ends) != len(entries) or ends[-1] != len(names):
             raise ValueError("no arrays, or another number of names")
+        if checksums is not None and (checksums.dtype != np.uint32 or checksums.shape != entries.shape):
+            raise ValueError("another number of checksums than arrays")
         _require_within(entries, layouts, metadata["bytes"])
         raw = (names[begin:end] for begin, end in pairwise([0, *ends]))
         decoded = [name.decode("utf-8", "surrogateescape") for name in raw]
-        return TarIndex(metadata["tar"], metadata["bytes"], layouts, metadata["endings"], decoded, entries)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, EOFError, BadZipFile) as error:
+        return TarIndex(metadata["tar"], metadata["bytes"], layouts, metadata["endings"], decoded, entries, checksums)
+    except Exception as error:  # numpy and zipfile raise errors of many classes for a damaged file
         raise _unreadable(path, error) from None
 
 
@@ -195,9 +208,18 @@ def _require_within(entries: np.ndarray, layouts: Sequence[Layout], size: int) -
         raise ValueError("an array is beyond the end of its shard")
 
 
-def _read_members(shard: tarfile.TarFile, file: IO[bytes], shown: str) -> dict[str, tuple[Layout, int, int]]:
-    """Return name -> (layout, offset of the values, checksum of the headers)."""
-    members: dict[str, tuple[Layout, int, int]] = {}
+class _Member(NamedTuple):
+    """An array: its layout, the offset of its values in the shard, and the checksums of its headers and of its values."""
+
+    layout: Layout
+    offset: int
+    check: int
+    checksum: int
+
+
+def _read_members(shard: tarfile.TarFile, file: IO[bytes], shown: str, checksums: Mapping[str, int]) -> dict[str, _Member]:
+    """Return name -> description of each array."""
+    members: dict[str, _Member] = {}
     while (member := shard.next()) is not None:
         # tarfile collects all members in memory.
         shard.members.clear()  # type: ignore[attr-defined]
@@ -212,8 +234,9 @@ def _read_members(shard: tarfile.TarFile, file: IO[bytes], shown: str) -> dict[s
                 problem = f"is not an array of plain numbers: {error}"
             else:
                 problem = "appears twice" if name in members else None
+                checksum = checksums[name] if name in checksums else _crc32(file, layout.nbytes)
                 file.seek(member.offset)
-                members[name] = layout, offset, zlib.crc32(file.read(layout.head))
+                members[name] = _Member(layout, offset, zlib.crc32(file.read(layout.head)), checksum)
         if problem is not None:
             raise UserError(f"{shown}: member '{member.name}' {problem}. Write the shard again without it.")
     return members
@@ -240,6 +263,14 @@ def _json_problem(file: IO[bytes], member: tarfile.TarInfo) -> str | None:
     return None
 
 
+def _crc32(file: IO[bytes], size: int) -> int:
+    """Return the CRC-32 of the next bytes of a file."""
+    checksum = 0
+    while size and (chunk := file.read(min(size, _CHUNK))):
+        checksum, size = zlib.crc32(chunk, checksum), size - len(chunk)
+    return checksum
+
+
 def _layout(file: IO[bytes], member: tarfile.TarInfo) -> tuple[Layout, int]:
     """Return the layout of a member's array, and the offset of its values in the shard.
 
@@ -247,12 +278,8 @@ def _layout(file: IO[bytes], member: tarfile.TarInfo) -> tuple[Layout, int]:
         ValueError: If the member is not an array of plain numbers, or its length differs from the one in its header.
     """
     file.seek(member.offset_data)
-    shape, fortran, dtype = npy_header(file)
+    shape, fortran, dtype = npy_header(file, member.offset_data + member.size)
     if dtype.kind not in PLAIN:
         raise ValueError(f"dtype {dtype}")
     offset = file.tell()
-    layout = Layout(shape, dtype, fortran, offset - member.offset)
-    missing_bytes = offset + layout.nbytes - member.offset_data - member.size
-    if missing_bytes:
-        raise ValueError(f"{abs(missing_bytes)} bytes {'are missing' if missing_bytes > 0 else 'too many'} at its end")
-    return layout, offset
+    return Layout(shape, dtype, fortran, offset - member.offset), offset

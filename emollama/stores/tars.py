@@ -93,11 +93,12 @@ class TarStore:
     also checked when the store opens. Unpickling a store opens it again.
     """
 
-    def __init__(self, path: str, slot: str | None, shards: list[str], tar_set: TarSet) -> None:
-        self.path, self._shards = path, shards
+    def __init__(self, path: str, slot: str | None, shards: list[str], indexes: list[str], tar_set: TarSet) -> None:
+        self.path, self._shards, self._indexes = path, shards, indexes
         self._descriptions, self._layouts, self._index = tar_set.shards, tar_set.layouts, tar_set.index
         self._suffix = f".{slot}" if slot else ""
         self._shard = functools.lru_cache(MAX_OPEN_MAPS)(self._map_shard)
+        self._checksums = functools.cache(self._read_checksums)
 
     @classmethod
     def open(cls, path: str) -> TarStore:
@@ -117,7 +118,7 @@ class TarStore:
         tar_set = open_set(paths)
         shards = [shard_path(shard, path) for shard, path in zip(tar_set.shards, paths, strict=True)]
         _check_slot(pattern, slot, {extension for shard in tar_set.shards for extension in shard.endings})
-        store = cls(path, slot, shards, tar_set)
+        store = cls(path, slot, shards, paths, tar_set)
         for shard_index, shard in enumerate(shards):
             if is_local(shard):
                 store._check_shard(shard_index)
@@ -178,6 +179,21 @@ class TarStore:
             return ()
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, offset
 
+    def is_intact(self, name: str) -> bool | None:
+        """Return whether a clip's headers and values have the checksums in the index file; None if those of values are missing.
+
+        Raises:
+            OSError: As for :meth:`load`.
+            UserError: If an index file cannot be read, or the size of the shard has changed since it was indexed.
+        """
+        shard_index, offset, kind_index, head_checksum = self._find(name)
+        checksum = self._checksums(shard_index).get(name + self._suffix)
+        if checksum is None:
+            return None
+        shard, layout = self._shard(shard_index), self._layouts[kind_index]
+        head, values = shard[offset - layout.head : offset], shard[offset : offset + layout.nbytes]
+        return (zlib.crc32(head), zlib.crc32(values)) == (head_checksum, checksum)
+
     def shard_ids(self, names: Sequence[str]) -> np.ndarray | None:
         """Return the (len(names),) int64 shard number of each clip; -1 for unknown clips."""
         return self._index.shards([name + self._suffix for name in names])
@@ -187,6 +203,10 @@ class TarStore:
         if location is None:
             raise FileNotFoundError(f"no member '{name}{self._suffix}.npy' in {self.path}")
         return location
+
+    def _read_checksums(self, shard_index: int) -> dict[str, int]:
+        index = tar_index.read(self._indexes[shard_index])
+        return {} if index.checksums is None else dict(zip(index.names, index.checksums.tolist(), strict=True))
 
     def _map_shard(self, shard_index: int) -> mmap.mmap:
         with open(PATHS.get_local_path(self._shards[shard_index]), "rb") as file:

@@ -1,0 +1,86 @@
+"""Which shapes and dtypes of arrays fill a slot, and what a message says about others: what was expected, and the remedy.
+
+Shape letters: T = number of vectors in an array, D = their size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from emollama.data.slots import IMAGE, PATCH, PIXELS, SlotShape
+from emollama.stores.conversion import conversion_command
+from emollama.stores.npy import is_float
+
+
+def fits(shape: tuple[int, ...], slots: Sequence[str], expected: SlotShape) -> bool:
+    """Return whether an array of this shape has the expected number of vectors of the expected size.
+
+    Args:
+        shape: shape of the array. Extractors often store the batch, a leading dimension of size 1, which is ignored.
+        slots: the slots that the array fills; the second one is that of the class token.
+        expected: the shape of the first slot.
+    """
+    stored = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
+    rows, dim = (1, *stored) if len(stored) == 1 else stored if len(stored) == 2 else (0, 0)
+    rows -= len(slots) - 1
+    return dim == expected.dim and (rows >= 1 if expected.num_vectors is None else rows == expected.num_vectors)
+
+
+def shape_problem(shape: tuple[int, ...], slots: Sequence[str], expected: SlotShape, pooling_key: str | None) -> str:
+    """Return what is wrong with a shape that does not fit: the expected shapes, and the keys that set them.
+
+    Args:
+        shape: shape of the array.
+        slots: the slots that the array fills.
+        expected: the shape of the first slot.
+        pooling_key: the configuration key that accepts ``pooling: mean`` for this array; None if there is no such key.
+    """
+    num_vectors, dim, slot = expected.num_vectors, expected.dim, slots[0]
+    if tuple(slots) == IMAGE and num_vectors is not None:
+        return f"shape {shape}, expected {_expected_image(shape, num_vectors, dim)}"
+    token = "1 + " if len(slots) == 2 else ""
+    text = f"shape {shape}, expected ({token}{'n' if num_vectors is None else num_vectors}, {dim})"
+    if num_vectors is None:
+        text += " with n of at least 1"
+    elif num_vectors == 1 and not token:
+        text = f"shape {shape}, expected ({dim},) or ({num_vectors}, {dim})"
+    if slot == PIXELS or not shape or not all(shape):
+        return text
+    if shape[-1] != dim:
+        return f"{text} (or set model.slots.{slot}.dim: {shape[-1]}, if all arrays have this size)"
+    if num_vectors is None or len(shape) != 2:
+        return text
+    mean = f"{pooling_key}: {{path: ..., pooling: mean}} for the mean of the vectors; or " if pooling_key else ""
+    length = f"{shape[0] - len(slots) + 1}, if all arrays have this number of vectors, or null for any number"
+    return f"{text} (or set {mean if num_vectors == 1 else ''}model.slots.{slot}.length: {length})"
+
+
+def dtype_problem(dtype: np.dtype, folder: str) -> str | None:
+    """Return what is wrong with a dtype and how to convert the arrays of a folder, or None."""
+    if is_float(dtype):
+        return None
+    text = f"dtype {dtype}, expected float16, float32 or float64"
+    if dtype.kind in "iub":
+        command = conversion_command(folder, "npy", 'np.load(f).astype("float32")')
+        return f"{text}. If these integers are quantized values, extract the features again; else convert them: {command}"
+    if dtype == np.dtype("V2"):
+        return f"{text}. These are probably bfloat16 values, which .npy files do not support; save them as float16 or float32"
+    return text
+
+
+def _expected_image(shape: tuple[int, ...], num_vectors: int, dim: int) -> str:
+    """Return the expected shape of EVA features, and the image size to which it belongs."""
+    image_size, stored_size = round(num_vectors**0.5) * PATCH, _image_size(shape)
+    mismatch = f"; it was computed at image_size {stored_size}" if stored_size and stored_size != image_size else ""
+    keys = ["model.image_size"] if stored_size != image_size else []
+    keys += [f"model.slots.image.dim: {shape[-1]}"] if stored_size and shape[-1] != dim else []
+    remedy = " and ".join(keys or ["model.image_size"])
+    return f"({1 + num_vectors}, {dim}), which is image_size {image_size}{mismatch} (or set {remedy})"
+
+
+def _image_size(shape: tuple[int, ...]) -> int | None:
+    """Return the image_size of EVA features with this shape; None if its patches do not form a square."""
+    patches = round(max(shape[0] - 1, 0) ** 0.5) if len(shape) == 2 else 0
+    return patches * PATCH if patches and patches**2 == shape[0] - 1 else None
