@@ -131,14 +131,16 @@ def read_text(path: str) -> str:
     """Read a whole file as UTF-8 text, without its byte order mark.
 
     Raises:
-        UserError: If the file is not UTF-8. The message contains the position of the first invalid byte.
+        UserError: If the file is not UTF-8. The message contains the line and the position of the first invalid byte.
     """
     with PATHS.open(path, "rb") as file:
         raw = file.read()
     try:
         return str(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from None
+        line, half = raw.count(b"\n", 0, error.start) + 1, b"\xed\xa0" <= raw[error.start : error.start + 2] <= b"\xed\xbf"
+        what = ", half of a character: a lone surrogate" if half else ", a zip archive or workbook" if raw[:2] == b"PK" else ""
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}, line {line}{what}). Save the file as UTF-8.") from None
 
 
 def require_utf8(path: str, key: str) -> str:

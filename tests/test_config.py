@@ -279,8 +279,8 @@ def test_a_file_that_is_not_a_mapping_is_refused(tmp_path, text):
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
-        ("mod\xe9l: 1\n".encode("latin-1"), "not UTF-8 text (byte 3). Save the file as UTF-8."),
-        ("model: {}\n".encode("utf-16"), "not UTF-8 text (byte 0). Save the file as UTF-8."),
+        ("mod\xe9l: 1\n".encode("latin-1"), "not UTF-8 text (byte 3, line 1). Save the file as UTF-8."),
+        ("model: {}\n".encode("utf-16"), "not UTF-8 text (byte 0, line 1). Save the file as UTF-8."),
         (b"", "the file is empty. A configuration is a YAML mapping with the keys "),
         (b"\n# later\n", "the file is empty except for comments. A configuration is "),
         (b"3\n", "the file is not a mapping. A configuration is "),

@@ -439,7 +439,7 @@ def test_check_data_fails_if_a_file_of_the_model_does_not_exist(tmp_path, capsys
     tree = golden_tree(tmp_path)
     del tree["evaluation_datasets"]
     tree["model"][key] = str(tmp_path / "nowhere")
-    arguments = argparse.Namespace(cfg_path=write(tmp_path, tree), options=[], json=True)
+    arguments = argparse.Namespace(cfg_path=write(tmp_path, tree), options=[], json=True, deep=False)
     with pytest.raises(SystemExit) as ended:
         check_data.run(arguments)
     problems = [finding for finding in json.loads(capsys.readouterr().out)["findings"] if finding["level"] == "problem"]

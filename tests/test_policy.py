@@ -63,13 +63,14 @@ IMPORTS = {
     "media": "data errors paths",
     "components": "data data.batch evaluation run_folder stores",
     "planning": "components config data data.batch logs.console precision",
-    "datasets": "config data data.batch errors listing media paths suggestions",
+    "datasets": "config data data.batch errors listing media paths stores suggestions",
     "encoders": "config data dtypes errors listing media paths",
     "importers": "data errors listing logs.console media paths suggestions",
     "reporting": "__init__ errors evaluation json_io listing logs logs.console paths run_folder suggestions",
     "starter": "config data demo.folder errors media paths registration registry stores",
     "demo": "data demo.folder encoders errors logs logs.console media paths run_folder tensor_files variables",
-    "extraction": "__init__ config data distributed.process_group encoders errors listing logs logs.console media paths stores",
+    "extraction": "__init__ config data datasets distributed.process_group encoders errors listing logs logs.console media paths"
+    " stores",
     "models": "checkpoint_files component_errors components config data data.batch dtypes encoders errors json_io listing paths"
     " registry stores suggestions tensor_files",
     "runners": "checkpoint checkpoint_files component_errors components config data data.batch distributed.process_group"

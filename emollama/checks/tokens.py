@@ -69,7 +69,7 @@ class TokenLengths:
 
     def _measure(self, name: str, texts: Sequence[str], get_measure: Callable[[PromptFormat], Measure]) -> list[int]:
         """Return the lengths of texts from the cache or the tokenizer; ``get_measure`` returns a function of a prompt format."""
-        digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogateescape")).hexdigest()
+        digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
         stamp = (len(texts), int(digest[:15], 16))
         cached = self._cache.get(name, stamp)
         if cached is not None:

@@ -36,11 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print the model's inputs and its answer for each video."""
     from emollama.config import load
+    from emollama.data.text_checks import is_encodable
     from emollama.errors import UserError
 
     if arguments.text is not None and len(arguments.video) > 1:
         count = len(arguments.video)
         raise UserError(f"--text belongs to a single video, but --video names {count}. Run the command once per video.")
+    if arguments.text is not None and not is_encodable(arguments.text):
+        raise UserError("--text: the sentence is not UTF-8 text. Enter it in a terminal that uses UTF-8.")
     config = load(arguments.cfg_path, arguments.options)
     processes = processes_for(arguments, config.run.device)
     if arguments.nproc is None and arguments.gpus is None:

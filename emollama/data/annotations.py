@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 from emollama.data.csv_files import read_csv, require_column, split_lines
 from emollama.data.problems import Problem, Report, raise_problem
+from emollama.data.text_checks import HALF_CHARACTER, encodable, escaped, half_characters, is_encodable, json_format
 from emollama.errors import UserError
-from emollama.listing import listing
+from emollama.listing import abbreviated, listing
 from emollama.paths import PATHS, read_text, require_file
 
 AnnotationFormat = Literal["auto", "n", "ne", "ncev"]
@@ -84,10 +85,11 @@ def read_annotations(
     """
     clips: dict[str, Clip] = {}
     text = read_text(require_file(path, key))
-    if text.lstrip()[:1] in ("{", "["):
-        raise UserError(
-            f"{key}: {path} is a JSON file. Specify the list, with lines 'name count label [valence]' or 'name label'."
-        )
+    expected = "Specify the list, with lines 'name count label [valence]' or 'name label'."
+    if detected := json_format(text):
+        raise UserError(f"{key}: {path} is {detected}. {expected}")
+    if text.partition(",")[0].strip() in NAME_COLUMNS:
+        raise UserError(f"{key}: {path} is a CSV table. {expected} The dataset 'custom' reads tables.")
     for line_number, line in enumerate(split_lines(text), 1):
         fields = line.split()
         if not fields:
@@ -129,8 +131,10 @@ def safe_name(name: str) -> str:
     """Return the name if a file with this name stays inside its folder.
 
     Raises:
-        ValueError: If the name is absolute, or contains ``..``, a backslash or a control character.
+        ValueError: If the name is absolute, or contains ``..``, a backslash, a control character or a lone surrogate.
     """
+    if not is_encodable(name):
+        raise ValueError(f"the clip name '{escaped(name)}' contains {HALF_CHARACTER}")
     if name and not _SUSPICIOUS & {*name} and ".." not in name:
         return name
     path = PurePosixPath(name)
@@ -178,45 +182,69 @@ def read_captions(path: str, field: str, key: str, report: Report = raise_proble
         path: the JSON file.
         field: the key of the caption in each clip's object.
         key: the configuration key, for messages.
-        report: receives clips whose value is not an object.
+        report: receives clips whose value is not an object, and captions and names with lone surrogates.
 
     Raises:
         UserError: If the file is not JSON (the message has the line number), contains a clip name twice, or is not an object.
     """
-    table = read_json(require_file(path, key))
+    table = read_json(require_file(path, key), half_characters_allowed=True)
     expected = f"expected one JSON object with clip names as keys, and objects with '{field}' as values"
     if not isinstance(table, dict):
         raise UserError(f"{path}: {expected}")
     entries = {name: entry for name, entry in table.items() if isinstance(entry, dict)}
-    if invalid := [name for name in table if name not in entries]:
+    if invalid := [escaped(name) for name in table if name not in entries]:
         report(Problem("caption", f"{path}: {expected}; got other values for {listing(invalid, 'clip')}", tuple(invalid)))
     captions = {name: entry.get(field) for name, entry in entries.items()}
-    return {name: text for name, text in captions.items() if isinstance(text, str) and text.strip()}
+    texts = {name: text for name, text in captions.items() if isinstance(text, str) and text.strip()}
+    if halves := [name for name, text in texts.items() if not is_encodable(name + text)]:
+        text = f"{listing(map(escaped, halves), 'clip')}: the name or '{field}' contains {HALF_CHARACTER}"
+        report(Problem("caption", f"{path}, {text}.", tuple(map(encodable, halves))))
+    return {encodable(name): encodable(text) for name, text in texts.items()}
 
 
-def read_json(path: str) -> Any:
+def read_json(path: str, *, half_characters_allowed: bool = False) -> Any:
     """Read a JSON file.
 
+    Args:
+        path: the file.
+        half_characters_allowed: accept texts with lone surrogates, which the caller replaces or reports.
+
     Raises:
-        UserError: If the text is not JSON (the message has the line number), is nested too deeply, or has an object with a
-            repeated key.
+        UserError: If the text is not JSON (the message has the line number), is nested too deeply, contains a text with a lone
+            surrogate, or has an object with a repeated key.
     """
     text = read_text(path)
     try:
-        return json.loads(text, object_pairs_hook=_unique_keys)
+        value = json.loads(text, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:
+        if detected := _other_format(text, error.pos):
+            raise UserError(
+                f"{path} is {detected}; expected a JSON file with a single object or list. Correct the path, or convert it."
+            ) from None
         raise UserError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}. JSON does not allow comments.") from None
     except RecursionError:
         raise UserError(f"{path}: the JSON is nested too deeply for a file of this kind") from None
     except ValueError as error:
         raise UserError(f"{path}: {error}. Remove one of the two.") from None
+    if not half_characters_allowed and (places := half_characters(text, value)):
+        raise UserError(f"{path}: {abbreviated(places)}: {HALF_CHARACTER}.")
+    return value
+
+
+def _other_format(text: str, position: int) -> str | None:
+    """Return what a text that is not JSON is instead, given the position of the first error; None if that is unknown."""
+    if json_format(text) == "a JSON Lines file":
+        return "a JSON Lines file, with one value per line"
+    first_line = text.lstrip().partition("\n")[0]
+    return "a CSV table" if not text[:position].strip() and "," in first_line and first_line[:1] not in "{[" else None
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key '{next(name for name in names if names.count(name) > 1)}' appears twice")
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key '{escaped(repeated)}' appears twice")
     return table
 
 

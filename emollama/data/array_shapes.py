@@ -14,18 +14,19 @@ from emollama.stores.conversion import conversion_command
 from emollama.stores.npy import is_float
 
 
-def fits(shape: tuple[int, ...], slots: Sequence[str], expected: SlotShape) -> bool:
+def fits(shape: tuple[int, ...], slots: Sequence[str], num_vectors: int | None, dim: int) -> bool:
     """Return whether an array of this shape has the expected number of vectors of the expected size.
 
     Args:
         shape: shape of the array. Extractors often store the batch, a leading dimension of size 1, which is ignored.
         slots: the slots that the array fills; the second one is that of the class token.
-        expected: the shape of the first slot.
+        num_vectors: expected number of vectors without the class token; None for any number of at least one.
+        dim: expected size of the vectors.
     """
     stored = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
-    rows, dim = (1, *stored) if len(stored) == 1 else stored if len(stored) == 2 else (0, 0)
+    rows, size = (1, *stored) if len(stored) == 1 else stored if len(stored) == 2 else (0, 0)
     rows -= len(slots) - 1
-    return dim == expected.dim and (rows >= 1 if expected.num_vectors is None else rows == expected.num_vectors)
+    return size == dim and (rows >= 1 if num_vectors is None else rows == num_vectors)
 
 
 def shape_problem(shape: tuple[int, ...], slots: Sequence[str], expected: SlotShape, pooling_key: str | None) -> str:
@@ -57,17 +58,24 @@ def shape_problem(shape: tuple[int, ...], slots: Sequence[str], expected: SlotSh
     return f"{text} (or set {mean if num_vectors == 1 else ''}model.slots.{slot}.length: {length})"
 
 
-def dtype_problem(dtype: np.dtype, folder: str) -> str | None:
-    """Return what is wrong with a dtype and how to convert the arrays of a folder, or None."""
-    if is_float(dtype):
-        return None
-    text = f"dtype {dtype}, expected float16, float32 or float64"
+def dtype_problem(dtype: np.dtype) -> str | None:
+    """Return what is wrong with a dtype, or None."""
+    return None if is_float(dtype) else f"dtype {dtype}, expected float16, float32 or float64"
+
+
+def dtype_remedy(dtype: np.dtype, folder: str | None) -> str | None:
+    """Return what to do about arrays of an unsuitable dtype; None if there is no special remedy.
+
+    Args:
+        dtype: the dtype.
+        folder: the folder of their .npy files; None for another store.
+    """
     if dtype.kind in "iub":
-        command = conversion_command(folder, "npy", 'np.load(f).astype("float32")')
-        return f"{text}. If these integers are quantized values, extract the features again; else convert them: {command}"
+        command = "" if folder is None else ": " + conversion_command(folder, "npy", 'np.load(f).astype("float32")')
+        return f"If these integers are quantized values, extract the features again; else convert them to float32{command}"
     if dtype == np.dtype("V2"):
-        return f"{text}. These are probably bfloat16 values, which .npy files do not support; save them as float16 or float32"
-    return text
+        return "These are probably bfloat16 values, which .npy files cannot store. Save them as float16 or float32."
+    return None
 
 
 def _expected_image(shape: tuple[int, ...], num_vectors: int, dim: int) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 from emollama.data.annotations import read_json, safe_name
 from emollama.data.problems import Problem, Report, raise_problem
+from emollama.data.text_checks import HALF_CHARACTER, is_encodable
 from emollama.errors import UserError
 from emollama.listing import listing
 from emollama.paths import require_file
@@ -59,7 +60,7 @@ def read_captioned_images(path: str, report: Report = raise_problem, key: str = 
     Raises:
         UserError: If the file does not exist, is not JSON, has an unexpected format, or contains no usable entry.
     """
-    table = read_json(require_file(path, key))
+    table = read_json(require_file(path, key), half_characters_allowed=True)
     problems: list[Problem] = []
     if isinstance(table, dict) and isinstance(table.get("images"), list):
         if not isinstance(table.get("annotations"), list):
@@ -109,10 +110,8 @@ def _parse_caption(value: Any) -> str:
     text = value.strip()
     if not text:
         raise ValueError("a caption is empty")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"the caption {text[:40]!a} contains half of a character (a lone surrogate)") from None
+    if not is_encodable(text):
+        raise ValueError(f"the caption {text[:40]!a} contains {HALF_CHARACTER}")
     return text
 
 

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 
 from emollama.data.problems import Problem, Report, raise_problem
+from emollama.data.text_checks import json_format
 from emollama.errors import UserError
 from emollama.listing import abbreviated
 from emollama.paths import read_text, require_file
@@ -23,9 +24,13 @@ def read_csv(path: str, key: str, report: Report = raise_problem) -> tuple[list[
         report: receives rows with more or fewer cells than the header.
 
     Raises:
-        UserError: If the file does not exist, is not CSV, uses semicolons or tabs as separators, or repeats a column.
+        UserError: If the file does not exist, is not CSV (the message says if it is JSON), uses semicolons or tabs as separators,
+            or repeats a column.
     """
     text = read_text(require_file(path, key))
+    if detected := json_format(text):
+        text = f"{key}: {path} is {detected}; expected a CSV table, whose first line names the columns"
+        raise UserError(f"{text}. Convert the file, or correct the path.")
     first = split_lines(text)[0]
     if "," not in first and (separator := next((character for character in ";\t" if character in first), None)):
         name = "';'" if separator == ";" else "tabs"

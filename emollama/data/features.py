@@ -6,35 +6,32 @@ The EVA features of a clip are one array (1 + P, D) of the class token and P pat
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from emollama.data.array_shapes import dtype_problem, fits, shape_problem
+from emollama.data.array_shapes import dtype_problem, dtype_remedy, fits, shape_problem
+from emollama.data.checks_in_batches import in_batches
 from emollama.data.problems import Problem
-from emollama.data.slots import IMAGE, PIXELS, FrameSelection, SlotShape
+from emollama.data.slots import IMAGE, PIXELS, FrameSelection, Pooling, SlotShape
 from emollama.data.validation_cache import ValidationCache
 from emollama.dtypes import LARGEST
 from emollama.errors import UserError
 from emollama.logs.console import Progress
 from emollama.stores.feature_cache import FeatureCache
-from emollama.stores.store import ArrayStore, open_store
+from emollama.stores.store import ArrayStore, NpyFolder, open_store
 
-T = TypeVar("T")
 # Arrays up to this size in bytes are read and checked at the start. Values of larger ones are checked when they are used.
 VALUES_CHECKED_UP_TO = 1 << 20
-MAX_THREADS = 16
-CHUNK_SIZE = 64  # arrays that each thread checks before the number of threads is chosen again
 # Replaces the digest of an array whose values are all equal. Validation caches contain this value.
 CONSTANT_DIGEST = "alike"
 
@@ -90,6 +87,7 @@ class Features:
         key: the configuration key that named the store, for messages.
         remedy: what to do about an unusable array, for messages.
         all_values: whether a check reads the values of large arrays, too.
+        pooling: "mean" to read arrays of any number of vectors, (T, D), and use their mean; None to use all vectors.
         frame_selection: which frame of a video the store reads; None for features. ``model.frame_manifest`` describes the
             features that the model computes from it.
     """
@@ -101,18 +99,19 @@ class Features:
     key: str
     remedy: str = "Extract this clip again."
     all_values: bool = False
+    pooling: Pooling | None = None
     frame_selection: FrameSelection | None = None
     # Names passed to check() -> the problems of their arrays.
     _problems: dict[tuple[str, ...], list[Problem]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
-    def open(cls, path: str, slots: tuple[str, ...], shape: SlotShape, key: str) -> Features:
+    def open(cls, path: str, slots: tuple[str, ...], shape: SlotShape, key: str, pooling: Pooling | None = None) -> Features:
         """Open the store at a path.
 
         Raises:
             UserError: If the store does not exist.
         """
-        return cls(open_store(path, key), path, slots, shape, key)
+        return cls(open_store(path, key), path, slots, shape, key, pooling=pooling)
 
     def __contains__(self, name: object) -> bool:
         return name in self.store
@@ -134,7 +133,11 @@ class Features:
                 the dtype in which the run computes. The message names the file and the slot.
         """
         array = self._finite(name, self._from_store(self.store.load, name))
-        vectors = torch.from_numpy(array.reshape(-1, self.shape.dim))
+        array = array.reshape(-1, self.shape.dim)
+        if self.pooling == "mean":
+            # The sum of float32 values could overflow.
+            array = array.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
+        vectors = torch.from_numpy(array)
         if len(self.slots) == 1:
             return {self.slots[0]: vectors}
         return {self.slots[0]: vectors[1:], self.slots[1]: vectors[:1]}
@@ -168,11 +171,11 @@ class Features:
             "arrays",
             os.path.abspath(self.path),
             str(self.slots),
-            str((self.shape.num_vectors, self.shape.dim, self.shape.compute_dtype)),
+            str((self._stored_vectors, self.shape.dim, self.shape.compute_dtype)),
             str(limit),
         )
         result = FeatureCheck({}, [])
-        for batch, outcomes in _in_batches(lambda name: self._check_cached(name, limit, cache), present):
+        for batch, outcomes in in_batches(lambda name: self._check_cached(name, limit, cache), present):
             for name, outcome in zip(batch, outcomes, strict=True):
                 if isinstance(outcome, Problem):
                     result.problems.append(outcome)
@@ -190,7 +193,7 @@ class Features:
         present = [name for name in names if name in self.store]
         changed: list[str] = []
         without_digest: list[str] = []
-        for batch, outcomes in _in_batches(self._is_intact, present):
+        for batch, outcomes in in_batches(self._is_intact, present):
             changed += [name for name, intact in zip(batch, outcomes, strict=True) if intact is False]
             without_digest += [name for name, intact in zip(batch, outcomes, strict=True) if intact is None]
             advance(len(batch))
@@ -249,17 +252,26 @@ class Features:
         if largest > LARGEST[dtype]:
             others = "run.amp: False" if dtype == "bf16" else "run.amp_dtype: bf16 or run.amp: False"
             text = f"contains a value of size {largest:.6g}, but this run computes in {dtype}, whose largest value is"
-            raise UserError(self._complaint(name, f"{text} {LARGEST[dtype]:.6g}. Set {others}, or correct the array"))
+            raise UserError(self._complaint(name, f"{text} {LARGEST[dtype]:.6g}", f"Set {others}, or correct the array."))
         return array
 
     def _check_shape(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        if problem := dtype_problem(dtype, self.path):
-            raise UserError(self._complaint(name, problem))
-        if not fits(shape, self.slots, self.shape):
-            raise UserError(self._complaint(name, shape_problem(shape, self.slots, self.shape, None)))
+        if problem := dtype_problem(dtype):
+            folder = self.path if isinstance(self.store, NpyFolder) else None
+            raise UserError(self._complaint(name, problem, dtype_remedy(dtype, folder)))
+        if not fits(shape, self.slots, self._stored_vectors, self.shape.dim):
+            expected = dataclasses.replace(self.shape, num_vectors=self._stored_vectors)
+            # The datasets of this package have the key features.<slot>, which accepts pooling.
+            key = self.key if self.key.endswith(f".features.{self.slots[0]}") else None
+            raise UserError(self._complaint(name, shape_problem(shape, self.slots, expected, key)))
 
-    def _complaint(self, name: str, problem: str) -> str:
-        return f"{self.store.location(name)} (slot {' + '.join(self.slots)}): {problem}. {self.remedy}"
+    @property
+    def _stored_vectors(self) -> int | None:
+        """Number of vectors in an array; None for any number of at least one."""
+        return None if self.pooling else self.shape.num_vectors
+
+    def _complaint(self, name: str, problem: str, remedy: str | None = None) -> str:
+        return f"{self.store.location(name)} (slot {' + '.join(self.slots)}): {problem}. {remedy or self.remedy}"
 
 
 def feature_cache(shape: SlotShape) -> FeatureCache | None:
@@ -267,21 +279,3 @@ def feature_cache(shape: SlotShape) -> FeatureCache | None:
     if shape.cache_folder is None or shape.num_vectors is None:
         return None
     return FeatureCache(shape.cache_folder, (shape.num_vectors, shape.dim))
-
-
-def _in_batches(check: Callable[[str], T], names: Sequence[str]) -> Iterator[tuple[Sequence[str], list[T]]]:
-    """Apply ``check`` to each name in order, and yield batches of names with their results.
-
-    The number of threads adapts so that they keep one core busy. Several threads help if the disk is slow. For files in memory
-    one thread is fastest, because of the GIL.
-    """
-    threads, first = 1, 0
-    with ThreadPoolExecutor(MAX_THREADS) as pool:
-        while batch := names[first : first + CHUNK_SIZE * threads]:
-            wall_start, cpu_start = time.perf_counter(), time.process_time()
-            chunks = [batch[start : start + CHUNK_SIZE] for start in range(0, len(batch), CHUNK_SIZE)]
-            checked = (pool.map if threads > 1 else map)(lambda chunk: [check(name) for name in chunk], chunks)
-            results = [result for chunk in checked for result in chunk]
-            busy_cores = (time.process_time() - cpu_start) / (time.perf_counter() - wall_start)
-            first, threads = first + len(batch), min(MAX_THREADS, max(1, int(threads / max(busy_cores, 1 / MAX_THREADS))))
-            yield batch, results

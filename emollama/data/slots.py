@@ -16,6 +16,8 @@ PATCH = 14  # side of an EVA patch in pixels
 PIXELS = "frame"  # slot of a frame's or an image's pixels, which an encoder inside the model replaces by the slots of IMAGE
 IMAGE = ("image", "cls")
 FrameSelection = Literal["first", "middle", "random", "peak"]  # which frame of a video is encoded
+Pooling = Literal["mean"]  # how several vectors of an array become one
+POOLING: tuple[Pooling, ...] = ("mean",)
 T = TypeVar("T")
 
 

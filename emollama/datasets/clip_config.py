@@ -14,6 +14,7 @@ from emollama.data.augmentation import Augmentation, AugmentationKind
 from emollama.data.curriculum import Curriculum
 from emollama.data.instructions import TaskPool, check_labels, user_text
 from emollama.data.slots import FrameSelection
+from emollama.datasets.feature_config import FeatureConfig, parse_features
 from emollama.errors import require_at_least
 from emollama.listing import abbreviated
 
@@ -64,11 +65,12 @@ class ClipConfig:
     transcription_path: str | None = None
     """CSV of the spoken sentences (name,sentence). Relative to the folder of the annotation file. If null, the sentences of the
     annotation file are used; if it has none, prompts contain no sentence."""
-    features: dict[str, str | None] = field(default_factory=lambda: dict(FEATURES))
+    features: dict[str, Any] = field(default_factory=lambda: dict(FEATURES))
     """slot -> features of the clips: a folder of .npy files or of packed shards, or tar shards (a folder, or
     name-{000..011}.tar). Slots that you add, such as {gaze: gaze_npy}, must be in model.slots. null: these clips have no such
     features. If image is null, the model encodes frames of the videos in image_path in each step (model.vit_weights); without
     image_path, clips have no image and class features. An array of image, (1 + P, D), contains the class token and P patches.
+    {path: HL-frames, pooling: mean} instead of a path reads arrays of any number of vectors, (T, D), and uses their mean.
     image_feature_path, face_feature_path and so on are other names of features.image, features.face and so on."""
     missing_features: Literal["error", "zero", "skip"] = "error"
     """What to do with a clip without a feature array: stop, use zeros, or leave the clip out. zero also fills slots of the model
@@ -108,9 +110,7 @@ class ClipConfig:
         # A subclass may declare a key for one slot, such as gaze_feature_path, with a default of its own.
         own = {item.name: getattr(self, item.name) for item in fields(self) if item.name.endswith(PATH_SUFFIX)}
         self.features = self.features | {key.removesuffix(PATH_SUFFIX): path for key, path in own.items()}
-        for slot, path in self.features.items():
-            if path is not None and (not isinstance(path, str) or not path.strip()):
-                raise ValueError(f"features.{slot} is {path!r}; expected a path, or null for no such features")
+        self.feature_configs()
         check_labels(self.labels, "labels")
         check_labels(self.prompt_labels or [], "prompt_labels")
         require_at_least(1, self, "batch_size", "max_words", "shuffle_window")
@@ -134,6 +134,10 @@ class ClipConfig:
         pool = self.pool()
         return [user_text(task, instruction, "") for task in pool.tasks for instruction in pool.instructions[task]]
 
+    def feature_configs(self) -> dict[str, FeatureConfig | None]:
+        """Return slot -> its features, None for no such features."""
+        return parse_features(self.features)
+
     @property
     def reads_frames(self) -> bool:
         """Whether the model encodes frames of the videos, because there are no image features."""
@@ -143,13 +147,17 @@ class ClipConfig:
         """Return a copy with the features of these slots only, and with other values of further keys.
 
         Args:
-            features: slot -> path. Other slots have no features.
+            features: slot -> path, with the pooling of this block. Other slots have no features.
             changes: key -> value.
         """
-        paths = {slot: features.get(slot) for slot in self.features}
+        configured = self.feature_configs()
+        entries: dict[str, Any] = dict.fromkeys(configured)
+        for slot, path in features.items():
+            own_config = configured.get(slot)
+            entries[slot] = FeatureConfig(path, own_config.pooling if own_config else None).plain()
         keys = [item.name for item in fields(self) if item.name.endswith(PATH_SUFFIX)]
-        own: dict[str, Any] = {key: paths[key.removesuffix(PATH_SUFFIX)] for key in keys}
-        return dataclasses.replace(self, features=paths, **own, **changes)
+        own: dict[str, Any] = {key: entries[key.removesuffix(PATH_SUFFIX)] for key in keys}
+        return dataclasses.replace(self, features=entries, **own, **changes)
 
     def augmentation(self, modalities: Sequence[tuple[str, ...]] = ()) -> Augmentation | None:
         """Create the augmentation; None if it is disabled. Invalid values are rejected even then.

@@ -29,14 +29,16 @@ def open_features(
         UserError: If the model has no such slot, or a store does not exist.
     """
     groups = declared_slots(slot_shapes)
-    paths = {slot: path for slot, path in cfg.features.items() if path is not None}
+    configured = {slot: feature for slot, feature in cfg.feature_configs().items() if feature is not None}
     # A slot that is null needs no counterpart in the model, but it may be misspelled.
     misspelled = [slot for slot in cfg.features if slot not in groups and did_you_mean(slot, groups, cutoff=0.75)]
-    _require_slots(list(dict.fromkeys([*paths, *misspelled])), groups, block_path)
-    features = [
-        Features.open(resolve_path(path), groups[slot], slot_shapes[slot], f"{block_path}.features.{slot}")
-        for slot, path in paths.items()
-    ]
+    _require_slots(list(dict.fromkeys([*configured, *misspelled])), groups, block_path)
+    features = []
+    for slot, feature in configured.items():
+        key = f"{block_path}.features.{slot}"
+        if feature.pooling is not None:
+            _require_one_vector(slot, slot_shapes[slot], key)
+        features.append(Features.open(resolve_path(feature.path), groups[slot], slot_shapes[slot], key, feature.pooling))
     if cfg.reads_frames:
         peaks = None if cfg.peak_index_path is None else resolve_path(cfg.peak_index_path)
         folder = join(cfg.data_root, str(cfg.image_path))
@@ -45,12 +47,22 @@ def open_features(
 
 
 def slot_sources(cfg: ClipConfig, slot_shapes: Mapping[str, SlotShape]) -> dict[str, str | None]:
-    """Return slot -> configured path of its features, or None if the clips have none.
+    """Return slot -> configured path of its features (with their pooling), or None if the clips have none.
 
     Slots that the block does not mention are left out, unless they get zeros (``missing_features: zero``).
     """
-    sources = dict.fromkeys(declared_slots(slot_shapes)) if cfg.missing_features == "zero" else {}
-    return sources | cfg.features | ({"image": cfg.image_path} if cfg.reads_frames else {})
+    sources: dict[str, str | None] = dict.fromkeys(declared_slots(slot_shapes)) if cfg.missing_features == "zero" else {}
+    features = {slot: None if feature is None else str(feature) for slot, feature in cfg.feature_configs().items()}
+    return sources | features | ({"image": cfg.image_path} if cfg.reads_frames else {})
+
+
+def _require_one_vector(slot: str, shape: SlotShape, key: str) -> None:
+    """Raise a UserError if a slot has several vectors or a class token, which pooling would average."""
+    if shape.class_token is not None or shape.num_vectors not in (1, None):
+        problem = "has a class token" if shape.class_token is not None else f"has length {shape.num_vectors}"
+        raise UserError(
+            f"{key}.pooling: the mean is a single vector, but the slot {slot} of the model {problem}. Remove pooling."
+        )
 
 
 def _require_slots(slots: list[str], groups: Mapping[str, tuple[str, ...]], block_path: str) -> None:

@@ -44,7 +44,7 @@ class MER2024CaptionConfig(FeatureFaceCaptionConfig):
     transcription_path: str | None = "transcription_all_new.csv"
     """CSV of the spoken sentences with the columns name and sentence, sentence_en or english. If null, prompts contain no
     sentence."""
-    features: dict[str, str | None] = field(
+    features: dict[str, Any] = field(
         default_factory=lambda: FEATURES | {"face": "mae_340_23_UTT", "video": "maeVideo_399_23_UTT", "audio": "HL_23_UTT"}
     )
     """slot -> features of the clips, as in feature_face_caption."""

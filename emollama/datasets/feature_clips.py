@@ -23,6 +23,7 @@ from emollama.datasets.clip_features import open_features, slot_sources
 from emollama.datasets.clip_texts import ClipTexts
 from emollama.errors import UserError
 from emollama.listing import listing
+from emollama.stores.conversion import other_file
 
 # Keys that select clips or decide what happens to missing features, set so that no clip is left out.
 ALL_CLIPS: dict[str, Any] = {
@@ -145,7 +146,8 @@ class FeatureClips(ClipTexts):
             if missing and self.cfg.missing_features == "error":
                 what = "video (or peak)" if source.slots == (PIXELS,) else "array"
                 text = f"no {what} in {source.key} ({source.path}) for {listing(missing, 'clip')}. Remedy: add them, or set"
-                problems.append(Problem("missing features", f"{text} missing_features: zero or skip.", tuple(missing)))
+                text += f" missing_features: zero or skip.{other_file(source.path, missing[0])}"
+                problems.append(Problem("missing features", text, tuple(missing)))
             problems += source.problems(names)
         return [dataclasses.replace(problem, text=f"{self.block_path}: {problem.text}") for problem in problems]
 

@@ -20,9 +20,10 @@ from emollama.data.annotations import DFEW_LABELS, Clip, read_annotations, read_
 from emollama.data.captions import read_captioned_images
 from emollama.data.csv_files import read_csv, require_column
 from emollama.data.problems import Problem, Report
+from emollama.data.text_checks import encodable
 from emollama.errors import UserError
 from emollama.evaluation.openset import read_openset
-from emollama.evaluation.predictions import CAPTION, Prediction, Reference, encodable, parse_caption, parse_prediction
+from emollama.evaluation.predictions import CAPTION, Prediction, Reference, parse_caption, parse_prediction
 from emollama.evaluation.submission import read_items, read_submission
 from emollama.evaluation.word_lists import is_list
 from emollama.listing import abbreviated
@@ -165,7 +166,7 @@ def _read_run_predictions(path: str) -> Iterator[Prediction]:
 
 
 def _read_coco_results(path: str) -> list[Prediction]:
-    table = read_json(path)
+    table = read_json(path, half_characters_allowed=True)
     if not isinstance(table, list):
         raise UserError(f"{path}: expected a JSON list of captions ({RESULTS_FORMAT})")
     return _image_predictions(path, ((f"entry {number}", entry) for number, entry in enumerate(table, 1)), [])
@@ -233,7 +234,7 @@ def _emotion_names(path: str, labels: dict[str, str]) -> dict[str, str]:
 
 def _read_reference_json(path: str) -> ReferenceFile:
     """Read captions (one object per sample, or several captions per image) or words (one list per sample)."""
-    table: Any = read_json(path)
+    table: Any = read_json(path, half_characters_allowed=True)
     if (isinstance(table, dict) and "annotations" in table) or (isinstance(table, list) and table):
         captions = {image.name: list(image.captions) for image in read_captioned_images(path) if image.captions}
         listed = table.get("images") if isinstance(table, dict) else None
@@ -258,5 +259,5 @@ def _captions(table: dict[str, Any], fields: Sequence[str]) -> dict[str, str]:
     for name, entry in table.items():
         candidates = [entry.get(field) for field in fields] if isinstance(entry, dict) else []
         if texts := [caption for caption in candidates if isinstance(caption, str) and caption.strip()]:
-            captions[name] = encodable(texts[0])
+            captions[encodable(name)] = encodable(texts[0])
     return captions

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from emollama.data.text_checks import encodable
+
 Reference = str | list[str]  # one reference text, or several: the captions of an image
 CAPTION = "caption"  # the task whose predictions are compared with several references each
 DESCRIPTION_TASKS = ("reason", "reason_v2", "")  # "" if a file does not state its task
@@ -75,8 +77,3 @@ def parse_prediction(line: str) -> Prediction:
     if reference is not None:
         reference = list(map(encodable, reference)) if isinstance(reference, list) else encodable(reference)
     return Prediction(encodable(row["name"]), row.get("task") or "", encodable(row["prediction"]), reference, row.get("loss"))
-
-
-def encodable(text: str) -> str:
-    """Replace lone surrogates by question marks: JSON escapes can contain them, but UTF-8 files cannot."""
-    return text.encode("utf-8", "replace").decode()

@@ -5,21 +5,17 @@ Source: the challenge MER2025, track 2, and the files that MERTools writes and r
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from emollama.data.text_checks import encodable
 from emollama.errors import UserError
 from emollama.evaluation.word_lists import parse_words, split_words
 from emollama.paths import PATHS, atomic_write, require_file
 
 ARRAYS = ("filenames", "fileitems")
-UNREADABLE = (
-    ValueError, TypeError, AttributeError, LookupError, EOFError, OSError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
 
 
 def write_submission(path: str, names: Sequence[str], words: Sequence[Sequence[str]]) -> None:
@@ -77,7 +73,7 @@ def _texts(path: str) -> list[list[str]]:
         with PATHS.open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = [name for name in ARRAYS if name not in archive]
             arrays: list[Any] = [] if missing else [archive[name] for name in ARRAYS]
-    except UNREADABLE as error:
+    except Exception as error:  # numpy and zipfile raise errors of many classes for damaged files
         raise UserError(
             f"{path}: cannot read an .npz of texts ({error}). Arrays of Python objects are pickles, which can run code and are"
             " never loaded. Store texts: np.savez(file, filenames=np.array(names, str), fileitems=np.array(items, str))."
@@ -86,4 +82,4 @@ def _texts(path: str) -> list[list[str]]:
         raise UserError(f"{path}: missing arrays: {', '.join(missing)}. A submission contains the arrays {' and '.join(ARRAYS)}.")
     if any(array.ndim != 1 or (array.size and array.dtype.kind != "U") for array in arrays):
         raise UserError(f"{path}: expected {' and '.join(ARRAYS)} to be one-dimensional arrays of texts")
-    return [[str(text) for text in array] for array in arrays]
+    return [[encodable(str(text)) for text in array] for array in arrays]

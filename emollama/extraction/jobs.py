@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -14,6 +15,8 @@ import torch
 import emollama
 from emollama.config import RunConfig
 from emollama.data.annotations import safe_name
+from emollama.data.slots import SlotShape
+from emollama.datasets.clip_config import ClipConfig
 from emollama.encoders.configs import FACE_KEYS
 from emollama.encoders.encoder import EncoderDescription
 from emollama.encoders.weights import recorded_weights
@@ -79,7 +82,7 @@ def describe_encoders(config: RunConfig) -> dict[str, EncoderDescription]:
     _require_distinct({label: cls.SLOTS[0] for label, cls in classes.items()}, "fill the same slot")
     descriptions = {label: cls.describe(config.encoders[label], f"encoders.{label}") for label, cls in classes.items()}
     if config.model is not None:
-        shapes = config.model_class.slot_shapes(config.model)
+        shapes = _shapes_before_pooling(config)
         for label, description in descriptions.items():
             _require_model_shape(label, description, classes[label].SLOTS[0], shapes)
     return descriptions
@@ -147,6 +150,17 @@ def _require_distinct(values: dict[str, str], what: str) -> None:
         if others := [f"encoders.{other}" for other in values if values[other] == value and other != label]:
             text = f"encoders.{label} and {', '.join(others)} {what}, '{value}'."
             raise UserError(f"{text} Set different values, or extract them separately with one configuration each.")
+
+
+def _shapes_before_pooling(config: RunConfig) -> dict[str, SlotShape]:
+    """Return the slots of the model; those whose features a dataset averages have any number of vectors."""
+    blocks = [*config.datasets.values(), *(block.dataset for block in config.evaluation_datasets.values())]
+    features = [entry for cfg in blocks if isinstance(cfg, ClipConfig) for entry in cfg.feature_configs().items()]
+    pooled = {slot for slot, feature in features if feature is not None and feature.pooling is not None}
+    return {
+        slot: dataclasses.replace(shape, num_vectors=None) if slot in pooled else shape
+        for slot, shape in config.model_class.slot_shapes(config.model).items()
+    }
 
 
 def _require_model_shape(label: str, description: EncoderDescription, slot: str, shapes: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from emollama.data.annotations import NO_VALENCE, read_transcripts
 from emollama.data.problems import Problem
+from emollama.data.text_checks import escaped
 from emollama.errors import UserError
 from emollama.importers.collector import Collector, Entry
 from emollama.importers.labels import NO_LABEL
@@ -75,7 +76,8 @@ def write(folder: Path, collector: Collector, settings: Mapping[str, Any]) -> di
     report = _report(entries, collector, settings)
     _write_files(folder, entries)
     with atomic_write(folder / REPORT) as file:
-        json.dump(report, file, indent=1, ensure_ascii=False)
+        # Names of clips that are left out may contain lone surrogates.
+        file.write(escaped(json.dumps(report, indent=1, ensure_ascii=False)))
     return report
 
 

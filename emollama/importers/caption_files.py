@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emollama.data.problems import Problem
+from emollama.data.text_checks import escaped
 from emollama.errors import UserError
 from emollama.importers.collector import OnProblem
 from emollama.importers.flickr30k import Collection, Image
@@ -154,7 +155,8 @@ def write(folder: Path, splits: Splits, collection: Collection, settings: Mappin
     try:
         for name, table in {**tables, REPORT: report}.items():
             with atomic_write(folder / name) as file:
-                json.dump(table, file, indent=1, ensure_ascii=False)
+                # In the report, names of images that are left out may contain lone surrogates.
+                file.write(escaped(json.dumps(table, indent=1, ensure_ascii=False)))
             finished.append(folder / name)
     except OSError as error:
         for path in finished:

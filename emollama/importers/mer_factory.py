@@ -5,7 +5,6 @@ Source: MER-Factory's pipeline and its example files. The emotions of a peak are
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
@@ -82,10 +81,6 @@ def _read_overrides(path: str, clip_names: Container[str], collector: Collector)
 def _read_record(path: Path, name: str, collector: Collector) -> dict[str, Any] | None:
     try:
         record = read_json(str(path))
-        # JSON escapes may contain half of a surrogate pair, which the output files cannot store.
-        json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        text = f"{path}: contains an incomplete character (an unpaired surrogate). Remove it."
     except (OSError, UserError) as error:
         text = str(error)
     else:

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import pickle
 import re
-import struct
-import tokenize
 import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
@@ -23,10 +20,6 @@ from emollama.listing import abbreviated
 from emollama.paths import PATHS, require_file
 
 PLAIN_TYPE = re.compile(r"[biufUS]\d+|O8?")
-UNREADABLE = (
-    ValueError, TypeError, AttributeError, LookupError, EOFError, OSError, ArithmeticError, RuntimeError, MemoryError,
-    SyntaxError, tokenize.TokenError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
 
 
 class _Refused(Exception):
@@ -123,7 +116,7 @@ def _read(path: str, local: str, key: str) -> dict[Any, Any]:
             f"{path}, '{key}': refused, because it refers to {refused}, which a table of labels does not need. No code of the"
             " file was executed. Do not open this file with numpy's allow_pickle=True, and check where it comes from."
         ) from None
-    except UNREADABLE as error:
+    except Exception as error:  # numpy, pickle and zipfile raise errors of many classes for damaged files
         raise UserError(f"{path}, '{key}': cannot be read as a dictionary of labels ({error or type(error).__name__})") from None
     if dictionary is None:
         raise UserError(f"{path}: contains no '{key}'. Its entries: {abbreviated(present)}.")

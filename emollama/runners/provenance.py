@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from emollama.config import RunConfig
 from emollama.data.dataset import SampleDataset
+from emollama.data.features import Features
+from emollama.data.slots import Pooling
 from emollama.encoders.configs import FACE_KEYS
 from emollama.encoders.weights import recorded_weights
 from emollama.errors import UserError
@@ -32,16 +34,27 @@ class FeatureProvenance(NamedTuple):
         where: configuration key and path of the source, for messages.
         slots: the slots that the features are used for.
         manifest: how the features were extracted, or how the model computes them.
+        pooling: how the dataset pools the vectors of each array; None if it does not.
     """
 
     where: str
     slots: tuple[str, ...]
     manifest: Manifest
+    pooling: Pooling | None = None
+
+    @property
+    def stored_fields(self) -> ProvenanceFields:
+        """All manifest fields that change the stored arrays by more than rounding."""
+        return {key: value for key, value in self.manifest.fields().items() if key not in ROUNDING}
 
     @property
     def fields(self) -> ProvenanceFields:
-        """All manifest fields that change features by more than rounding."""
-        return {key: value for key, value in self.manifest.fields().items() if key not in ROUNDING}
+        """All fields that change the features which the model gets by more than rounding, after pooling."""
+        fields = self.stored_fields
+        if self.pooling is None or self.manifest.num_vectors == 1:
+            return fields
+        stored = fields.get("pooling", "none")
+        return fields | {"rows": 1, "pooling": f"{self.pooling} of all vectors (stored: {stored})"}
 
 
 def mismatches(config: RunConfig, datasets: Iterable[SampleDataset]) -> list[str]:
@@ -122,7 +135,8 @@ def _provenance_of_sources(config: RunConfig, datasets: Iterable[SampleDataset])
         else:
             manifest, slots = Manifest.read(source.path), source.slots
         if manifest is not None:
-            yield FeatureProvenance(f"{source.key} ({source.path})", slots, manifest)
+            pooling = source.pooling if isinstance(source, Features) else None
+            yield FeatureProvenance(f"{source.key} ({source.path})", slots, manifest, pooling)
 
 
 def _misplaced(source: FeatureProvenance) -> bool:
@@ -149,6 +163,6 @@ def _encoder_mismatches(config: RunConfig, first: Mapping[str, FeatureProvenance
             continue
         ignored = ROUNDING + (FACE_KEYS if "faces" in source.manifest.inputs else ())
         expected = {key: value for key, value in settings.items() if key not in ignored} | {"weights": weights}
-        stored = {key: source.fields.get(key) for key in expected}
+        stored = {key: source.stored_fields.get(key) for key in expected}
         if different := differences(expected, stored):
             yield f"encoders.{block_name} and {source.where} do not agree: {'; '.join(different)}"

@@ -64,6 +64,7 @@ RESUMABLE_OVERRIDES = (
     "run.show_clips",
     "run.allow_other_features",
 )
+POOLING = "datasets.*.features.*.pooling"  # changes the features, although all other keys of features are paths
 
 
 FEATURE_TOKENS = "feature tokens"  # name of the outputs of the fusion module in a checkpoint
@@ -161,7 +162,8 @@ def as_block(value: Any) -> Any:
 def comparable(config: RunConfig) -> dict[str, Any]:
     """Return dotted key -> value, the same for configurations that mean the same.
 
-    A component that is selected by its name is a block, and the shapes of slots have their defaults filled in.
+    A component that is selected by its name is a block, the shapes of slots have their defaults filled in, and the path of a
+    feature without pooling is the same key in both of its forms.
     """
     tree = config.resolved()
     model = tree["model"]
@@ -169,7 +171,13 @@ def comparable(config: RunConfig) -> dict[str, Any]:
     if "slots" in model:
         shapes = config.model_class.slot_shapes(config.model)
         model["slots"] = {slot: dataclasses.asdict(shape) for slot, shape in shapes.items()}
-    return dict(leaves(tree))
+    keys = {_without_path(key): value for key, value in leaves(tree)}
+    return {key: value for key, value in keys.items() if not (value is None and fnmatch.fnmatchcase(key, POOLING))}
+
+
+def _without_path(key: str) -> str:
+    """Return the key of a feature's path as it is without ``pooling``: ``features.audio`` for ``features.audio.path``."""
+    return key.removesuffix(".path") if fnmatch.fnmatchcase(key, "datasets.*.features.*.path") else key
 
 
 def require_job_id(run: Any) -> None:
@@ -268,5 +276,7 @@ def _is_resumable_override(key: str, then: Any, now: Any) -> bool:
 
     A file of a dataset can have another path, but a file cannot be added or removed, because that changes the samples.
     """
+    if fnmatch.fnmatchcase(key, POOLING):
+        return False
     added_or_removed = key.startswith("datasets.") and (then is None) != (now is None) and not key.endswith("data_root")
     return not added_or_removed and any(fnmatch.fnmatchcase(key, pattern) for pattern in RESUMABLE_OVERRIDES)

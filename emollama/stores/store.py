@@ -14,8 +14,10 @@ from typing import Protocol
 
 import numpy as np
 
+from emollama.errors import UserError
 from emollama.paths import PATHS, require_folder, sha256
 from emollama.stores import checksums, packed, tars
+from emollama.stores.conversion import require_npy
 from emollama.stores.npy import npy_header, read_npy
 
 
@@ -144,10 +146,17 @@ def open_store(path: str, key: str) -> ArrayStore:
         key: the configuration key that named the path, for messages.
 
     Raises:
-        UserError: If the path does not exist, or its shards are unusable.
+        UserError: If the path does not exist, its shards are unusable, or it contains feature files of another kind.
     """
     if tars.is_tar_path(path):
         return tars.TarStore.open(path)
+    if os.path.isfile(path):
+        raise UserError(f"{key}: '{path}' is a file; expected a folder with one file <name>.npy per clip, or shards.")
     require_folder(path, key, "Correct the path." if key.startswith("--") else f"Correct the path, or set {key}: null.")
     folder = PATHS.get_local_path(path)
-    return packed.PackedStore.open(folder) if packed.is_packed(folder) else NpyFolder.open(Path(folder))
+    if packed.is_packed(folder):
+        return packed.PackedStore.open(folder)
+    store = NpyFolder.open(Path(folder))
+    if not store.listed:
+        require_npy(folder, key)
+    return store

@@ -15,10 +15,11 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
+from emollama.data.text_checks import encodable
 from emollama.errors import UserError
 from emollama.evaluation.judges.cache import Reply
 from emollama.evaluation.judges.judge import JudgeUnreachable
-from emollama.evaluation.judges.prompts import Messages, encodable
+from emollama.evaluation.judges.prompts import Messages
 from emollama.evaluation.judges.replies import excerpt
 from emollama.logs.console import track
 

@@ -10,6 +10,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from emollama.data.text_checks import encodable
+
 PROMPT_VERSION = 1
 Messages = list[dict[str, str]]
 
@@ -66,8 +68,3 @@ def _messages(instructions: str, data: dict[str, Any]) -> Messages:
         {"role": "system", "content": instructions},
         {"role": "user", "content": encodable(json.dumps(data, ensure_ascii=False))},
     ]
-
-
-def encodable(text: str) -> str:
-    """Replace lone surrogates by question marks, because UTF-8 files and messages cannot contain them."""
-    return text.encode("utf-8", "replace").decode("utf-8")
