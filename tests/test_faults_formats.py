@@ -164,8 +164,10 @@ def test_a_file_in_place_of_a_folder_is_refused(tree, corpus, reported):
 ])  # fmt: skip
 def test_other_unsuitable_arrays_are_refused_with_a_remedy(tmp_path, array, expected):
     np.save(tmp_path / "clip.npy", array)
-    (problem,) = source(tmp_path).problems(["clip"])
+    (problem,) = dataclasses.replace(source(tmp_path), accepts_pooling=True).problems(["clip"])
     assert expected in problem.text
+    (problem,) = source(tmp_path).problems(["clip"])
+    assert "pooling" not in problem.text
 
 
 # Pooling

@@ -88,6 +88,7 @@ class Features:
         remedy: what to do about an unusable array, for messages.
         all_values: whether a check reads the values of large arrays, too.
         pooling: "mean" to read arrays of any number of vectors, (T, D), and use their mean; None to use all vectors.
+        accepts_pooling: whether the configuration key accepts ``pooling``, for messages.
         frame_selection: which frame of a video the store reads; None for features. ``model.frame_manifest`` describes the
             features that the model computes from it.
     """
@@ -100,6 +101,7 @@ class Features:
     remedy: str = "Extract this clip again."
     all_values: bool = False
     pooling: Pooling | None = None
+    accepts_pooling: bool = False
     frame_selection: FrameSelection | None = None
     # Names passed to check() -> the problems of their arrays.
     _problems: dict[tuple[str, ...], list[Problem]] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -244,11 +246,11 @@ class Features:
         # A float64 value beyond float32 becomes inf, which the next check reports.
         with np.errstate(over="ignore"):
             array = array.astype(np.float32, copy=False)
-        # The maximum of an array with NaN is NaN.
-        largest = float(np.maximum(array.max(), -array.min()))
-        if not math.isfinite(largest):
+        # Both are NaN if a value is NaN.
+        maximum, minimum = float(array.max()), float(array.min())
+        if not (math.isfinite(maximum) and math.isfinite(minimum)):
             raise UserError(self._complaint(name, "contains NaN or inf, or a value beyond float32"))
-        dtype = self.shape.compute_dtype
+        dtype, largest = self.shape.compute_dtype, max(maximum, -minimum)
         if largest > LARGEST[dtype]:
             others = "run.amp: False" if dtype == "bf16" else "run.amp_dtype: bf16 or run.amp: False"
             text = f"contains a value of size {largest:.6g}, but this run computes in {dtype}, whose largest value is"
@@ -261,9 +263,8 @@ class Features:
             raise UserError(self._complaint(name, problem, dtype_remedy(dtype, folder)))
         if not fits(shape, self.slots, self._stored_vectors, self.shape.dim):
             expected = dataclasses.replace(self.shape, num_vectors=self._stored_vectors)
-            # The datasets of this package have the key features.<slot>, which accepts pooling.
-            key = self.key if self.key.endswith(f".features.{self.slots[0]}") else None
-            raise UserError(self._complaint(name, shape_problem(shape, self.slots, expected, key)))
+            pooling_key = self.key if self.accepts_pooling else None
+            raise UserError(self._complaint(name, shape_problem(shape, self.slots, expected, pooling_key)))
 
     @property
     def _stored_vectors(self) -> int | None:

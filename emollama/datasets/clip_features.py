@@ -43,7 +43,8 @@ def open_features(
         peaks = None if cfg.peak_index_path is None else resolve_path(cfg.peak_index_path)
         folder = join(cfg.data_root, str(cfg.image_path))
         features.append(open_frames(folder, slot_shapes.get(PIXELS), block_path, cfg.frame_selection, peaks))
-    return [dataclasses.replace(source, all_values=cfg.check_values == "all") for source in features]
+    all_values = cfg.check_values == "all"
+    return [dataclasses.replace(source, all_values=all_values, accepts_pooling=True) for source in features]
 
 
 def slot_sources(cfg: ClipConfig, slot_shapes: Mapping[str, SlotShape]) -> dict[str, str | None]:

@@ -22,7 +22,7 @@ _NUMBERS = re.compile(rb"\{'descr': '([<>|][fiub]\d+)', 'fortran_order': (True|F
 
 def is_float(dtype: np.dtype) -> bool:
     """Return whether values of a dtype can be features: float16, float32 or float64, in either byte order."""
-    return dtype.newbyteorder("=") in FLOAT_TYPES
+    return dtype in FLOAT_TYPES or dtype.newbyteorder("=") in FLOAT_TYPES
 
 
 def npy_header(file: IO[bytes], end: int) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -37,19 +37,20 @@ def npy_header(file: IO[bytes], end: int) -> tuple[tuple[int, ...], bool, np.dty
         ValueError: If the file is not a .npy file, has version 3, which numpy writes only for named fields, contains Python
             objects, has an impossible dtype or shape, or is shorter or longer than its header says.
     """
-    magic = file.read(len(_MAGIC))
-    if magic.startswith(_ZIP):
+    begin = file.read(len(_MAGIC) + 2)
+    magic, version = begin[:-2], begin[-2:]
+    if begin.startswith(_ZIP):
         raise ValueError("it is a zip archive, as np.savez and torch.save write it, not a .npy file")
     if magic != _MAGIC:
         raise ValueError("it does not begin with the magic bytes of a .npy file")
-    version = file.read(2)
     if version not in _READERS:
         raise ValueError(f"npy version {tuple(version)}")
     length_bytes, _ = _READERS[version]
     length = file.read(length_bytes)
-    if int.from_bytes(length, "little") > MAX_HEADER_BYTES:
-        raise ValueError(f"its header claims to have {int.from_bytes(length, 'little'):,} bytes")
-    shape, fortran, dtype = _parse(version, length, file.read(int.from_bytes(length, "little")))
+    header_bytes = int.from_bytes(length, "little")
+    if header_bytes > MAX_HEADER_BYTES:
+        raise ValueError(f"its header claims to have {header_bytes:,} bytes")
+    shape, fortran, dtype = _parse(version, length, file.read(header_bytes))
     if dtype.hasobject:
         # Reading pickled objects could execute code.
         raise ValueError("it contains Python objects, not numbers")
