@@ -430,6 +430,15 @@ def test_names_with_half_of_a_character_are_refused():
         safe_name("a\ud83d")
 
 
+def test_a_text_with_half_of_a_character_of_a_users_dataset_class_is_refused_when_it_is_tokenized(golden_prompt):
+    for function, argument in (
+        (golden_prompt.answer_lengths, ["good", "half \ud83d"]),
+        (golden_prompt.answer_ids, "half \ud83d"),
+    ):
+        text = refusal(function, argument)
+        assert text.startswith("the text 'half \\ud83d") and HALF_CHARACTER in text
+
+
 def test_a_caption_file_of_images_with_half_of_a_character_reports_each_entry(tmp_path):
     rows = r'[{"image_id": "a", "caption": "x"}, {"image_id": "b", "caption": "\ud83d"}, {"image_id": "c\ud83d", "caption": "y"}]'
     (tmp_path / "a.json").write_text(rows)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from emollama.data.prompts.template import Fragment
 from emollama.data.prompts.tokenizer_check import outside
+from emollama.data.text_checks import HALF_CHARACTER, escaped, is_encodable
 from emollama.errors import UserError
 
 MAX_CACHED_TEXTS = 256
@@ -93,7 +94,7 @@ class SegmentTokenizer:
         Raises:
             UserError: If the text contains a token that has no row in the embedding table.
         """
-        ids: list[int] = list(self._tokenizer(text, add_special_tokens=False).input_ids)
+        ids: list[int] = list(self._call_tokenizer(text))
         if self._has_larger_ids:
             self._require_rows(ids, text)
         return ids
@@ -142,7 +143,21 @@ class SegmentTokenizer:
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Return the number of tokens of each text."""
-        return [len(ids) for ids in self._tokenizer(list(texts), add_special_tokens=False).input_ids] if texts else []
+        return [len(ids) for ids in self._call_tokenizer(list(texts))] if texts else []
+
+    def _call_tokenizer(self, texts: str | list[str]) -> Any:
+        """Return the token ids of one or several texts.
+
+        Raises:
+            UserError: If a text of a user's dataset class contains half of a character.
+        """
+        try:
+            return self._tokenizer(texts, add_special_tokens=False).input_ids
+        except (TypeError, UnicodeEncodeError):
+            invalid = next((text for text in [texts, *texts] if isinstance(text, str) and not is_encodable(text)), None)
+            if invalid is None:
+                raise
+            raise UserError(f"the text '{escaped(invalid)[:MAX_SHOWN]}' contains {HALF_CHARACTER}.") from None
 
 
 def _marked(segments: Sequence[Segment]) -> str:
