@@ -105,6 +105,14 @@ def test_an_impossible_file_is_reported_by_check_data_and_refused_by_training_an
     assert clips == (NAMES[0],) and "(slot audio)" in text
 
 
+def test_processes_of_a_run_print_the_error_of_an_impossible_file_once_and_write_nothing(tmp_path, tree, audio, launch):
+    raw, message = IMPOSSIBLE["1e30 elements"]
+    audio.write_bytes(raw)
+    completed = launch("train.py", "--cfg-path", write(tmp_path, tree), processes=2)
+    assert completed.returncode == 1 and completed.stderr.count(f"{audio} (slot audio): cannot be read: ") == 1
+    assert message in completed.stderr and "Traceback" not in completed.stderr and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("kind", ["1e12 elements", "1e30 elements", "dtype <f3", "a negative shape", "trailing bytes"])
 def test_the_header_of_a_large_array_is_checked_in_the_same_way(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(features, "VALUES_CHECKED_UP_TO", 0)
