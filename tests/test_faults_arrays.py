@@ -45,8 +45,8 @@ def npy(dtype, shape, values=VALUES):
 
 IMPOSSIBLE = {  # kind -> (bytes of a .npy file, text of the error)
     "1e12 elements": (npy("<f4", "(1000000000000,)"), "bytes are missing at its end; its header says shape (1000000000000,)"),
-    "1e30 elements": (npy("<f4", f"({10**30},)"), "bytes are missing at its end"),
-    "1e30 x 0 elements": (npy("<f4", f"({10**30}, 0)", VALUES[:0]), "cannot be read"),
+    "1e30 elements": (npy("<f4", f"({10**30},)"), f"impossible shape ({10**30},)"),
+    "1e30 x 0 elements": (npy("<f4", f"({10**30}, 0)", VALUES[:0]), "impossible shape (1000"),
     "a number of 5000 digits": (npy("<f4", f"({'1' * 5000},)"), "its header is damaged"),
     "dtype <f3": (npy("<f3", "(1024,)"), "unknown dtype: data type '<f3' not understood"),
     "dtype <f99": (npy("<f99", "(1024,)"), "unknown dtype"),
@@ -60,7 +60,7 @@ IMPOSSIBLE = {  # kind -> (bytes of a .npy file, text of the error)
     "an unclosed header": (header("{'descr': '<f4', "), "its header is damaged"),
     "a nested header": (header("(" * 5000), "its header is damaged"),
     "a header of 4 GiB": (b"\x93NUMPY\x02\x00" + b"\xff" * 4 + b"{}", "its header claims to have 4,294,967,295 bytes"),
-    "71 dimensions": (npy("<f4", f"({'1, ' * 70}1024)"), "71"),
+    "71 dimensions": (npy("<f4", f"({'1, ' * 70}1024)"), "impossible shape (1, 1, 1, 1, 1, 1, ...)"),
     "a zip archive": (b"PK\x03\x04" + bytes(500), "it is a zip archive, as np.savez and torch.save write it"),
 }
 
@@ -145,12 +145,9 @@ def test_the_feature_cache_ignores_an_impossible_file(tmp_path, kind):
 def test_a_tar_with_an_impossible_member_is_refused_with_the_tar_and_the_member(tmp_path, kind):
     raw, message = IMPOSSIBLE[kind]
     tar_of(tmp_path / "train.tar", {"clip": raw})
-    # Shapes that numpy rejects although their size is that of the member are rejected when the member is loaded.
-    numpys_limits = kind in ("71 dimensions", "1e30 x 0 elements")
-    with pytest.raises(ValueError, match="dimension" if numpys_limits else re.escape(message)) as error:
+    with pytest.raises(UserError, match=re.escape(message)) as error:
         index_tars(f"{tmp_path}/train.tar", None)
-        open_store(f"{tmp_path}/train.tar", "key").load("clip")
-    assert numpys_limits or f"{tmp_path}/train.tar: member 'clip.npy'" in str(error.value)
+    assert f"{tmp_path}/train.tar: member 'clip.npy' is not an array of plain numbers: " in str(error.value)
 
 
 def test_a_tar_index_whose_arrays_claim_impossible_sizes_is_refused_with_the_command_that_rewrites_it(tmp_path):

@@ -160,6 +160,7 @@ def test_a_file_in_place_of_a_folder_is_refused(tree, corpus, reported):
 @pytest.mark.parametrize(("array", "expected"), [
     (np.zeros((5, WIDTH), np.float32), "shape (5, 1024), expected (1024,) or (1, 1024) (or set datasets.golden.features.audio: "
      "{path: ..., pooling: mean} for the mean of the vectors; or model.slots.audio.length: 5"),
+    (np.zeros((1, 5, WIDTH), np.float32), "pooling: mean} for the mean of the vectors; or model.slots.audio.length: 5"),
     (np.zeros(WIDTH, "V2"), "These are probably bfloat16 values, which .npy files cannot store. Save them as float16"),
 ])  # fmt: skip
 def test_other_unsuitable_arrays_are_refused_with_a_remedy(tmp_path, array, expected):

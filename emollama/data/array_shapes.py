@@ -23,7 +23,7 @@ def fits(shape: tuple[int, ...], slots: Sequence[str], num_vectors: int | None, 
         num_vectors: expected number of vectors without the class token; None for any number of at least one.
         dim: expected size of the vectors.
     """
-    stored = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
+    stored = _without_batch(shape)
     rows, size = (1, *stored) if len(stored) == 1 else stored if len(stored) == 2 else (0, 0)
     rows -= len(slots) - 1
     return size == dim and (rows >= 1 if num_vectors is None else rows == num_vectors)
@@ -51,11 +51,17 @@ def shape_problem(shape: tuple[int, ...], slots: Sequence[str], expected: SlotSh
         return text
     if shape[-1] != dim:
         return f"{text} (or set model.slots.{slot}.dim: {shape[-1]}, if all arrays have this size)"
-    if num_vectors is None or len(shape) != 2:
+    stored = _without_batch(shape)
+    if num_vectors is None or len(stored) != 2:
         return text
     mean = f"{pooling_key}: {{path: ..., pooling: mean}} for the mean of the vectors; or " if pooling_key else ""
-    length = f"{shape[0] - len(slots) + 1}, if all arrays have this number of vectors, or null for any number"
+    length = f"{stored[0] - len(slots) + 1}, if all arrays have this number of vectors, or null for any number"
     return f"{text} (or set {mean if num_vectors == 1 else ''}model.slots.{slot}.length: {length})"
+
+
+def _without_batch(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Remove a leading dimension of size 1 in front of the number and the size of the vectors."""
+    return shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
 
 
 def dtype_problem(dtype: np.dtype) -> str | None:

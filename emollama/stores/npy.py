@@ -6,12 +6,15 @@ import io
 import math
 import os
 import re
+import reprlib
+import sys
 from typing import IO, Any
 
 import numpy as np
 
 FLOAT_TYPES = (np.float16, np.float32, np.float64)  # dtypes of features, in either byte order
 MAX_HEADER_BYTES = 10_000  # limit of numpy, too; a damaged file may claim a header of several GiB
+MAX_DIMENSIONS = 64  # of numpy
 _MAGIC, _ZIP = b"\x93NUMPY", b"PK\x03\x04"
 _READERS = {
     b"\x01\x00": (2, np.lib.format.read_array_header_1_0),  # number of bytes of the header's length
@@ -54,8 +57,8 @@ def npy_header(file: IO[bytes], end: int) -> tuple[tuple[int, ...], bool, np.dty
     if dtype.hasobject:
         # Reading pickled objects could execute code.
         raise ValueError("it contains Python objects, not numbers")
-    if any(type(size) is not int or size < 0 for size in shape):
-        raise ValueError(f"its header has the impossible shape {shape}")
+    if len(shape) > MAX_DIMENSIONS or any(type(size) is not int or not 0 <= size <= sys.maxsize for size in shape):
+        raise ValueError(f"its header has the impossible shape {reprlib.repr(shape)}")
     missing_bytes = file.tell() + math.prod(shape) * dtype.itemsize - end
     if missing_bytes:
         raise ValueError(
