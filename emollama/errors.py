@@ -50,6 +50,15 @@ class Interrupted(KeyboardInterrupt):
         self.signal_number = signal_number
 
 
+class Stopped(KeyboardInterrupt):
+    """A run stopped because it was asked to (SIGTERM, SIGUSR1, ``run.stop_after_minutes``), and another run can continue it.
+
+    It is not an :class:`Exception`, so that no code mistakes it for a failure.
+    """
+
+    STATUS = 75  # exit status of the command: EX_TEMPFAIL of sysexits.h, "try again later"
+
+
 def require_at_least(minimum: float, cfg: Any, *keys: str) -> None:
     """Check that values of a Config are finite and not below a minimum. None is allowed.
 

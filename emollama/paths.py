@@ -11,7 +11,6 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -152,11 +151,6 @@ def require_utf8(path: str, key: str) -> str:
     except UnicodeEncodeError:
         raise UserError(f"{key}: the name '{path}' is not UTF-8. Rename it, or use another path.") from None
     return path
-
-
-def new_job_id() -> str:
-    """Return the name of the run folder if ``run.job_id`` is not set: the launching command's choice, or else the time."""
-    return os.environ.get(variables.JOB_ID) or datetime.now().strftime("%Y%m%d%H%M%S")
 
 
 def require_writable(folder: Path, key: str) -> None:

@@ -37,12 +37,15 @@ IMPORTS = {
     "variables": "",
     "run_folder": "json_io",
     "distributed.worker_variables": "errors variables",
-    "logs.console": "errors logs.bars logs.verbosity",
+    "logs.console": "distributed errors logs.bars logs.verbosity",
     "paths": "errors variables",
+    "folder_lock": "errors paths",
     "precision": "dtypes",
     "demo.folder": "errors paths",
-    "distributed.process_group": "distributed.worker_variables errors optim",
+    "distributed.process_group": "distributed distributed.worker_variables errors optim",
+    "distributed.stop_requests": "distributed.process_group distributed.worker_variables errors",
     "distributed.worker_errors": "distributed.worker_variables errors variables",
+    "distributed.watchdog": "distributed distributed.worker_errors distributed.worker_variables errors",
     "listing": "paths",
     "logs": "errors logs.console logs.verbosity paths run_folder",
     "tensor_files": "paths",
@@ -72,17 +75,18 @@ IMPORTS = {
     "extraction": "__init__ config data distributed.process_group encoders errors listing logs logs.console media paths stores",
     "models": "checkpoint_files component_errors components config data data.batch dtypes encoders errors json_io listing paths"
     " registry stores suggestions tensor_files",
-    "runners": "checkpoint checkpoint_files component_errors components config data data.batch distributed.process_group"
-    " distributed.worker_variables dtypes encoders errors evaluation interface_check listing logs logs.console lr_schedules"
-    " optim paths planning precision registry run_folder stores suggestions",
+    "runners": "checkpoint checkpoint_files component_errors components config data data.batch distributed"
+    " distributed.process_group distributed.stop_requests distributed.worker_variables dtypes encoders errors evaluation"
+    " folder_lock interface_check listing logs logs.console lr_schedules"
+    " optim paths planning precision registry run_folder stores suggestions variables",
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning runners",
     "convert": "checkpoint errors listing models paths stores tensor_files",
     "inference": "checkpoint checkpoint_files component_configs config data distributed.process_group encoders errors extraction"
-    " json_io listing logs logs.console media optim paths precision reporting run_folder runners suggestions",
+    " folder_lock json_io listing logs logs.console media optim paths precision reporting run_folder runners suggestions",
     "tasks": "components data data.batch errors evaluation models run_folder",
-    "commands": "__init__ checks config convert data demo demo.folder distributed.launcher"
-    " distributed.worker_variables errors evaluation importers inference listing logs logs.console"
-    " logs.verbosity models paths planning registry reporting starter stores suggestions variables",
+    "commands": "__init__ checks config convert data demo demo.folder distributed.launcher distributed.stop_requests"
+    " distributed.watchdog distributed.worker_variables errors evaluation folder_lock importers inference listing logs"
+    " logs.console logs.verbosity models paths planning registry reporting run_folder starter stores suggestions variables",
     "cli": "commands entry",
     "__main__": "cli",
 }

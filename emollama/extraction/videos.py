@@ -25,7 +25,6 @@ from emollama.logs.console import dry_run_summary
 from emollama.logs.logger import get_logger, set_up
 from emollama.paths import require_writable, temporary_prefix
 
-WAIT_MINUTES = 24 * 60.0  # processes wait this long for rank 0, which packs arrays. If a process dies, all end at once
 MAX_REASONS = 10  # reasons of failures that a summary lists individually
 
 
@@ -44,7 +43,7 @@ class VideoExtraction:
     def __init__(self, config: RunConfig) -> None:
         self.config, self.cfg = config, config.extraction
         self.output = Path(self.cfg.output)
-        self.world = process_group.start(self.cfg.device, WAIT_MINUTES, "extraction.device")
+        self.world = process_group.start(self.cfg.device, "extraction.device")
         set_up(self.world.is_main)
         for text in config.warnings if self.world.is_main else ():
             get_logger().warning("%s", text)
