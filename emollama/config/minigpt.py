@@ -42,6 +42,7 @@ _UNREAD = {
     *("multitask_conversation", "unnatural_instruction", "llava_conversation", "llava_detail", "llava_reason"),
     *("refvg", "refcoco", "refcocop", "refcocog", "refcoco+", "invrefcoco", "invrefcocop", "invrefcocog"),
     *("flickr_grounded_caption", "flickr_CaptionToPhrase", "flickr_ObjectToPhrase", "coco_caption", "textcaps_caption"),
+    *("grounded_detailed_image_caption", "CaptionToPhrase", "ObjectToPhrase"),
     *("coco_vqa", "ok_vqa", "okvqa", "aok_vqa", "gqa", "ocrvqa", "vizwiz", "iconvqa", "vsr", "hm"),
 }
 _BATCH_SIZES = {"datasets": "batch_size_train", "evaluation_datasets": "batch_size_eval"}
