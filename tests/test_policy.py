@@ -66,7 +66,7 @@ IMPORTS = {
     "media": "data errors paths",
     "components": "data data.batch evaluation run_folder stores",
     "planning": "components config data data.batch logs.console precision",
-    "datasets": "config data data.batch errors listing media paths suggestions",
+    "datasets": "config data data.batch errors listing logs.console media paths stores suggestions",
     "encoders": "config data dtypes errors listing media paths",
     "importers": "data errors listing logs.console media paths suggestions",
     "reporting": "__init__ errors evaluation json_io listing logs logs.console paths run_folder suggestions",

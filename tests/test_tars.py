@@ -293,7 +293,7 @@ def test_a_damaged_header_is_refused(tmp_path):
     raw = bytearray(path.read_bytes())
     raw[2 * 1024 + 3] ^= 1
     path.write_bytes(raw)
-    assert "after 2 arrays" in refusal(index_tars, str(path), None)
+    assert "after 2 members" in refusal(index_tars, str(path), None)
 
 
 def test_a_compressed_shard_is_refused(tmp_path):

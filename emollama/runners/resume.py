@@ -34,6 +34,7 @@ RESUMABLE_OVERRIDES = (
     "datasets.*.features.*",
     "*.data_root",
     "*.annotation_file",
+    "datasets.*.storage",
     "encoders.*",
     "extraction.*",
     "evaluation_datasets*",

@@ -15,7 +15,7 @@ import posixpath
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +27,7 @@ import numpy as np
 from emollama.errors import UserError
 from emollama.paths import PATHS, atomic_write
 from emollama.stores.npy import npy_header
+from emollama.stores.tar_members import open_complete_tar, unsafe_member
 
 SUFFIX = ".idx.npz"
 # Version 1 has one more field per array, which is not read.
@@ -92,15 +93,9 @@ def scan(local: str, shown: str, tar: str | None = None) -> TarIndex:
         UserError: If the file is not a tar or is truncated, or has a member of another kind. The message names the shard and the
             member.
     """
-    try:
-        with tarfile.open(local, "r:") as shard, open(local, "rb") as file:
-            members = _read_members(shard, file, shown)
-            file.seek(shard.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise UserError(f"{shown}: truncated or damaged after {len(members)} arrays: no end mark. Write the shard again.")
-            size = file.seek(0, 2)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"{shown}: not a complete, uncompressed tar: {error}. Write it again, or decompress it.") from None
+    with open_complete_tar(local, shown) as (tar_members, file):
+        members = _read_members(tar_members, file, shown)
+        size = file.seek(0, 2)
     if not members:
         raise UserError(f"{shown}: contains no .npy file. Correct the path, or write the shard again.")
     layouts = {layout: index for index, layout in enumerate(dict.fromkeys(layout for layout, _, _ in members.values()))}
@@ -195,12 +190,10 @@ def _require_within(entries: np.ndarray, layouts: Sequence[Layout], size: int) -
         raise ValueError("an array is beyond the end of its shard")
 
 
-def _read_members(shard: tarfile.TarFile, file: IO[bytes], shown: str) -> dict[str, tuple[Layout, int, int]]:
+def _read_members(tar_members: Iterable[tarfile.TarInfo], file: IO[bytes], shown: str) -> dict[str, tuple[Layout, int, int]]:
     """Return name -> (layout, offset of the values, checksum of the headers)."""
     members: dict[str, tuple[Layout, int, int]] = {}
-    while (member := shard.next()) is not None:
-        # tarfile collects all members in memory.
-        shard.members.clear()  # type: ignore[attr-defined]
+    for member in tar_members:
         problem = _problem(member)
         if problem is None and member.name.endswith(".json"):
             problem = _json_problem(file, member)
@@ -220,13 +213,9 @@ def _read_members(shard: tarfile.TarFile, file: IO[bytes], shown: str) -> dict[s
 
 
 def _problem(member: tarfile.TarInfo) -> str | None:
-    if member.name.startswith("/") or ".." in member.name.split("/"):
-        return "has a path that leads out of its folder"
-    if member.isdir():
-        return None
-    if not member.isfile() or member.issparse():
-        return "is a link, a device or another special file"
-    if not member.name.endswith((".npy", ".json")):
+    if problem := unsafe_member(member):
+        return problem
+    if member.isfile() and not member.name.endswith((".npy", ".json")):
         return "is neither .npy nor .json"
     return None
 
