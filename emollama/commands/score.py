@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emollama.commands.arguments import (
     add_imports,
@@ -25,6 +25,7 @@ from emollama.commands.arguments import (
     judge_block,
     pairs,
 )
+from emollama.data.label_map import DATASET_LABELS, spoken_aliases
 from emollama.logs.console import write
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metrics", nargs="+", default=[], metavar="METRIC", help=metrics)
     add_imports(parser, "metrics, metric inputs or judges")
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="allowed labels (default: the labels of the references)")
-    aliases = "other words for a label, for example joy=happy"
+    aliases = f"other words for a label, for example joy=happy, or the labels of a dataset: {', '.join(DATASET_LABELS)}"
     parser.add_argument("--aliases", nargs="+", default=[], metavar="WORD=LABEL", help=aliases)
     rule = "how to read the label of an answer. search: a whole word (default). exact: the whole answer. last_word: the last word"
     parser.add_argument("--answer-rule", choices=("search", "exact", "last_word"), default="search", help=rule)
@@ -89,8 +90,8 @@ def run(arguments: argparse.Namespace) -> None:
     resampling = Resampling(arguments.resamples, arguments.seed)
     if arguments.output:
         _require_free(arguments.output)
-    aliases = pairs(arguments.aliases, "--aliases", "WORD=LABEL")
-    matching = match(arguments.predictions, arguments.truth, arguments.task, aliases)
+    aliases = _aliases(arguments.aliases)
+    matching = match(arguments.predictions, arguments.truth, arguments.task, aliases.in_files, arguments.labels)
     scoring = _scoring(arguments, matching, aliases)
     try:
         scores = _scores(scoring, matching)
@@ -116,7 +117,26 @@ def _require_free(output: str) -> None:
         require_new_file(str(Path(output) / name))
 
 
-def _scoring(arguments: argparse.Namespace, matching: Matching, aliases: dict[str, str]) -> Scoring:
+class _Aliases(NamedTuple):
+    """The values of ``--aliases``: all entries of the built-in maps, and the pairs of the user."""
+
+    built_in: dict[str, str]
+    own: dict[str, str]
+
+    @property
+    def in_files(self) -> dict[str, str]:
+        """Label in a file -> label that it stands for."""
+        return self.built_in | self.own
+
+
+def _aliases(values: list[str]) -> _Aliases:
+    built_in = [name for name in values if name in DATASET_LABELS]
+    form = f"WORD=LABEL or one of {', '.join(DATASET_LABELS)}"
+    own = pairs([value for value in values if value not in built_in], "--aliases", form)
+    return _Aliases({raw: label for name in built_in for raw, label in DATASET_LABELS[name].items()}, own)
+
+
+def _scoring(arguments: argparse.Namespace, matching: Matching, aliases: _Aliases) -> Scoring:
     from emollama.evaluation.references import allowed_labels
     from emollama.evaluation.scoring import Scoring
     from emollama.registry import JUDGES, METRICS
@@ -137,10 +157,11 @@ def _scoring(arguments: argparse.Namespace, matching: Matching, aliases: dict[st
         wheel_level=arguments.wheel_level,
         caption_tokenizer=arguments.caption_tokenizer,
     )
+    labels = allowed_labels(matching.references, arguments.labels)
     return Scoring(
         cfg,
-        labels=allowed_labels(matching.references, arguments.labels),
-        aliases=aliases,
+        labels=labels,
+        aliases=spoken_aliases(aliases.built_in, labels) | aliases.own,
         tasks=dict.fromkeys(matching.tasks, ("reference", "loss")),
         key="",
         options=OPTIONS,

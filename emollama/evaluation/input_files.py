@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from os.path import splitext
 from typing import Any
 
-from emollama.data.annotations import DFEW_LABELS, Clip, read_annotations, read_clip_table, read_json
+from emollama.data.annotations import DFEW_DIGITS, Clip, read_annotations, read_clip_table, read_json
 from emollama.data.captions import read_captioned_images
 from emollama.data.csv_files import read_csv, require_column
+from emollama.data.label_map import DATASET_LABELS, LabelMap
 from emollama.data.problems import Problem, Report
 from emollama.errors import UserError
 from emollama.evaluation.openset import read_openset
@@ -28,6 +29,7 @@ from emollama.evaluation.word_lists import is_list
 from emollama.listing import abbreviated
 from emollama.paths import read_text, require_file
 
+NO_ALIASES: Mapping[str, str] = {}
 LABEL_COLUMNS = ("label", "discrete", "emotion")
 DESCRIPTION_COLUMNS = ("reasons", "english", "reason")
 ANSWER_COLUMNS = ("chi_reasons", "prediction", "english", "reason", "reasons", "label", "discrete", "openset")
@@ -35,7 +37,6 @@ CAPTION_FIELDS = {"reason": ("caption", "smp_reason_caption"), "reason_v2": ("sm
 IMAGE_COLUMNS = {"image_id", "caption"}
 RESULTS_FORMAT = 'COCO results, [{"image_id": 7, "caption": "..."}, ...]'
 EMER_COLUMNS = ("reasons", "english")  # only EMER's tables have them
-DFEW_DIGITS = 5  # clip names of DFEW have five digits; its tables omit leading zeros
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,12 @@ class ReferenceFile:
     ids: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_predictions(path: str) -> PredictionFile:
+def read_predictions(path: str, aliases: Mapping[str, str] = NO_ALIASES) -> PredictionFile:
     """Read a file of predictions.
+
+    Args:
+        path: the file.
+        aliases: label in a column of labels -> label that it stands for.
 
     Raises:
         UserError: If the file does not exist, its format is unknown, or rows are invalid or repeated (all are listed, with
@@ -113,20 +118,25 @@ def read_predictions(path: str) -> PredictionFile:
     if column == "openset":
         texts = {name: repr(list(words)) for name, words in read_openset(path, "--predictions").items()}
     if column in LABEL_COLUMNS:
-        texts = _emotion_names(path, texts)
+        label_map = LabelMap((), [aliases])
+        texts = {name: label_map.mapped(label) for name, label in _emotion_names(path, texts, aliases).items()}
     return PredictionFile(path, tuple(Prediction(name, "", text) for name, text in texts.items()), column in LABEL_COLUMNS)
 
 
-def read_references(path: str) -> ReferenceFile:
+def read_references(path: str, aliases: Mapping[str, str] = NO_ALIASES) -> ReferenceFile:
     """Read a file of references.
 
+    Args:
+        path: the file.
+        aliases: label -> label that it stands for. They are not applied, but decide which numbers may be labels.
+
     Raises:
-        UserError: As in :func:`read_predictions`, and if labels are numbers other than DFEW's.
+        UserError: As in :func:`read_predictions`, and if labels are numbers that are neither DFEW's nor aliases.
     """
     require_file(path, "--truth")
     if path.endswith(".txt"):
         annotated = _require_valid(lambda report: read_annotations(path, report=report))
-        return ReferenceFile(path, {"emotion": _emotion_names(path, {clip.name: clip.label for clip in annotated})})
+        return ReferenceFile(path, {"emotion": _emotion_names(path, {clip.name: clip.label for clip in annotated}, aliases)})
     if path.endswith(".json"):
         return _read_reference_json(path)
     if not path.endswith(".csv"):
@@ -139,7 +149,7 @@ def read_references(path: str) -> ReferenceFile:
     descriptions = next((texts[column] for column in DESCRIPTION_COLUMNS if column in header), None)
     references = {} if descriptions is None else {"": descriptions, **dict.fromkeys(CAPTION_FIELDS, descriptions)}
     if labels is not None:
-        references["emotion"] = _emotion_names(path, labels)
+        references["emotion"] = _emotion_names(path, labels, aliases)
     is_dfew = labels is not None and labels != references["emotion"]
     openset = read_openset(path, "--truth") if "openset" in header else None
     return ReferenceFile(path, references, openset, DFEW_DIGITS * is_dfew, any(column in header for column in EMER_COLUMNS))
@@ -216,18 +226,20 @@ def _raise_if_any(problems: Sequence[Problem]) -> None:
         raise UserError(abbreviated((problem.text for problem in problems), "\n"))
 
 
-def _emotion_names(path: str, labels: dict[str, str]) -> dict[str, str]:
-    """Return the labels, with DFEW's numbers replaced by the emotions that they encode.
+def _emotion_names(path: str, labels: dict[str, str], aliases: Mapping[str, str]) -> dict[str, str]:
+    """Return the labels, with DFEW's numbers replaced by the emotions that they encode, unless they are aliases of others.
 
     Raises:
         UserError: If the labels are other numbers.
     """
+    dfew = DATASET_LABELS["dfew"]
     distinct = set(labels.values()) - {""}
-    if distinct and distinct <= DFEW_LABELS.keys():
-        return {name: DFEW_LABELS.get(label, "") for name, label in labels.items()}
-    if numbers := sorted(label for label in distinct if label.lstrip("-").isdecimal()):
+    if distinct and all(label in dfew and aliases.get(label, dfew[label]) == dfew[label] for label in distinct):
+        return {name: dfew.get(label, "") for name, label in labels.items()}
+    if numbers := sorted(label for label in distinct if label.lstrip("-").isdecimal() and label not in aliases):
         hint = "Annotation files of EMER contain 0 instead of an emotion; use its tables (.csv) or captions (.json)"
-        raise UserError(f"{path}: expected emotion names or DFEW's numbers 1 to 7 as labels, got {abbreviated(numbers)}. {hint}.")
+        text = f"{path}: expected emotion names or DFEW's numbers 1 to 7 as labels, got {abbreviated(numbers)}."
+        raise UserError(f"{text} Codes of other datasets need --aliases, such as --aliases ravdess. {hint}.")
     return labels
 
 

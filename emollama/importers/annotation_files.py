@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from emollama.data.annotations import NO_VALENCE, read_transcripts
+from emollama.data.annotations import NO_VALENCE, RowReader, column_reader, read_transcripts
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.importers.collector import Collector, Entry
@@ -30,11 +30,18 @@ TRANSCRIPTS, OPENSET, REPORT = "transcription_en_all.csv", "openset.json", "impo
 def read_sentences(path: str, collector: Collector) -> dict[str, str]:
     """Read a transcript file; report its problems to the collector.
 
+    The collector's name format builds the names of clips if the file has its columns.
+
     Returns:
         Clip name -> sentence, without the clips that have two different sentences.
     """
+
+    def name_reader(path: str, header: Sequence[str], columns: Sequence[str]) -> RowReader:
+        needed = collector.name_format.columns if collector.name_format else ()
+        return (collector.name_reader if {*needed} <= {*header} else column_reader)(path, header, columns)
+
     problems: list[Problem] = []
-    sentences = read_transcripts(path, problems.append)
+    sentences = read_transcripts(path, problems.append, name_reader)
     for problem in problems:
         collector.report(problem)
     contradicted = {name for problem in problems for name in problem.clips}
