@@ -67,7 +67,7 @@ IMPORTS = {
     "datasets": "config data data.batch errors listing media paths suggestions",
     "encoders": "config data dtypes errors listing media paths",
     "importers": "data errors listing logs.console media paths suggestions",
-    "reporting": "__init__ errors evaluation json_io listing logs logs.console paths run_folder suggestions",
+    "reporting": "__init__ data errors evaluation json_io listing logs logs.console paths run_folder suggestions",
     "starter": "config data demo.folder errors media paths registration registry stores",
     "demo": "data demo.folder encoders errors logs logs.console media paths run_folder tensor_files variables",
     "extraction": "__init__ config data distributed.process_group encoders errors listing logs logs.console media paths stores",

@@ -3,8 +3,8 @@
 The command prints each metric with its 95% confidence interval (bootstrap over samples), the differences of each file from the
 first one on the samples that both have, and a summary of invalid and missing answers.
 
-Answers are .jsonl files of a run, CSV tables (with the columns names,chi_reasons, or image_id,caption, or name and one of
-prediction, english, label and openset), COCO results (.json) or .npz submissions.
+Answers are .jsonl files of a run or of Emotion-LLaMA-v2, CSV tables (with the columns names,chi_reasons, or image_id,caption, or
+name and one of prediction, english, label and openset), COCO results (.json) or .npz submissions.
 
 References are a table of EMER, a table or list of labels, a table of emotion words (openset), or captions (.json). The image_id
 of a caption is the number of the image in a COCO file, or the name of the image file, with or without its extension.
@@ -48,12 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="allowed labels (default: the labels of the references)")
     aliases = f"other words for a label, for example joy=happy, or the labels of a dataset: {', '.join(DATASET_LABELS)}"
     parser.add_argument("--aliases", nargs="+", default=[], metavar="WORD=LABEL", help=aliases)
+    mode = "part of the dataset to score in answers of Emotion-LLaMA-v2, such as test1 (default: all answers with references)"
+    parser.add_argument("--mode", metavar="NAME", help=mode)
     rule = "how to read the label of an answer. search: a whole word (default). exact: the whole answer. last_word: the last word"
     parser.add_argument("--answer-rule", choices=("search", "exact", "last_word"), default="search", help=rule)
     several = "label of an answer that contains several labels (default: invalid)"
     parser.add_argument("--several-hits", choices=("invalid", "first", "last"), default="invalid", help=several)
     synonyms = 'JSON file of synonyms for the ov metrics: [["happy", "glad"], ...], {"happy": ["glad"]} or {"glad": "happy"}'
-    parser.add_argument("--synonyms", metavar="FILE", help=synonyms)
+    parser.add_argument("--synonyms", metavar="FILE", help=f"{synonyms}; or openset-synonym.zip of MER2024-OV")
     parser.add_argument("--wheels", metavar="FOLDER", help="emotion wheels for the ew metrics, in the layout of MERTools")
     parser.add_argument("--wheel-level", type=int, choices=(1, 2), default=1, help="wheel level of the ew metrics (default: 1)")
     tokenizer = "tokenizer of captions. ptb requires Java. auto: ptb if Java is installed, otherwise treebank (default)"
@@ -91,7 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.output:
         _require_free(arguments.output)
     aliases = _aliases(arguments.aliases)
-    matching = match(arguments.predictions, arguments.truth, arguments.task, aliases.in_files, arguments.labels)
+    matching = match(arguments.predictions, arguments.truth, arguments.task, aliases.in_files, arguments.labels, arguments.mode)
     scoring = _scoring(arguments, matching, aliases)
     try:
         scores = _scores(scoring, matching)

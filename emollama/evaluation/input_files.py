@@ -1,8 +1,9 @@
 """Readers for prediction files of any program and for reference files. Extension and header determine the format.
 
-Predictions: ``predictions_*.jsonl`` of a run; CSV ``names,chi_reasons`` (English text in spite of the column name) and ``name``
-with one of :data:`ANSWER_COLUMNS`; submissions (``.npz``) with lists of words; captions by image: COCO results, a JSON list of
-``{"image_id": 7, "caption": "..."}`` (source: COCO's page on result formats), and CSV ``image_id,caption``.
+Predictions: ``.jsonl`` (:mod:`emollama.evaluation.prediction_lines`); CSV ``names,chi_reasons`` (English text in spite of the
+column name) and ``name`` with one of :data:`ANSWER_COLUMNS`; submissions (``.npz``) with lists of words; captions by image: COCO
+results, a JSON list of ``{"image_id": 7, "caption": "..."}`` (source: COCO's page on result formats), and CSV
+``image_id,caption``.
 
 References: tables of EMER (``names,emotions,subtitles,reasons`` and ``name,chinese,english``), of labels (``name,label``,
 ``name,discrete``, DFEW's ``video_name,label``), of words (``name,openset``) and your own (``name,emotion,reason``);
@@ -11,7 +12,7 @@ annotation files (``.txt``); captions and words as JSON objects; captions of ima
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os.path import splitext
 from typing import Any
@@ -20,14 +21,15 @@ from emollama.data.annotations import DFEW_DIGITS, Clip, read_annotations, read_
 from emollama.data.captions import read_captioned_images
 from emollama.data.csv_files import read_csv, require_column
 from emollama.data.label_map import DATASET_LABELS, LabelMap
-from emollama.data.problems import Problem, Report
+from emollama.data.problems import Problem, Report, raise_all
 from emollama.errors import UserError
 from emollama.evaluation.openset import read_openset
-from emollama.evaluation.predictions import CAPTION, Prediction, Reference, encodable, parse_caption, parse_prediction
+from emollama.evaluation.prediction_lines import read_lines
+from emollama.evaluation.predictions import CAPTION, Prediction, Reference, encodable, parse_caption
 from emollama.evaluation.submission import read_items, read_submission
 from emollama.evaluation.word_lists import is_list
 from emollama.listing import abbreviated
-from emollama.paths import read_text, require_file
+from emollama.paths import require_file
 
 NO_ALIASES: Mapping[str, str] = {}
 LABEL_COLUMNS = ("label", "discrete", "emotion")
@@ -84,20 +86,21 @@ class ReferenceFile:
     ids: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_predictions(path: str, aliases: Mapping[str, str] = NO_ALIASES) -> PredictionFile:
+def read_predictions(path: str, aliases: Mapping[str, str] = NO_ALIASES, mode: str | None = None) -> PredictionFile:
     """Read a file of predictions.
 
     Args:
         path: the file.
         aliases: label in a column of labels -> label that it stands for.
+        mode: the part of the dataset to read from files of Emotion-LLaMA-v2, such as test1; None for all.
 
     Raises:
-        UserError: If the file does not exist, its format is unknown, or rows are invalid or repeated (all are listed, with
-            lines).
+        UserError: If the file does not exist, its format is unknown, it has no predictions of the mode, or rows are invalid or
+            repeated (all are listed, with lines).
     """
     require_file(path, "--predictions")
     if path.endswith(".jsonl"):
-        return PredictionFile(path, tuple(_read_run_predictions(path)))
+        return PredictionFile(path, tuple(read_lines(path, mode)))
     if path.endswith(".npz"):
         predictions = tuple(Prediction(name, "", repr(list(words))) for name, words in read_submission(path).items())
         unreadable = tuple(name for name, item in read_items(path).items() if not is_list(item))
@@ -155,25 +158,6 @@ def read_references(path: str, aliases: Mapping[str, str] = NO_ALIASES) -> Refer
     return ReferenceFile(path, references, openset, DFEW_DIGITS * is_dfew, any(column in header for column in EMER_COLUMNS))
 
 
-def _read_run_predictions(path: str) -> Iterator[Prediction]:
-    """Yield the predictions of a ``predictions_*.jsonl``; task, reference and loss may be absent or null; NaN is read as null."""
-    lines: dict[tuple[str, str], int] = {}
-    problems = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            prediction = parse_prediction(line)
-            if (first := lines.setdefault((prediction.name, prediction.task), number)) != number:
-                raise ValueError(f"line {first} already has a prediction for '{prediction.name}'. Remove one of the two.")
-            yield prediction
-        except ValueError as error:
-            problems.append(Problem("list", f"{path}, line {number}: {error}"))
-    _raise_if_any(problems)
-    if not lines:
-        raise UserError(f"{path}: the file contains no predictions")
-
-
 def _read_coco_results(path: str) -> list[Prediction]:
     table = read_json(path)
     if not isinstance(table, list):
@@ -199,7 +183,7 @@ def _image_predictions(path: str, entries: Iterable[tuple[str, Any]], problems: 
             predictions.append(prediction)
         except ValueError as error:
             problems.append(Problem("list", f"{path}, {position}: {error}"))
-    _raise_if_any(problems)
+    raise_all(problems)
     if not predictions:
         raise UserError(f"{path}: the file contains no predictions")
     return predictions
@@ -215,15 +199,10 @@ def _require_valid(read: Callable[[Report], list[Clip]]) -> list[Clip]:
     try:
         clips = read(problems.append)
     except UserError:
-        _raise_if_any(problems)
+        raise_all(problems)
         raise
-    _raise_if_any(problems)
+    raise_all(problems)
     return clips
-
-
-def _raise_if_any(problems: Sequence[Problem]) -> None:
-    if problems:
-        raise UserError(abbreviated((problem.text for problem in problems), "\n"))
 
 
 def _emotion_names(path: str, labels: dict[str, str], aliases: Mapping[str, str]) -> dict[str, str]:

@@ -60,6 +60,7 @@ def match(
     task: str | None = None,
     aliases: Mapping[str, str] | None = None,
     labels: Sequence[str] | None = None,
+    mode: str | None = None,
 ) -> Matching:
     """Read prediction files and reference files and match them.
 
@@ -69,6 +70,7 @@ def match(
         task: the only task to use, and the task of files that do not state theirs; None for all tasks.
         aliases: label in the files -> label that it stands for; case is ignored.
         labels: the allowed labels; None allows all labels of the references.
+        mode: as in :func:`~emollama.evaluation.input_files.read_predictions`.
 
     Raises:
         UserError: If a file is unusable or appears twice, the task is unknown, there are no references, or no sample has both
@@ -77,7 +79,7 @@ def match(
     if len(set(prediction_paths)) < len(prediction_paths):
         raise UserError(f"--predictions: the same file appears twice in {' '.join(prediction_paths)}. Remove one of the two.")
     aliases = aliases or {}
-    files = [read_predictions(path, aliases) for path in prediction_paths]
+    files = [read_predictions(path, aliases, mode) for path in prediction_paths]
     _require_task(task, files)
     files = [_with_task(file, task or "") for file in files]
     references = merge_references([read_references(path, aliases) for path in reference_paths], files, task)

@@ -7,7 +7,6 @@ face images, which training does not use.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from emollama.data.annotations import NO_VALENCE, RowReader, column_reader, read_transcripts
+from emollama.data.csv_files import write_csv
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.importers.collector import Collector, Entry
@@ -100,8 +100,8 @@ def _write_files(folder: Path, entries: Sequence[Entry]) -> None:
                 json.dump(table, file, indent=1, ensure_ascii=False)
     sentences = [(entry.name, entry.sentence) for entry in entries if entry.sentence is not None]
     if sentences:
-        with atomic_write(folder / TRANSCRIPTS) as file:
-            csv.writer(file).writerows([("name", "sentence"), *sentences])
+        # Datasets, and other programs that use MERR, read the sentences as they are.
+        write_csv(folder / TRANSCRIPTS, [("name", "sentence"), *sentences], escape=False)
 
 
 def annotation_lines(entries: Sequence[Entry]) -> list[str]:
