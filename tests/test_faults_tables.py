@@ -465,6 +465,10 @@ def test_codes_without_a_map_are_refused_with_the_option(tmp_path, emollama):
     assert done.returncode == 1 and "--aliases ravdess" in done.stderr
 
 
+def test_labels_of_the_vocabulary_that_differ_only_in_case_stay_apart():
+    assert [LabelMap(["Happy", "happy"]).resolve(raw) for raw in ("happy", "Happy", "HAPPY")] == ["happy", "Happy", "Happy"]
+
+
 def test_every_synonym_belongs_to_one_group():
     from emollama.data.label_map import SYNONYMS
 

@@ -84,6 +84,8 @@ class LabelMap:
 
     def label_or_synonym(self, raw: str) -> str | None:
         """Return the label that equals a word or is its synonym, without applying maps; None if there is none or several."""
+        if raw in self.labels:
+            return raw  # the vocabulary may have labels that differ only in case
         word = _word(raw)
         if word in self._by_word:
             return self._by_word[word]
