@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from emollama import variables
 from emollama.errors import UserError
+from emollama.text_encoding import not_utf8
 
 if TYPE_CHECKING:
     from iopath.common.file_io import PathManager
@@ -130,14 +131,14 @@ def read_text(path: str) -> str:
     """Read a whole file as UTF-8 text, without its byte order mark.
 
     Raises:
-        UserError: If the file is not UTF-8. The message contains the position of the first invalid byte.
+        UserError: If the file is not UTF-8. The message contains line and value of the first invalid byte, and a remedy.
     """
     with PATHS.open(path, "rb") as file:
         raw = file.read()
     try:
         return str(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from None
+        raise not_utf8(path, raw, error.start) from None
 
 
 def require_utf8(path: str, key: str) -> str:

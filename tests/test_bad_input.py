@@ -129,10 +129,10 @@ def test_blocks_of_different_batch_sizes_are_refused(refused, tree):
 
 
 def test_an_unknown_label_is_reported_with_every_line(refused, corpus):
-    changed(corpus / LIST, "worried", "joyful")
+    changed(corpus / LIST, "worried", "elated")
     changed(corpus / LIST, "neutral", "calm")
     message = refused()
-    assert f"{corpus / LIST}: 2 unknown labels: 'joyful' (line 3, {NAMES[2]}), 'calm' (line 5, {NAMES[4]})" in message
+    assert f"{corpus / LIST}: 2 unknown labels: 'elated' (line 3, {NAMES[2]}), 'calm' (line 5, {NAMES[4]})" in message
     assert "Known: happy" in message
 
 

@@ -229,11 +229,14 @@ GOOD = ("clip.npy", npy(numbers(4)))
 @pytest.mark.parametrize(
     "name", ["clip.pkl", "clip.pyd", "clip.pickle", "clip.pth", "clip.npz", "clip.txt", "clip", "clip.npy.gz"]
 )
-def test_a_member_that_is_neither_npy_nor_json_is_refused_with_tar_and_name(tmp_path, name):
+def test_a_member_that_is_not_npy_is_not_read_and_is_counted(tmp_path, name):
     tar_of(tmp_path / "train.tar", [GOOD, (name, pickle.dumps(Trap(str(tmp_path / "sprung"))))])
-    text = refusal(index_tars, f"{tmp_path}/train.tar", None)
-    assert "train.tar" in text and f"'{name}'" in text
-    assert not (tmp_path / "sprung").exists() and not (tmp_path / "train.tar.idx.npz").exists()
+    assert index_tars(f"{tmp_path}/train.tar", None) == {
+        tmp_path / "train.tar.idx.npz": {name.rpartition(".")[2] if "." in name else "": 1}
+    }
+    store = TarStore.open(f"{tmp_path}/train.tar")
+    assert list(store.names()) == ["clip"] and (store.load("clip") == numbers(4)).all()
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_pickled_objects_in_an_npy_member_are_refused_without_unpickling(tmp_path):
@@ -268,8 +271,6 @@ def test_links_and_devices_are_refused(tmp_path, type):
         ("clip_2.npy", b"no array", "magic"),
         ("clip_2.npy", b"", "magic"),
         ("clip_2.npy", npy(np.array(["text"])), "dtype <U4"),
-        ("clip_2.json", b'{"label": "hap', "not JSON"),
-        ("clip_2.json", b"[" * 100_000, "not JSON"),
         ("clip.npy", npy(numbers(4)), "twice"),
         ("./clip.npy", npy(numbers(4)), "twice"),
     ],
@@ -565,7 +566,7 @@ def large_set(folder, count):
     for shard in range(10):
         names = [f"sample_{number:08d}" for number in range(shard * each, (shard + 1) * each)]
         rows = [(0, head + stride * number, zlib.crc32(bytes(head))) for number in range(each)]
-        index = tar_index.TarIndex(None, stride * each, (layout,), {"npy": each}, names, np.array(rows, tar_index.ENTRY))
+        index = tar_index.TarIndex(None, stride * each, (layout,), {"npy": each}, {}, names, np.array(rows, tar_index.ENTRY))
         path = folder / f"train-{shard:03d}.tar"
         tar_index.write(index, f"{path}.idx.npz")
         with open(path, "wb") as file:

@@ -101,9 +101,12 @@ def _report(report: PackingReport, dtype: str, output: str) -> str:
 
 def _index(shards: str, output: str | None) -> None:
     from emollama.stores.packing import common_manifest, index_tars
+    from emollama.stores.tar_index import skipped_note
 
     indexes = index_tars(shards, Path(output) if output else None)
     write_plain(f"{len(indexes)} indexes written: {', '.join(map(str, indexes))}\n")
+    if note := skipped_note(indexes.values()):
+        write_plain(f"{note}\n")
     if output:
         if (manifest := common_manifest([shards])) is not None:
             manifest.write(output)

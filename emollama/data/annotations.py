@@ -10,8 +10,9 @@ The readers pass problems of single rows to their ``report`` argument and skip t
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -23,11 +24,12 @@ from emollama.paths import PATHS, read_text, require_file
 
 AnnotationFormat = Literal["auto", "n", "ne", "ncev"]
 WIDTHS = {"n": (1,), "ne": (2,), "ncev": (3, 4)}  # number of fields in a line
-LABELS = ("happy", "sad", "neutral", "angry", "worried", "surprise", "fear", "contempt", "doubt")
-DFEW_LABELS = {"1": "happy", "2": "sad", "3": "neutral", "4": "angry", "5": "surprise", "6": "disgust", "7": "fear"}
+DFEW_DIGITS = 5  # names of DFEW's clips have five digits, 00001; its tables omit leading zeros
 NO_VALENCE = -10  # value of the valence column of a list for an unknown valence
 NAME_COLUMNS = ("name", "names", "video_name")
 SENTENCE_COLUMNS = ("sentence", "sentence_en", "english", "subtitles")
+RowReader = Callable[[Mapping[str, str]], str]
+NameReader = Callable[[str, Sequence[str], Sequence[str]], RowReader]
 # A name without any of these characters and without ".." cannot point outside its folder and needs no further check.
 _SUSPICIOUS = {"/", "\\", *map(chr, [*range(32), 127])}
 
@@ -220,25 +222,48 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def read_transcripts(path: str, report: Report = raise_problem) -> dict[str, str]:
+def column_reader(path: str, header: Sequence[str], columns: Sequence[str]) -> RowReader:
+    """Return a function from a row to its cell in the first of these columns that the header contains.
+
+    Raises:
+        UserError: If the header contains none of them.
+    """
+    return itemgetter(require_column(path, header, columns))
+
+
+def read_transcripts(path: str, report: Report = raise_problem, name_reader: NameReader = column_reader) -> dict[str, str]:
     """Read a transcript CSV with a ``name`` column and one of :data:`SENTENCE_COLUMNS`.
 
     An empty cell means a clip without speech and is read as an empty string.
+
+    Args:
+        path: the CSV file.
+        report: receives rows without a name, and clips with two different sentences.
+        name_reader: function from path, header and :data:`NAME_COLUMNS` to a function from a row to the clip's name.
 
     Raises:
         UserError: If a column is missing and, by default, if a row has no name or a clip has two different sentences.
     """
     sentences: dict[str, str] = {}
     header, rows = read_csv(path, "transcription_path", report)
-    name_column, column = require_column(path, header, NAME_COLUMNS), require_column(path, header, SENTENCE_COLUMNS)
+    name_of, column = name_reader(path, header, NAME_COLUMNS), require_column(path, header, SENTENCE_COLUMNS)
     for line_number, row in rows:
-        name, sentence = row[name_column], row[column]
+        try:
+            name, sentence = name_of(row), row[column]
+        except ValueError as error:
+            report(Problem("transcript", f"{path}, line {line_number}: {error}"))
+            continue
         if not name:
             report(Problem("transcript", f"{path}, line {line_number}: the row has no name"))
         elif sentences.setdefault(name, sentence) != sentence:
             text = f"'{name}' already has a different sentence. Remove one of the two rows."
             report(Problem("transcript", f"{path}, line {line_number}: {text}", (name,)))
     return sentences
+
+
+def padded_name(name: str, digits: int) -> str:
+    """Return a clip's name; if it is a number, pad it with zeros to this number of digits."""
+    return name.zfill(digits) if name.isdecimal() else name
 
 
 def missing_names(names: Iterable[str], present: Container[str]) -> list[str]:

@@ -27,6 +27,8 @@ from emollama.logs.console import Progress
 from emollama.stores.feature_cache import FeatureCache
 from emollama.stores.npy import FLOAT_TYPES
 from emollama.stores.store import ArrayStore, open_store
+from emollama.stores.tar_index import skipped_note
+from emollama.stores.tars import TarStore
 
 T = TypeVar("T")
 # Arrays up to this size in bytes are read and checked at the start. Values of larger ones are checked when they are used.
@@ -284,3 +286,11 @@ def _in_batches(check: Callable[[str], T], names: Sequence[str]) -> Iterator[tup
             busy_cores = (time.process_time() - cpu_start) / (time.perf_counter() - wall_start)
             first, threads = first + len(batch), min(MAX_THREADS, max(1, int(threads / max(busy_cores, 1 / MAX_THREADS))))
             yield batch, results
+
+
+def skipped_members(features: Iterable[Features]) -> str:
+    """Return a sentence about the members of tar shards that are not read; "" if there are none."""
+    stores = (source.store for source in features)
+    # Several slots may be read from the same shards.
+    by_shard = {shard: counts for store in stores if isinstance(store, TarStore) for shard, counts in store.skipped.items()}
+    return skipped_note(by_shard.values())

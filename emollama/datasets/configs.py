@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Union
 
 from emollama.config import MISSING
-from emollama.data.annotations import DFEW_LABELS, LABELS, AnnotationFormat
+from emollama.data.annotations import DFEW_DIGITS, AnnotationFormat
 from emollama.data.instructions import TaskPool
+from emollama.data.label_map import DATASET_LABELS, LABELS
 from emollama.data.prompts.image_tag import check_instruction
 from emollama.datasets.clip_config import FEATURES, ClipConfig
 from emollama.errors import require_at_least
@@ -60,13 +61,14 @@ class DFEWConfig(ClipConfig):
     """Part of the fold. auto: train under datasets, test under evaluation_datasets."""
     annotation_file: str = "{split}(single-labeled)/set_{fold}.csv"
     """The table of the fold, video_name,label. {split} and {fold} are replaced by their values."""
-    zero_pad: int = 5
+    zero_pad: int = DFEW_DIGITS
     """Number of digits to which clip names are padded with zeros (1 -> 00001), as in names of feature files. With 0, names are
     not padded."""
-    labels: list[str] = field(default_factory=lambda: list(DFEW_LABELS.values()))
+    labels: list[str] = field(default_factory=lambda: list(DATASET_LABELS["dfew"].values()))
     """Accepted labels of samples."""
-    label_map: dict[str, str] = field(default_factory=lambda: dict(DFEW_LABELS))
-    """Label in the annotation file -> label in training and evaluation. Other labels are unchanged."""
+    label_map: dict[str, str] = field(default_factory=lambda: dict(DATASET_LABELS["dfew"]))
+    """Label in the annotation file -> label in training and evaluation. Case is ignored, and other forms of the accepted labels,
+    such as happiness, need no entry. Other labels are unchanged."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,6 +23,7 @@ from emollama.extraction.jobs import Job, describe_encoders, plan_jobs, require_
 from emollama.extraction.work import Share
 from emollama.logs.console import dry_run_summary
 from emollama.logs.logger import get_logger, set_up
+from emollama.media.files import not_videos
 from emollama.paths import require_writable, temporary_prefix
 
 MAX_REASONS = 10  # reasons of failures that a summary lists individually
@@ -79,6 +80,7 @@ class VideoExtraction:
             failed = {(failure.folder, failure.name) for failure in failures.read(self.output)}
             jobs = plan_jobs(self.config, descriptions, clips, failed)
             videos = f"{len(clips.sources):,} in {self.cfg.videos}; {len(clips.absent):,} listed clips have no video"
+            videos += f"; not videos: {not_videos(clips.ignored)}" if clips.ignored else ""
             lines = [["videos", videos], ["output", str(self.output)], ["processes", f"{processes} on {self.world.device.type}"]]
             for job in jobs:
                 arrays = f"arrays of shape {job.shape}, {job.cfg.dtype}"
@@ -101,6 +103,8 @@ class VideoExtraction:
     def _prepare(self, stack: ExitStack) -> list[Job]:
         """Check everything, lock the output folder (until ``stack`` closes), and prepare the folders of arrays."""
         descriptions, clips = self._check()
+        if clips.ignored:
+            get_logger().info("extraction.videos: not videos, and not extracted: %s", not_videos(clips.ignored))
         with write_errors(self.output):
             self.output.mkdir(parents=True, exist_ok=True)
         # The contents of the output folder are read after it is locked, because another extraction may be changing them.

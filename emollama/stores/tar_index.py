@@ -2,9 +2,9 @@
 
 :mod:`emollama.stores.tar_set` makes one index of the files of several shards.
 
-``train-000.tar.idx.npz`` is next to ``train-000.tar``, or in another folder and then contains the path of its tar. A shard may
-contain only .npy and .json files. Members that could execute code when they are read, or whose path leads out of its folder, are
-rejected when the index is written. Reading with an index creates only arrays of plain numbers.
+``train-000.tar.idx.npz`` is next to ``train-000.tar``, or in another folder and then contains the path of its tar. Only the .npy
+members of a shard are read. The index counts all other members by extension. Arrays of objects, links, and members whose path
+leads out of its folder are rejected when the index is written. Reading with an index creates only arrays of plain numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import posixpath
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +25,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from emollama.errors import UserError
+from emollama.listing import abbreviated
 from emollama.paths import PATHS, atomic_write
 from emollama.stores.npy import npy_header
 from emollama.stores.tar_members import open_complete_tar, unsafe_member
@@ -66,8 +67,9 @@ class TarIndex:
         tar: path of the shard; None if the shard is next to the index.
         size: size of the shard in bytes.
         layouts: the different layouts of its arrays.
-        endings: number of members by extension, which for webdataset starts at the first dot: ``{"npy": 8}`` or
+        endings: number of arrays by extension, which for webdataset starts at the first dot: ``{"npy": 8}`` or
             ``{"face.npy": 8, "video.npy": 8}``.
+        skipped: number of members that are not read, by the text after their last dot: ``{"json": 8, "cls": 8}``.
         names: the names of the arrays: those of the members without ``.npy``.
         entries: (n,) array with the fields ``kind`` (position in ``layouts``), ``offset`` (of the values in the shard) and
             ``check`` (CRC-32 of the headers).
@@ -77,6 +79,7 @@ class TarIndex:
     size: int
     layouts: tuple[Layout, ...]
     endings: dict[str, int]
+    skipped: dict[str, int]
     names: list[str]
     entries: np.ndarray
 
@@ -90,24 +93,44 @@ def scan(local: str, shown: str, tar: str | None = None) -> TarIndex:
         tar: path of the shard to store in the index; None if the index will be next to the shard.
 
     Raises:
-        UserError: If the file is not a tar or is truncated, or has a member of another kind. The message names the shard and the
-            member.
+        UserError: If the file is not a tar, is truncated or contains no array, or a member is unsafe or a damaged array. The
+            message names the shard and the member.
     """
     with open_complete_tar(local, shown) as (tar_members, file):
-        members = _read_members(tar_members, file, shown)
+        members, skipped = _read_members(tar_members, file, shown)
         size = file.seek(0, 2)
     if not members:
-        raise UserError(f"{shown}: contains no .npy file. Correct the path, or write the shard again.")
+        others = f"; its members end with {_by_extension(skipped)}" if skipped else ""
+        raise UserError(f"{shown}: contains no .npy file{others}. Correct the path, or write the shard again.")
     layouts = {layout: index for index, layout in enumerate(dict.fromkeys(layout for layout, _, _ in members.values()))}
     rows = [(layouts[layout], offset, check) for layout, offset, check in members.values()]
     endings = Counter(posixpath.basename(f"{name}.npy").partition(".")[2] for name in members)
-    return TarIndex(tar, size, tuple(layouts), dict(endings), list(members), np.array(rows, ENTRY))
+    return TarIndex(tar, size, tuple(layouts), dict(endings), dict(skipped), list(members), np.array(rows, ENTRY))
+
+
+def skipped_note(shards: Iterable[Mapping[str, int]]) -> str:
+    """Return a sentence about the members of several shards that are not read; "" if there are none.
+
+    Args:
+        shards: for each shard, the number of its skipped members by extension.
+    """
+    counts = sum(map(Counter, shards), Counter[str]())
+    if not counts:
+        return ""
+    total, some = counts.total(), _by_extension(counts)
+    return f"{total:,} members of the tar shards are not read, because their names do not end with .npy: {some}"
+
+
+def _by_extension(counts: Mapping[str, int]) -> str:
+    names = {extension: f".{extension}" if extension else "no extension" for extension in sorted(counts)}
+    return abbreviated(f"{name} ({counts[extension]:,})" for extension, name in names.items())
 
 
 def write(index: TarIndex, path: str | Path) -> None:
     """Write an index file."""
     layouts = layouts_to_json(index.layouts)
     metadata = {"version": VERSION, "tar": index.tar, "bytes": index.size, "layouts": layouts, "endings": index.endings}
+    metadata["skipped"] = index.skipped
     raw = [name.encode("utf-8", "surrogateescape") for name in index.names]
     about, names = (np.frombuffer(text, np.uint8) for text in (json.dumps(metadata).encode(), b"".join(raw)))
     ends = np.cumsum([len(name) for name in raw], dtype=np.uint64)
@@ -133,7 +156,9 @@ def read(path: str) -> TarIndex:
         _require_within(entries, layouts, metadata["bytes"])
         raw = (names[begin:end] for begin, end in pairwise([0, *ends]))
         decoded = [name.decode("utf-8", "surrogateescape") for name in raw]
-        return TarIndex(metadata["tar"], metadata["bytes"], layouts, metadata["endings"], decoded, entries)
+        # Indexes of earlier versions of this package have no "skipped": shards with other members had no index.
+        skipped = metadata.get("skipped", {})
+        return TarIndex(metadata["tar"], metadata["bytes"], layouts, metadata["endings"], skipped, decoded, entries)
     except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, EOFError, BadZipFile) as error:
         raise _unreadable(path, error) from None
 
@@ -190,13 +215,16 @@ def _require_within(entries: np.ndarray, layouts: Sequence[Layout], size: int) -
         raise ValueError("an array is beyond the end of its shard")
 
 
-def _read_members(tar_members: Iterable[tarfile.TarInfo], file: IO[bytes], shown: str) -> dict[str, tuple[Layout, int, int]]:
-    """Return name -> (layout, offset of the values, checksum of the headers)."""
+def _read_members(
+    tar_members: Iterable[tarfile.TarInfo], file: IO[bytes], shown: str
+) -> tuple[dict[str, tuple[Layout, int, int]], Counter[str]]:
+    """Return name -> (layout, offset of the values, checksum of the headers), and the number of other members by extension."""
     members: dict[str, tuple[Layout, int, int]] = {}
+    skipped: Counter[str] = Counter()
     for member in tar_members:
-        problem = _problem(member)
-        if problem is None and member.name.endswith(".json"):
-            problem = _json_problem(file, member)
+        problem = unsafe_member(member)
+        if problem is None and member.isfile() and not member.name.endswith(".npy"):
+            skipped[posixpath.splitext(member.name)[1].removeprefix(".")] += 1
         elif problem is None and member.isfile():
             name = posixpath.normpath(member.name).removesuffix(".npy")
             try:
@@ -209,24 +237,7 @@ def _read_members(tar_members: Iterable[tarfile.TarInfo], file: IO[bytes], shown
                 members[name] = layout, offset, zlib.crc32(file.read(layout.head))
         if problem is not None:
             raise UserError(f"{shown}: member '{member.name}' {problem}. Write the shard again without it.")
-    return members
-
-
-def _problem(member: tarfile.TarInfo) -> str | None:
-    if problem := unsafe_member(member):
-        return problem
-    if member.isfile() and not member.name.endswith((".npy", ".json")):
-        return "is neither .npy nor .json"
-    return None
-
-
-def _json_problem(file: IO[bytes], member: tarfile.TarInfo) -> str | None:
-    file.seek(member.offset_data)
-    try:
-        json.loads(file.read(member.size))
-    except (ValueError, RecursionError) as error:
-        return f"is not JSON: {error}"
-    return None
+    return members, skipped
 
 
 def _layout(file: IO[bytes], member: tarfile.TarInfo) -> tuple[Layout, int]:

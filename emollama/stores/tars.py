@@ -182,6 +182,11 @@ class TarStore:
         """Return the (len(names),) int64 shard number of each clip; -1 for unknown clips."""
         return self._index.shards([name + self._suffix for name in names])
 
+    @property
+    def skipped(self) -> dict[str, dict[str, int]]:
+        """Shard -> number of members that are not arrays, by extension. They are not read."""
+        return {shard: about.skipped for shard, about in zip(self._shards, self._descriptions, strict=True) if about.skipped}
+
     def _find(self, name: str) -> Location:
         location = self._index.find(name + self._suffix)
         if location is None:
