@@ -24,7 +24,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from emollama.errors import UserError
+from emollama.errors import DownloadError, FileAbsent, UserError
 from emollama.paths import PATHS, atomic_write
 from emollama.stores.npy import npy_header
 
@@ -139,6 +139,8 @@ def read(path: str) -> TarIndex:
         raw = (names[begin:end] for begin, end in pairwise([0, *ends]))
         decoded = [name.decode("utf-8", "surrogateescape") for name in raw]
         return TarIndex(metadata["tar"], metadata["bytes"], layouts, metadata["endings"], decoded, entries)
+    except DownloadError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, EOFError, BadZipFile) as error:
         raise _unreadable(path, error) from None
 
@@ -148,13 +150,14 @@ def fingerprint(path: str) -> list[int]:
 
     Raises:
         UserError: If the file does not exist.
+        DownloadError: If the server of a remote file fails.
     """
     try:
         with open(PATHS.get_local_path(path), "rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - _DIRECTORY))
             return [size, zlib.crc32(file.read())]
-    except OSError as error:
+    except (OSError, FileAbsent) as error:
         raise _unreadable(path, error) from None
 
 
