@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -229,7 +230,7 @@ def test_a_chunked_body_is_complete_only_with_its_last_chunk(server):
     assert read(server) == "clip_2 sad\n"
 
 
-def test_a_full_disk_is_an_error_that_names_the_cache_folder(server, monkeypatch, tmp_path):
+def test_an_unusable_cache_folder_is_an_error_with_its_path_and_the_variable_that_sets_it(server, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     (tmp_path / "file").touch()
     message = refusal(read, server)
@@ -252,8 +253,7 @@ def test_the_copy_is_used_with_one_warning_if_the_server_does_not_answer(server,
     server.stop()
     start()
     assert [read(server), read(server, "words.csv")] == ["clip_1 happy\n", "name,sentence\n"]
-    (record,) = caplog.records
-    assert record.levelname == "WARNING"
+    (record,) = (record for record in caplog.records if record.levelname == "WARNING")
     assert f"'{server.url}/list.txt': the connection failed (Connection refused)" in record.getMessage()
     assert "Using the copies of this server's files that were downloaded earlier" in record.getMessage()
 
@@ -272,33 +272,32 @@ def test_the_copy_is_used_if_the_download_of_a_new_version_breaks_off(server, fi
 # Several processes
 
 
-def fetch(url, results):
+FORK = multiprocessing.get_context("fork")
+
+
+def fetch(url):
+    """Read a file in a process that knows nothing about it."""
     start()
-    results.put(Path(require_file(url, KEY) and PATHS.get_local_path(url)).read_bytes())
+    return Path(PATHS.get_local_path(require_file(url, KEY))).read_bytes()
 
 
 def test_one_of_several_processes_downloads_and_the_others_wait(server, files):
     (files / "list.txt").write_bytes(os.urandom(2**22))
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    processes = [context.Process(target=fetch, args=(f"{server.url}/list.txt", results)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    assert {results.get() for _ in processes} == {(files / "list.txt").read_bytes()}
-    for process in processes:
-        process.join()
+    with ProcessPoolExecutor(4, FORK) as pool:
+        contents = list(pool.map(fetch, [f"{server.url}/list.txt"] * 4))
+    assert contents == [(files / "list.txt").read_bytes()] * 4
     assert server.bodies("/list.txt") == 1
 
 
 def test_a_process_that_was_killed_in_a_download_leaves_no_copy_and_no_lock(server, files):
     (files / "list.txt").write_bytes(b"x" * 2**20)
     server.spoil["/list.txt"] = [silence(2**19)]
-    context = multiprocessing.get_context("fork")
-    process = context.Process(target=fetch, args=(f"{server.url}/list.txt", context.Queue()))
+    process = FORK.Process(target=fetch, args=(f"{server.url}/list.txt",))
     process.start()
     folder = cache_folder() / "downloads"
-    while not any(path.stat().st_size for path in folder.glob("*/.partial")):
+    while process.is_alive() and not any(path.stat().st_size for path in folder.glob("*/.partial")):
         process.join(0.01)
+    assert process.is_alive()
     process.kill()
     process.join()
     assert copies() == []

@@ -118,8 +118,8 @@ class Downloads:
                 folder.mkdir(parents=True, exist_ok=True)
                 with FileLock(folder / ".lock"):
                     self._paths[url] = self._update(url, folder)
-            except OSError as error:
-                reason = error.strerror or error
+            except (OSError, NotImplementedError) as error:  # NotImplementedError: the file system has no locks
+                reason = getattr(error, "strerror", None) or error
                 raise DownloadError(f"'{url}': cannot write its copy into '{folder}': {reason}. {_REMEDY}") from None
         return self._paths[url]
 
@@ -157,7 +157,7 @@ class Downloads:
         if not error.answered:
             self._silent.add(_server(url))
         which = "its copy, which was" if error.answered else "the copies of this server's files that were"
-        logging.getLogger("emollama").warning("%s Using %s downloaded earlier", error, which)
+        logging.getLogger("emollama").warning("%s Using %s downloaded earlier.", error, which)
 
 
 def _server(url: str) -> str:
