@@ -140,7 +140,8 @@ def test_files_with_the_same_path_on_two_servers_are_not_confused(server, tmp_pa
     (tmp_path / "others").mkdir()
     (tmp_path / "others/list.txt").write_text("clip_2 sad\n")
     with serving(tmp_path / "others") as other:
-        assert [read(server), read(other)] == ["clip_1 happy\n", "clip_2 sad\n"]
+        paths = [PATHS.get_local_path(f"{one.url}/list.txt") for one in (server, other)]
+        assert [Path(path).read_text() for path in paths] == ["clip_1 happy\n", "clip_2 sad\n"]
 
 
 def test_a_copy_that_was_damaged_is_downloaded_again(server):
@@ -236,6 +237,12 @@ def test_an_unusable_cache_folder_is_an_error_with_its_path_and_the_variable_tha
     message = refusal(read, server)
     assert f"cannot write its copy into '{tmp_path}/file/emollama/downloads/" in message
     assert "Not a directory" in message and "XDG_CACHE_HOME" in message
+
+
+def test_an_invalid_url_is_an_error_with_its_key():
+    for function, url in ((require_file, "http://[::1/list.txt"), (open_store, "http://[::1/a.tar"), (require_file, "http:///a")):
+        message = refusal(function, url, KEY)
+        assert message.startswith(f"{KEY}: '{url}': ") and message.endswith("Correct the URL.")
 
 
 def test_a_password_in_a_url_is_refused_and_not_shown(server):

@@ -148,6 +148,10 @@ class Downloads:
 
     def _copy_folder(self, url: str) -> Path:
         try:
+            urlsplit(url)
+        except ValueError as error:
+            raise DownloadError(f"'{url}': {error}. Correct the URL.") from None
+        try:
             return self._folder() / hashlib.sha256(url.encode()).hexdigest()[:32]
         except RuntimeError as error:
             raise DownloadError(f"'{url}': there is no folder for its copy: {error}. {_REMEDY}") from None
