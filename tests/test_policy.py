@@ -39,7 +39,8 @@ IMPORTS = {
     "run_folder": "json_io",
     "distributed.worker_variables": "errors variables",
     "logs.console": "distributed errors logs.bars logs.verbosity",
-    "paths": "errors text_encoding variables",
+    "remote": "errors variables",
+    "paths": "errors remote text_encoding variables",
     "folder_lock": "errors paths",
     "precision": "dtypes",
     "demo.folder": "errors paths",
@@ -56,13 +57,13 @@ IMPORTS = {
     "config.nested": "config.omegaconf_errors",
     "registration": "config.nested errors interface_check listing suggestions",
     "registry": "registration",
-    "stores": "errors listing paths",
+    "stores": "errors listing paths remote",
     "checkpoint_files": "component_configs errors paths registry",
     "config.packaged": "errors listing paths suggestions variables",
     "lr_schedules": "registry suggestions",
     "checkpoint": "checkpoint_files errors listing optim paths",
     "config": "config.omegaconf_errors config.packaged errors listing paths registration registry suggestions",
-    "data": "config.packaged data.batch errors listing logs.console paths stores suggestions",
+    "data": "config.packaged data.batch errors listing logs.console paths remote stores suggestions",
     "evaluation": "component_errors data errors listing logs.console paths registry run_folder suggestions",
     "media": "data errors listing paths",
     "components": "data data.batch evaluation run_folder stores",
@@ -80,7 +81,7 @@ IMPORTS = {
     " distributed.process_group distributed.stop_requests distributed.worker_variables dtypes encoders errors evaluation"
     " folder_lock interface_check listing logs logs.console lr_schedules"
     " optim paths planning precision registry run_folder stores suggestions variables",
-    "checks": "config data distributed.process_group errors listing logs logs.console optim planning runners",
+    "checks": "config data distributed.process_group errors listing logs logs.console optim planning remote runners",
     "convert": "checkpoint errors listing models paths stores tensor_files",
     "inference": "checkpoint checkpoint_files component_configs config data distributed.process_group encoders errors extraction"
     " folder_lock json_io listing logs logs.console media optim paths precision reporting run_folder runners suggestions",
@@ -203,7 +204,10 @@ LIBRARY_USERS = {
     "av": {"media.containers", "media.frames", "media.audio", "demo.videos"},
     "cv2": {"media.faces"},
     "peft": {"models.llm_weights", "models.adapters"},
-    "iopath": {"paths"},
+    "iopath": {"remote.manager", "remote.handler"},
+    "requests": {"remote.http"},
+    "fsspec": {"remote.object_stores"},
+    "filelock": {"remote.downloads"},
     "openai": {"evaluation.judges.endpoint"},
     "matplotlib": {"reporting.plotting", "reporting.confusion", "reporting.panels", "reporting.curves"},
     "wandb": {"logs.tracking"},
@@ -212,7 +216,7 @@ LIBRARY_USERS = {
     "nltk": {"evaluation.captions.tokenizers"},
 }
 # Packages and single modules that need no tensors.
-TORCH_FREE = {"evaluation", "reporting", "registry", "registration", "config", "errors", "paths", "stores"}
+TORCH_FREE = {"evaluation", "reporting", "registry", "registration", "config", "errors", "paths", "remote", "stores"}
 TORCH_FREE |= {
     "importers",
     "starter",

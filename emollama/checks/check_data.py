@@ -16,6 +16,7 @@ from emollama.config import RunConfig
 from emollama.data.dataset import DatasetContent, FeatureSource, SampleDataset
 from emollama.data.prompts.configs import TRAIN
 from emollama.errors import UserError
+from emollama.remote.manager import is_remote
 from emollama.runners import provenance
 from emollama.runners.build import missing_files
 from emollama.runners.datasets import batch_size, unfilled_slot_problems
@@ -141,7 +142,7 @@ class _DataCheck:
             block.arrays.append(arrays.count_arrays(source, names, checked))
             self._add(*arrays.array_notes(source, checked, block.label))
             self._digests[block.label].digests[source.slots[0]] = arrays.identifying_digests(source, checked)
-            path = os.path.abspath(source.path)
+            path = source.path if is_remote(source.path) else os.path.abspath(source.path)
             self._sources[path] = source
             self._listed[path].update(content.listed)
 

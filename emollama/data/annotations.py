@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from emollama.data.csv_files import read_csv, require_column, split_lines
 from emollama.data.problems import Problem, Report, raise_problem
-from emollama.errors import UserError
+from emollama.errors import DownloadError, UserError
 from emollama.listing import listing
 from emollama.paths import PATHS, read_text, require_file
 
@@ -275,6 +275,6 @@ def file_exists(path: str | None) -> bool:
     """Return whether the path is configured and names an existing file."""
     try:
         return path is not None and bool(PATHS.isfile(path))
-    except NotImplementedError:
-        # A URL cannot be checked. The reader of the file reports the error, with the configuration key.
+    except (NotImplementedError, DownloadError):
+        # It is not known whether a remote file exists. Its reader reports the error, with the configuration key.
         return True

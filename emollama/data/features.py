@@ -22,8 +22,9 @@ from torch import Tensor
 from emollama.data.problems import Problem
 from emollama.data.slots import IMAGE, PATCH, PIXELS, FrameSelection, SlotShape
 from emollama.data.validation_cache import ValidationCache
-from emollama.errors import UserError
+from emollama.errors import DownloadError, UserError
 from emollama.logs.console import Progress
+from emollama.remote.manager import is_remote
 from emollama.stores.feature_cache import FeatureCache
 from emollama.stores.npy import FLOAT_TYPES
 from emollama.stores.store import ArrayStore, open_store
@@ -152,9 +153,9 @@ class Features:
     def _checked(self, names: Sequence[str], advance: Callable[[int], Any]) -> FeatureCheck:
         limit = sys.maxsize if self.all_values else VALUES_CHECKED_UP_TO
         present = [name for name in names if name in self.store]
-        cache = ValidationCache.load(
-            "arrays", os.path.abspath(self.path), str(self.slots), str((self.shape.num_vectors, self.shape.dim)), str(limit)
-        )
+        path = self.path if is_remote(self.path) else os.path.abspath(self.path)
+        shape = (self.shape.num_vectors, self.shape.dim)
+        cache = ValidationCache.load("arrays", path, str(self.slots), str(shape), str(limit))
         result = FeatureCheck({}, [])
         for batch, outcomes in _in_batches(lambda name: self._check_cached(name, limit, cache), present):
             for name, outcome in zip(batch, outcomes, strict=True):
@@ -195,6 +196,8 @@ class Features:
         """Call a method of the store; its errors become user errors that name the array."""
         try:
             return read(name)
+        except DownloadError as error:
+            raise UserError(f"{self.key}: {error}") from None
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise UserError(self._complaint(name, f"cannot be read: {reason}")) from None

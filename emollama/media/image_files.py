@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from emollama.errors import UserError
 from emollama.media.source import UnusableMedia
+from emollama.paths import require_local
 
 ImageSource = str | os.PathLike[str] | bytes
 EXTENSIONS = (".jpg", ".jpeg", ".png")
@@ -102,8 +103,9 @@ def image_files(folder: str, names: Iterable[str], key: str) -> dict[str, str]:
         Name -> path below the folder, of the existing images.
 
     Raises:
-        UserError: If the folder does not exist or cannot be read.
+        UserError: If the folder does not exist, is remote, or cannot be read.
     """
+    require_local(folder, key, "folder")
     try:
         listed = {entry.name for entry in os.scandir(folder)}
     except OSError as error:

@@ -13,9 +13,17 @@ from typing import Protocol
 
 import numpy as np
 
+from emollama.errors import DownloadError, UserError
 from emollama.paths import PATHS, require_folder
+from emollama.remote.manager import is_remote, require_handler
 from emollama.stores import packed, tars
 from emollama.stores.npy import npy_header, read_npy
+
+# What to do about a folder at a URL.
+_PACK = (
+    "Pack it into tar shards (emollama pack --source FOLDER --output SHARDS --to tar), upload the files of SHARDS, and name the"
+    " tars, such as https://HOST/SHARDS/shard-{00000..00003}.tar; or name a local copy of the folder."
+)
 
 
 class ArrayStore(Protocol):
@@ -124,10 +132,16 @@ def open_store(path: str, key: str) -> ArrayStore:
         key: the configuration key that named the path, for messages.
 
     Raises:
-        UserError: If the path does not exist, or its shards are unusable.
+        UserError: If the path does not exist, cannot be downloaded, or its shards are unusable.
     """
-    if tars.is_tar_path(path):
-        return tars.TarStore.open(path)
-    require_folder(path, key, "Correct the path." if key.startswith("--") else f"Correct the path, or set {key}: null.")
+    try:
+        if is_remote(path):
+            require_handler(path, key)
+        if tars.is_tar_path(path):
+            return tars.TarStore.open(path)
+    except DownloadError as error:
+        raise UserError(f"{key}: {error}") from None
+    remedy = "Correct the path." if key.startswith("--") else f"Correct the path, or set {key}: null."
+    require_folder(path, key, remedy, if_remote=_PACK)
     folder = PATHS.get_local_path(path)
     return packed.PackedStore.open(folder) if packed.is_packed(folder) else NpyFolder.open(Path(folder))

@@ -24,7 +24,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from emollama.errors import UserError
+from emollama.errors import DownloadError, FileAbsent, UserError
 from emollama.listing import abbreviated
 from emollama.paths import PATHS, atomic_write
 from emollama.stores.npy import npy_header
@@ -159,6 +159,8 @@ def read(path: str) -> TarIndex:
         # Indexes of earlier versions of this package have no "skipped": shards with other members had no index.
         skipped = metadata.get("skipped", {})
         return TarIndex(metadata["tar"], metadata["bytes"], layouts, metadata["endings"], skipped, decoded, entries)
+    except DownloadError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, EOFError, BadZipFile) as error:
         raise _unreadable(path, error) from None
 
@@ -168,13 +170,14 @@ def fingerprint(path: str) -> list[int]:
 
     Raises:
         UserError: If the file does not exist.
+        DownloadError: If the server of a remote file fails.
     """
     try:
         with open(PATHS.get_local_path(path), "rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - _DIRECTORY))
             return [size, zlib.crc32(file.read())]
-    except OSError as error:
+    except (OSError, FileAbsent) as error:
         raise _unreadable(path, error) from None
 
 
