@@ -3,6 +3,7 @@
 # make lint format-check types spelling   the parts of make check that .pre-commit-config.yaml runs, too
 # make format   fixes what ruff can fix                make wheel  dist/emollama-*.whl
 # make test-models  every causal language model of transformers, in small
+# make test-faults  faults: killed, hanging and interrupted processes, damaged files
 # make test-random   the fast tests in three random orders, while other processes keep the processors busy
 # VENV=/path/to/venv uses an existing environment instead of creating .venv
 
@@ -22,7 +23,7 @@ WORKERS ?= 2
 SEEDS ?= 1 2 3
 SPREAD = -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: install demo test test-slow test-all test-models test-random lint format-check types spelling format check wheel
+.PHONY: install demo test test-slow test-all test-models test-faults test-random lint format-check types spelling format check wheel
 
 install: $(STAMP)
 
@@ -44,11 +45,14 @@ test-slow: install
 	$(FAST) $(KEPT) $(BIN)/python -m pytest $(SPREAD) -m "slow or gpu"
 
 test-all: install
-	$(FAST) $(KEPT) $(BIN)/python -m pytest $(SPREAD) -m "not models"
+	$(FAST) $(KEPT) $(BIN)/python -m pytest $(SPREAD) -m "not models and not faults"
 
 # The tests of one language model stay together, so that it is built once.
 test-models: install
 	$(FAST) $(KEPT) $(BIN)/python -m pytest -n $(WORKERS) --dist load --maxschedchunk 8 -m models tests/test_language_models.py
+
+test-faults: install
+	$(FAST) $(KEPT) $(BIN)/python -m pytest $(SPREAD) -m faults
 
 test-random: install
 	busy=""; for _ in $$(seq $(WORKERS)); do (while :; do :; done) & busy="$$busy $$!"; done; trap "kill $$busy" EXIT; \

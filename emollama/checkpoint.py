@@ -268,30 +268,5 @@ def mean(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: (sums.pop(name) / count).to(tensor.dtype) for name, tensor in first.items()}
 
 
-def newest(folder: Path) -> Path | None:
-    """Return the intact checkpoint with the highest step in a run's folder, or None."""
-    steps = {path: step_of(path) for path in folder.glob("checkpoint_*.pth")}
-    for path in sorted((path for path in steps if steps[path] >= 0), key=lambda path: (-steps[path], path.name == BEST)):
-        if is_intact(path):
-            return path
-    return None
-
-
-def step_of(path: Path) -> int:
-    """Return a checkpoint's step without reading its tensors, or -1 if the file does not exist or cannot be read."""
-    try:
-        return int(torch.load(path, map_location="meta", weights_only=True, mmap=True)["step"])
-    except Exception:  # torch.load raises many types of exceptions for damaged files and files of other programs
-        return -1
-
-
-def drop_old(folder: Path, keep_last: int) -> None:
-    """Delete all but the newest ``keep_last`` epoch checkpoints, but never the best and the last checkpoint."""
-    epochs = {int(match[1]): path for path in folder.iterdir() if (match := re.fullmatch(r"checkpoint_(\d+)\.pth", path.name))}
-    for epoch in sorted(epochs)[: -keep_last or None]:
-        epochs[epoch].unlink()
-        digest_path(epochs[epoch]).unlink(missing_ok=True)
-
-
 def _matches(name: str, globs: tuple[str, ...] | list[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in globs)

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
-from emollama.distributed.worker_errors import WorkerCrash, format_traceback, record_errors, should_print
+from emollama.distributed.worker_errors import WorkerCrash, printed_text, record_errors, should_print, write_stop
 from emollama.distributed.worker_variables import integer, is_worker
-from emollama.errors import Interrupted, OutputClosed, RemoteUserError, UserError
+from emollama.errors import Interrupted, OutputClosed, RemoteUserError, Stopped, UserError
 from emollama.logs.console import end_bars, output_errors, printable
 from emollama.logs.verbosity import show_traceback
 from emollama.variables import LAUNCHER, STEP
@@ -75,12 +75,17 @@ def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> i
     except KeyboardInterrupt as stopped:
         if os.environ.get("RANK", "0") == "0" and not os.environ.keys() & {LAUNCHER, STEP}:
             _print(str(stopped) or when_interrupted)
+        if isinstance(stopped, Stopped):
+            if worker:
+                write_stop(str(stopped))
+            # A launcher would report a failure, or restart the processes, if a worker had another status.
+            return 0 if worker else stopped.STATUS
         number = stopped.signal_number if isinstance(stopped, Interrupted) else (received or [signal.SIGINT])[0]
         return 128 + number
     except Exception as error:
         if not worker:
             raise
-        _print_error(error, format_traceback(error))
+        _print_error(error, printed_text(error))
         return 1
     return 0
 

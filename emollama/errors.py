@@ -17,6 +17,30 @@ class OutputClosed(UserError):
     """The program that reads standard output or standard error has ended, as ``head`` does after ten lines."""
 
 
+class DownloadError(UserError):
+    """A file at a remote location cannot be read. The message names the URL, the reason and the remedy."""
+
+
+class FileAbsent(DownloadError):
+    """There is no such file at a remote location."""
+
+
+class ServerFailure(DownloadError):
+    """The server of a remote file does not answer or fails, so that an earlier copy of the file can be used.
+
+    Attributes:
+        answered: whether the server answered.
+    """
+
+    # The default is for PyTorch, which creates the error of a data worker again from its message alone.
+    def __init__(self, message: str, answered: bool = True) -> None:
+        super().__init__(message, answered)
+        self.answered = answered
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class RemoteUserError(UserError):
     """A :class:`UserError` of another rank, raised on this rank to stop it. Only the other rank prints the error."""
 
@@ -48,6 +72,15 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+
+
+class Stopped(KeyboardInterrupt):
+    """A run stopped because it was asked to (SIGTERM, SIGUSR1, ``run.stop_after_minutes``), and another run can continue it.
+
+    It is not an :class:`Exception`, so that no code mistakes it for a failure.
+    """
+
+    STATUS = 75  # exit status of the command: EX_TEMPFAIL of sysexits.h, "try again later"
 
 
 def require_at_least(minimum: float, cfg: Any, *keys: str) -> None:

@@ -1,9 +1,8 @@
-"""Access to files and folders: path checks with user errors, atomic writing, and iopath's path manager."""
+"""Access to files and folders: path checks with user errors, and atomic writing."""
 
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import os
 import shutil
@@ -11,34 +10,15 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from emollama import variables
-from emollama.errors import UserError
-
-if TYPE_CHECKING:
-    from iopath.common.file_io import PathManager
-
-
-@functools.cache
-def _path_manager() -> PathManager:
-    from iopath.common.file_io import HTTPURLHandler, PathManager
-
-    manager = PathManager()
-    manager.register_handler(HTTPURLHandler())
-    return manager
-
-
-class _Paths:
-    """iopath's path manager, imported on first use, because many commands need only the other functions of this module."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(_path_manager(), name)
-
-
-PATHS = _Paths()
+from emollama.errors import DownloadError, UserError
+from emollama.remote.manager import PATHS as PATHS
+from emollama.remote.manager import cache_folder as cache_folder
+from emollama.remote.manager import is_remote, local_copy, require_handler
+from emollama.text_encoding import not_utf8
 
 PACKAGE = Path(__file__).parent
 SHIPPED = ("train_configs", "eval_configs")  # folders of configurations that the package contains
@@ -92,31 +72,60 @@ def not_a_file(key: str, path: str | os.PathLike[str], remedy: str = "Correct th
 
 
 def path_exists(look: Callable[[str], bool], path: str, key: str) -> bool:
-    """Return ``look(path)``, where ``look`` is ``PATHS.isfile`` or ``PATHS.isdir``; raise a UserError for a URL."""
+    """Return ``look(path)``, where ``look`` is ``PATHS.isfile`` or ``PATHS.isdir``; raise a UserError if it cannot be checked."""
     try:
         return look(path)
     except NotImplementedError:
         raise UserError(f"{key}: '{path}' is a URL. Download the file and name the local copy.") from None
+    except DownloadError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
-def require_folder(path: str, key: str, remedy: str = "Correct the path.") -> str:
+def require_local(path: str, key: str, what: str = "file") -> str:
+    """Return the path of a file or folder that cannot be remote.
+
+    Raises:
+        UserError: If the path is a URL. The message names the configuration key.
+    """
+    if is_remote(path):
+        raise UserError(f"{key}: '{path}' is a URL. Download the {what} and name the local copy.")
+    return path
+
+
+def require_folder(
+    path: str, key: str, remedy: str = "Correct the path.", *, if_remote: str = "Download the folder and name the local copy."
+) -> str:
     """Return the path of an existing folder.
+
+    Args:
+        path: the path.
+        key: the option or configuration key that contains the path.
+        remedy: a sentence that says what to do if there is no folder.
+        if_remote: the same for a folder at a remote location, which only provides single files.
 
     Raises:
         UserError: If the folder does not exist. The message names the configuration key.
     """
-    if not path_exists(PATHS.isdir, path, key):
+    if is_remote(path):
+        require_handler(path, key)
+    try:
+        exists = PATHS.isdir(path)
+    except NotImplementedError:
+        raise UserError(f"{key}: '{path}' is not a single file, and folders cannot be read from a URL. {if_remote}") from None
+    if not exists:
         raise not_found(key, path, remedy, what="folder")
     return path
 
 
 def require_file(path: str, key: str, remedy: str = "Correct the path.") -> str:
-    """Return the path of an existing file.
+    """Return the path of an existing file. A remote file is downloaded.
 
     Raises:
-        UserError: If the file does not exist. The message names the configuration key.
+        UserError: If the file does not exist or cannot be downloaded. The message names the configuration key.
     """
-    if not path_exists(PATHS.isfile, path, key):
+    if is_remote(path):
+        local_copy(path, key)
+    elif not PATHS.isfile(path):
         raise not_a_file(key, path, remedy)
     return path
 
@@ -131,16 +140,14 @@ def read_text(path: str) -> str:
     """Read a whole file as UTF-8 text, without its byte order mark.
 
     Raises:
-        UserError: If the file is not UTF-8. The message contains the line and the position of the first invalid byte.
+        UserError: If the file is not UTF-8. The message contains line and value of the first invalid byte, and a remedy.
     """
     with PATHS.open(path, "rb") as file:
         raw = file.read()
     try:
         return str(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        line, half = raw.count(b"\n", 0, error.start) + 1, b"\xed\xa0" <= raw[error.start : error.start + 2] <= b"\xed\xbf"
-        what = ", half of a character: a lone surrogate" if half else ", a zip archive or workbook" if raw[:2] == b"PK" else ""
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}, line {line}{what}). Save the file as UTF-8.") from None
+        raise not_utf8(path, raw, error.start) from None
 
 
 def require_utf8(path: str, key: str) -> str:
@@ -154,11 +161,6 @@ def require_utf8(path: str, key: str) -> str:
     except UnicodeEncodeError:
         raise UserError(f"{key}: the name '{path}' is not UTF-8. Rename it, or use another path.") from None
     return path
-
-
-def new_job_id() -> str:
-    """Return the name of the run folder if ``run.job_id`` is not set: the launching command's choice, or else the time."""
-    return os.environ.get(variables.JOB_ID) or datetime.now().strftime("%Y%m%d%H%M%S")
 
 
 def require_writable(folder: Path, key: str) -> None:
@@ -215,15 +217,6 @@ def restore_permissions(*paths: Path) -> None:
         for path in paths:
             if path.parent == folder:
                 path.chmod(mode)
-
-
-def cache_folder() -> Path:
-    """Return the user's cache folder, ``$XDG_CACHE_HOME/emollama`` or ``~/.cache/emollama``, which may not exist.
-
-    Raises:
-        RuntimeError: If the user has no home folder.
-    """
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emollama"
 
 
 def require_new(output: str | Path, sources: Iterable[str | Path] = (), key: str = "--output") -> Path:

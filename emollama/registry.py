@@ -53,6 +53,7 @@ _DATASETS = {
     "emer": "emer:EMER",
     "custom": "custom:Custom",
     "flickr30k_caption": "flickr30k_caption:Flickr30kCaption",
+    "image_text_tars": "image_text_tars:ImageTextTars",
 }
 DATASETS: Registry[type[SampleDataset]] = Registry(
     "dataset",
@@ -178,6 +179,7 @@ if TYPE_CHECKING:
     from emollama.datasets.emer import EMER
     from emollama.datasets.feature_face_caption import FeatureFaceCaption
     from emollama.datasets.flickr30k_caption import Flickr30kCaption
+    from emollama.datasets.image_text_tars import ImageTextTars
     from emollama.datasets.mer2024_caption import MER2024Caption
     from emollama.evaluation.judges.lexical import LexicalJudge
     from emollama.evaluation.judges.openai import OpenAIJudge
@@ -195,7 +197,8 @@ if TYPE_CHECKING:
     _models: tuple[type[Model], ...] = (MiniGPTv2, MiniGPT4)
     _fusions: tuple[type[Fusion], ...] = (LinearFusion, ImageProjection)
     _prompt_formats: tuple[type[PromptFormat], ...] = (EmotionLlamaFormat, MiniGPT4Format, TemplateFormat)
-    _datasets: tuple[type[SampleDataset], ...] = (FeatureFaceCaption, MER2024Caption, DFEW, EMER, Custom, Flickr30kCaption)
+    _clip_datasets: tuple[type[SampleDataset], ...] = (FeatureFaceCaption, MER2024Caption, DFEW, EMER, Custom)
+    _caption_datasets: tuple[type[SampleDataset], ...] = (Flickr30kCaption, ImageTextTars)
     _task: type[Task] = ImageTextPretrain
     _runner: type[Runner] = RunnerBase
     _lr_schedules: tuple[LRSchedule, ...] = (linear_warmup_cosine_lr, linear_warmup_step_lr)

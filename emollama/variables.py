@@ -6,3 +6,5 @@ LAUNCHER = "EMOLLAMA_LAUNCHER"  # process id of the launcher, which sets it for 
 JOB_ID = "EMOLLAMA_JOB_ID"
 # Set by a command for the commands that it runs, so that only the outer command prints a message after an interrupt.
 STEP = "EMOLLAMA_STEP"
+# Seconds after which a download by HTTP is tried again if the server sends nothing.
+HTTP_TIMEOUT = "EMOLLAMA_HTTP_TIMEOUT"

@@ -115,7 +115,7 @@ def test_an_empty_list_is_refused(tmp_path, text):
 
 
 def test_a_list_that_is_not_utf8_is_refused_with_the_byte_position(tmp_path):
-    assert "not UTF-8 text (byte 2, line 1)" in refusal(names_and_labels, tmp_path, b"a \xff\xfe\n")
+    assert "line 1: not UTF-8 text (byte 0xff at position 2)" in refusal(names_and_labels, tmp_path, b"a \xff\xfe\n")
 
 
 def test_a_missing_list_is_reported_with_its_key(tmp_path):

@@ -43,10 +43,11 @@ def changed(path, old, new):
     path.write_text(text.replace(old, new))
 
 
-def test_the_intact_corpus_can_be_loaded_and_nothing_is_written(tmp_path, tree):
+def test_the_intact_corpus_can_be_loaded_and_only_the_lock_is_written(tmp_path, tree):
     config = loaded(tmp_path, tree)
-    assert config.runner_class(config).total_steps == 2
-    assert not (tmp_path / "out").exists()
+    runner = config.runner_class(config)
+    assert runner.total_steps == 2
+    assert list(runner.folder.iterdir()) == [runner.folder / ".lock"]
 
 
 # Configuration
@@ -128,10 +129,10 @@ def test_blocks_of_different_batch_sizes_are_refused(refused, tree):
 
 
 def test_an_unknown_label_is_reported_with_every_line(refused, corpus):
-    changed(corpus / LIST, "worried", "joyful")
+    changed(corpus / LIST, "worried", "elated")
     changed(corpus / LIST, "neutral", "calm")
     message = refused()
-    assert f"{corpus / LIST}: 2 unknown labels: 'joyful' (line 3, {NAMES[2]}), 'calm' (line 5, {NAMES[4]})" in message
+    assert f"{corpus / LIST}: 2 unknown labels: 'elated' (line 3, {NAMES[2]}), 'calm' (line 5, {NAMES[4]})" in message
     assert "Known: happy" in message
 
 
@@ -375,7 +376,7 @@ def test_a_new_run_is_refused_in_a_folder_with_checkpoints(tmp_path, tree, store
     path = stored_run()
     before = listed(tmp_path / "out")
     message = refusal(tmp_path, tree)
-    assert f"{path.parent} contains the checkpoints of another run" in message
+    assert f"{path.parent} contains another run" in message
     assert "run.resume_ckpt_path=auto" in message and "run.job_id" in message
     assert listed(tmp_path / "out") == before
 

@@ -17,6 +17,7 @@ from emollama.errors import UserError
 from emollama.models import checkpoint_names
 from emollama.optim import trainable
 from emollama.paths import atomic_write
+from emollama.runners import checkpoints
 
 SLIM = str(GOLDEN / "checkpoint_slim.pth")
 META = torch.device("meta")
@@ -262,7 +263,7 @@ def test_a_bare_pickle_is_refused_and_never_executed(tmp_path):
     proof, path = tmp_path / "executed", tmp_path / "bad.pth"
     path.write_bytes(pickle.dumps({"model": {}, "config": Payload(proof)}))
     refusal(checkpoint.read, str(path), "model.ckpt")
-    assert checkpoint.newest(tmp_path) is None
+    assert checkpoints.newest(tmp_path)[0] is None
     assert not proof.exists()
 
 
@@ -305,13 +306,13 @@ def test_a_corrupted_file_is_either_read_or_refused_with_a_user_error(tmp_path):
 def test_files_that_are_not_checkpoints_are_never_the_newest_checkpoint(tmp_path, content):
     path = saved(tmp_path, {"model": {}, "step": 5})
     torch.save(content, tmp_path / "checkpoint_1.pth")
-    assert checkpoint.newest(tmp_path) == path
+    assert checkpoints.newest(tmp_path)[0] == path
 
 
 def test_the_epoch_checkpoint_is_preferred_to_the_best_checkpoint_of_the_same_step(tmp_path):
     for name in ("checkpoint_best.pth", "checkpoint_3.pth"):
         saved(tmp_path, {"model": {}, "step": 5}, name)
-    assert checkpoint.newest(tmp_path).name == "checkpoint_3.pth"
+    assert checkpoints.newest(tmp_path)[0].name == "checkpoint_3.pth"
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -322,7 +323,7 @@ def test_a_corrupted_file_does_not_disturb_the_search_for_the_newest_checkpoint(
     for raw in broken_files():
         broken.write_bytes(raw)
         try:
-            assert checkpoint.newest(tmp_path) == path
+            assert checkpoints.newest(tmp_path)[0] == path
         except Exception as error:
             crashes.setdefault(type(error).__name__, str(error)[:80])
     assert crashes == {}
@@ -334,41 +335,48 @@ def test_a_corrupted_file_does_not_disturb_the_search_for_the_newest_checkpoint(
 def test_the_newest_checkpoint_is_the_one_with_the_highest_step(tmp_path):
     for name, step in (("0", 100), ("10", 300), ("9", 200), ("last", 250)):
         saved(tmp_path, {"model": {}, "step": step}, f"checkpoint_{name}.pth")
-    assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint_10.pth"
+    assert checkpoints.newest(tmp_path)[0] == tmp_path / "checkpoint_10.pth"
     saved(tmp_path, {"model": {}, "step": 301}, "checkpoint_last.pth")
-    assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint_last.pth"
+    assert checkpoints.newest(tmp_path)[0] == tmp_path / "checkpoint_last.pth"
 
 
-def test_damaged_files_and_files_without_a_digest_are_never_the_newest_checkpoint(tmp_path, stored):
-    for name, step in (("checkpoint_0.pth", 1), ("checkpoint_1.pth", 2), ("checkpoint_2.pth", 3), ("checkpoint_3.pth", 4)):
+def test_damaged_files_are_never_the_newest_checkpoint_and_are_listed(tmp_path, stored):
+    for name, step in (("checkpoint_0.pth", 1), ("checkpoint_1.pth", 2), ("checkpoint_2.pth", 3)):
         saved(tmp_path, {"model": stored, "step": step}, name)
-    truncated, flipped, bare = (tmp_path / f"checkpoint_{number}.pth" for number in (1, 2, 3))
+    truncated, flipped = (tmp_path / f"checkpoint_{number}.pth" for number in (1, 2))
     truncated.write_bytes(truncated.read_bytes()[:-1000])
     raw = bytearray(flipped.read_bytes())
     raw[len(raw) // 2] ^= 1
     flipped.write_bytes(raw)
-    checkpoint.digest_path(bare).unlink()
-    assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint_0.pth"
+    newest, problems = checkpoints.newest(tmp_path)
+    assert newest == tmp_path / "checkpoint_0.pth" and set(problems) == {truncated, flipped}
+
+
+def test_the_newest_checkpoint_may_lack_its_digest(tmp_path, stored):
+    for name, step in (("checkpoint_0.pth", 1), ("checkpoint_1.pth", 2)):
+        path = saved(tmp_path, {"model": stored, "step": step}, name)
+    checkpoint.digest_path(path).unlink()
+    assert checkpoints.newest(tmp_path) == (path, {})
 
 
 def test_an_empty_or_missing_folder_has_no_newest_checkpoint(tmp_path):
-    assert checkpoint.newest(tmp_path) is None and checkpoint.newest(tmp_path / "none") is None
+    assert checkpoints.newest(tmp_path)[0] is None and checkpoints.newest(tmp_path / "none")[0] is None
     (tmp_path / "checkpoint_notes.pth.txt").write_text("x")
-    assert checkpoint.newest(tmp_path) is None
+    assert checkpoints.newest(tmp_path)[0] is None
 
 
 def test_keep_last_deletes_older_epochs_with_their_digests_and_never_best_or_last(tmp_path):
     for name in ("checkpoint_1.pth", "checkpoint_9.pth", "checkpoint_10.pth", "checkpoint_best.pth", "checkpoint_last.pth"):
         saved(tmp_path, {"model": {}, "step": 1}, name)
     (tmp_path / "notes.txt").write_text("x")
-    checkpoint.drop_old(tmp_path, 2)
+    checkpoints.drop_old(tmp_path, 2)
     expected = {"checkpoint_9.pth", "checkpoint_10.pth", "checkpoint_best.pth", "checkpoint_last.pth"}
     assert {path.name for path in tmp_path.iterdir()} == expected | {f"{name}.sha256" for name in expected} | {"notes.txt"}
 
 
 def test_keep_last_above_the_number_of_checkpoints_deletes_nothing(tmp_path):
     saved(tmp_path, {"model": {}, "step": 1}, "checkpoint_1.pth")
-    checkpoint.drop_old(tmp_path, 3)
+    checkpoints.drop_old(tmp_path, 3)
     assert (tmp_path / "checkpoint_1.pth").exists()
 
 
@@ -386,7 +394,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary_file(tmp_path, monk
     with pytest.raises(UserError, match="checkpoint_0.pth could not be written: no space"):
         checkpoint.save(path, {"model": {}, "step": 2})
     monkeypatch.undo()
-    assert checkpoint.read(str(path), "x")["step"] == 1 and checkpoint.newest(tmp_path) == path
+    assert checkpoint.read(str(path), "x")["step"] == 1 and checkpoints.newest(tmp_path)[0] == path
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["checkpoint_0.pth", "checkpoint_0.pth.sha256"]
 
 
@@ -408,7 +416,7 @@ def test_a_write_that_is_killed_at_any_moment_leaves_an_intact_checkpoint(tmp_pa
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(path, {"model": {}, "step": 3})
     monkeypatch.undo()
-    assert checkpoint.newest(tmp_path) == path
+    assert checkpoints.newest(tmp_path)[0] == path
     assert checkpoint.read(str(path), "x")["step"] == (3 if moment == 2 else 2)
 
 

@@ -23,12 +23,12 @@ from emollama.data.csv_files import read_csv
 from emollama.data.dataset import ClipsToPredict
 from emollama.data.features import Features
 from emollama.data.slots import SlotShape
-from emollama.data.text_checks import HALF_CHARACTER
 from emollama.errors import UserError
 from emollama.evaluation.openset import read_openset
 from emollama.extraction.jobs import describe_encoders
 from emollama.runners.runner_base import RunnerBase
 from emollama.stores.manifest import Manifest
+from emollama.text_encoding import HALF_CHARACTER
 
 pytestmark = pytest.mark.faults
 
@@ -407,7 +407,7 @@ def test_half_of_a_character_in_a_transcript_is_reported_with_file_and_line(corp
     path = corpus / TRANSCRIPTS
     path.write_bytes(path.read_bytes().replace(b"Why", b"W\xed\xa0\xbdhy", 1))
     (text,) = reported()
-    assert re.search(rf"{path}: not UTF-8 text \(byte \d+, line 7, half of a character: a lone surrogate\)\. Save the file", text)
+    assert re.search(rf"{path}, line 7: not UTF-8 text \(byte 0xed at position \d+\): half of a character", text)
 
 
 @pytest.mark.parametrize(("raw", "place"), [
@@ -517,7 +517,7 @@ def test_other_files_in_place_of_captions_are_identified(tree, corpus, reported,
 def test_a_workbook_in_place_of_a_table_is_identified(tmp_path):
     with zipfile.ZipFile(tmp_path / "table.csv", "w") as archive:
         archive.writestr("xl/workbook.xml", bytes(range(256)))
-    assert ", a zip archive or workbook). Save the file as UTF-8." in refusal(read_csv, str(tmp_path / "table.csv"), "key")
+    assert "The file is a zip archive or a workbook. Save it as text" in refusal(read_csv, str(tmp_path / "table.csv"), "key")
 
 
 def test_lists_and_tables_that_only_resemble_other_formats_are_read(tmp_path):

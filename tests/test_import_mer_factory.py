@@ -206,7 +206,7 @@ def test_an_invalid_file_is_reported_or_skipped(tmp_path, out, text, says):
 def test_a_file_that_is_not_utf8_is_a_problem(tmp_path, out):
     folder = factory(tmp_path / "f", a=record())
     write_file(folder / "b" / "b_merr_data.json", b'{"final_summary": "\xff"}')
-    assert f"{folder}/b/b_merr_data.json: not UTF-8 text" in refusal(folder, out)
+    assert f"{folder}/b/b_merr_data.json, line 1: not UTF-8 text" in refusal(folder, out)
 
 
 def test_names_with_spaces_are_problems(tmp_path, out):

@@ -10,12 +10,13 @@ import pytest
 from importing import listed, refusal, run, sentences, table, tree, write_file
 
 from emollama import cli
-from emollama.data.annotations import LABELS, read_annotations, read_captions, read_transcripts
+from emollama.data.annotations import read_annotations, read_captions, read_transcripts
+from emollama.data.label_map import LABELS, LabelMap
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.importers.annotation_files import write
 from emollama.importers.collector import Collector, Entry, parse_valence
-from emollama.importers.labels import LabelMap, read_label_map
+from emollama.importers.labels import read_label_map, require_vocabulary
 from emollama.importers.mer import split_words
 from emollama.paths import new_folder
 
@@ -229,7 +230,7 @@ def test_a_label_map_to_an_unknown_label_is_reported_with_the_nearest_label(tmp_
 @pytest.mark.parametrize("labels", [["very sad"], ["skip"], ["0"], ["sad", "Sad"], [""]])
 def test_labels_that_cannot_be_written_in_a_list_are_refused(labels):
     with pytest.raises(UserError, match="--labels"):
-        LabelMap(labels)
+        require_vocabulary(labels)
 
 
 def test_another_vocabulary_replaces_the_nine_default_labels(tmp_path, out):

@@ -619,9 +619,9 @@ def test_the_starter_uses_the_default_names_and_widths_of_the_components():
     assert defaults(MODELS, "minigpt_v2")["slots"] == MiniGPTv2Config(llama_model="x").slots
     assert "llama_model" not in defaults(MODELS, "minigpt_v2")
     for name in DATASETS.names():
-        config = DATASETS.config(name)(annotation_file="x", image_path="y")
-        values = defaults(DATASETS, name) | {"annotation_file": "x", "image_path": "y"}
-        assert values == dataclasses.asdict(config)
+        required = {"storage": "x"} if name == "image_text_tars" else {"annotation_file": "x", "image_path": "y"}
+        config = DATASETS.config(name)(**required)
+        assert defaults(DATASETS, name) | required == dataclasses.asdict(config)
     assert feature_folders() == ["eva", "mae_340_UTT", "maeV_399_UTT", "HL-UTT"]
 
 

@@ -17,7 +17,8 @@ from emollama.errors import Interrupted
 from emollama.runners.preparation import Preparation
 from emollama.runners.runner_base import RunnerBase
 
-RESUME = "interrupted; to resume, run the same command with these values added to --options: "
+HOW = "to resume, run the same command with these values added to --options: "
+RESUME = f"interrupted; {HOW}"
 
 
 @pytest.fixture(autouse=True)
@@ -36,9 +37,16 @@ def interrupted(capfd, path, *options, command="train", nproc=1):
     return capfd.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_printed_options_resume_a_run_whose_name_is_the_time(number, tmp_path, monkeypatch, capfd):
-    path = golden_config(tmp_path, run={"job_id": None, "max_epoch": 2, "iters_per_epoch": 1})
+@pytest.mark.parametrize(
+    ("number", "status", "beginning"),
+    [
+        (signal.SIGINT, 130, RESUME),
+        (signal.SIGTERM, 75, f"stopped by SIGTERM after 2 of 3 steps; {HOW}"),
+        (signal.SIGUSR1, 75, f"stopped by SIGUSR1 after 2 of 3 steps; {HOW}"),
+    ],
+)
+def test_the_printed_options_resume_a_run_whose_name_is_the_time(number, status, beginning, tmp_path, monkeypatch, capfd):
+    path = golden_config(tmp_path, run={"job_id": None, "max_epoch": 3, "iters_per_epoch": 1})
     step, stops = RunnerBase._step, [False, True]
 
     def stopping(self, *arguments):
@@ -49,14 +57,14 @@ def test_the_printed_options_resume_a_run_whose_name_is_the_time(number, tmp_pat
     monkeypatch.setattr(RunnerBase, "_step", stopping)
     with pytest.raises(SystemExit) as ended:
         main(["train", "--cfg-path", str(path), "--nproc", "1"])
-    assert ended.value.code == 128 + number
+    assert ended.value.code == status
     line = capfd.readouterr().err.splitlines()[-1]
-    assert line.startswith(RESUME)
-    options = shlex.split(line.removeprefix(RESUME))
+    assert line.startswith(beginning)
+    options = shlex.split(line.removeprefix(beginning))
     assert re.fullmatch(r"run.job_id=\d{14}", options[0]) and options[1:] == ["run.resume_ckpt_path=auto"]
     main(["train", "--cfg-path", str(path), "--nproc", "1", "--options", *options])
     (folder,) = (tmp_path / "out").iterdir()
-    assert folder.name == options[0].partition("=")[2] and (folder / "checkpoint_1.pth").is_file()
+    assert folder.name == options[0].partition("=")[2] and (folder / "checkpoint_2.pth").is_file()
 
 
 @pytest.mark.parametrize(
@@ -79,7 +87,7 @@ def test_the_message_names_only_the_options_that_are_missing(options, saved, exp
 
     monkeypatch.setattr(running, "launch", stop)
     monkeypatch.setattr(RunnerBase, "__init__", stop)
-    monkeypatch.setattr("emollama.paths.new_job_id", lambda: "chosen")
+    monkeypatch.setattr(running, "new_run_folder", lambda output_dir: ("chosen", []))
     assert interrupted(capfd, golden_config(tmp_path), *options, nproc=nproc) == expected
 
 
@@ -93,7 +101,7 @@ def test_an_interrupted_evaluation_has_nothing_to_resume(tmp_path, monkeypatch, 
 
 def test_a_worker_uses_the_run_folder_selected_by_its_launcher(tmp_path, monkeypatch):
     folders = []
-    monkeypatch.setattr(Preparation, "_check_files", lambda self: folders.append(self.folder) or 1 / 0)
+    monkeypatch.setattr(Preparation, "_check", lambda self, problems: folders.append(self.folder) or 1 / 0)
     monkeypatch.setenv(variables.JOB_ID, "chosen")
     for job_id, name in ((None, "chosen"), ("mine", "mine")):
         with pytest.raises(ZeroDivisionError):

@@ -135,8 +135,8 @@ def tampered(launch, tmp_path):
     """Train in one process with offline tracking; ``after(runner, steps)`` of the code is called after each step."""
     frame = (
         "import os, sys\nfrom emollama.cli import entry_point\nfrom emollama.config import load\n"
-        "config = load(sys.argv[1])\nrunner = config.runner_class(config)\nsave = runner._maybe_save\n"
-        "runner._maybe_save = lambda step: (save(step), after(runner, step))\nentry_point(runner.train)\n"
+        "config = load(sys.argv[1])\nrunner = config.runner_class(config)\nsave = runner.checkpoints.maybe_save\n"
+        "runner.checkpoints.maybe_save = lambda step: (save(step), after(runner, step))\nentry_point(runner.train)\n"
     )
 
     def trained(path, code):

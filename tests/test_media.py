@@ -469,9 +469,10 @@ def test_find_videos_lists_videos_by_their_path_below_the_folder(tmp_path):
     for name in ("b.avi", "a.MP4", "deep/er/c.d.mkv", ".hidden.mp4", ".folder/x.mp4", "notes.txt", "label.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    videos = find_videos(tmp_path, "extraction.videos")
+    videos, others = find_videos(tmp_path, "extraction.videos")
+    assert {path.name for path in others} == {"notes.txt", "label.csv"}
     assert {name: path.name for name, path in videos.items()} == {"a": "a.MP4", "b": "b.avi", "deep/er/c.d": "c.d.mkv"}
-    assert find_videos(str(tmp_path), "extraction.videos") == videos
+    assert find_videos(str(tmp_path), "extraction.videos") == (videos, others)
 
 
 def test_a_folder_without_usable_videos_is_refused(tmp_path):

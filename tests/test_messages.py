@@ -171,8 +171,8 @@ def test_unknown_labels_are_abbreviated_in_the_text_but_not_with_json(tmp_path, 
         ("modell.arch=minigpt_v2", "model"),
         ("run.random_weights=True", "encoders.LABEL.random_weights"),
         ("run.base_url=x", "evaluation_datasets.LABEL.judge.base_url' (type: openai)?"),
-        ("run.missing_images=skip", "datasets.LABEL.missing_images' (type: flickr30k_caption)?"),
-        ("missing_images=skip", "datasets.LABEL.missing_images' (type: flickr30k_caption)?"),
+        ("run.missing_images=skip", "datasets.LABEL.missing_images' (type: flickr30k_caption or image_text_tars)?"),
+        ("missing_images=skip", "datasets.LABEL.missing_images' (type: flickr30k_caption or image_text_tars)?"),
         ("run.sampling=pairs", "encoders.LABEL.sampling' (type: videomae)?"),
         ("run.num_query_token=1", "model.num_query_token' (arch: minigpt4)?"),
     ],
@@ -188,8 +188,8 @@ def test_a_key_in_the_wrong_block_points_to_the_right_one(tmp_path, option, mean
 @pytest.mark.parametrize(
     ("option", "components"),
     [
-        ("datasets.golden.missing_images=skip", "type: flickr30k_caption"),
-        ("evaluation_datasets.answers.missing_images=skip", "type: flickr30k_caption"),
+        ("datasets.golden.missing_images=skip", "type: flickr30k_caption or image_text_tars"),
+        ("evaluation_datasets.answers.missing_images=skip", "type: flickr30k_caption or image_text_tars"),
         ("model.query_width=1", "arch: minigpt4"),
     ],
 )

@@ -13,8 +13,9 @@ from importing import run, write_file
 from emollama.errors import UserError
 from emollama.evaluation.judges.judge import Extraction
 from emollama.evaluation.metrics import metric
-from emollama.evaluation.openset import OpenSets, extract_words, read_openset, read_synonyms
+from emollama.evaluation.openset import OpenSets, extract_words, read_openset
 from emollama.evaluation.submission import write_submission
+from emollama.evaluation.synonyms import Synonyms, read_synonyms
 from emollama.evaluation.word_lists import parse_words, split_words
 
 GROUPS = {"glad": "happy", "happy": "happy", "cheerful": "happy", "cross": "angry", "angry": "angry"}
@@ -22,7 +23,7 @@ GROUPS = {"glad": "happy", "happy": "happy", "cheerful": "happy", "cross": "angr
 
 def scores(truth, predicted, synonyms=GROUPS):
     names = [f"clip_{i}" for i in range(len(truth))]
-    sets = OpenSets.of(names, truth, predicted, synonyms)
+    sets = OpenSets.of(names, truth, predicted, Synonyms(synonyms))
     return [metric(name).compute(sets) for name in ("ov_precision", "ov_recall", "ov")]
 
 
@@ -78,7 +79,7 @@ def test_scores_of_random_sets_follow_the_published_formula():
 
 
 def test_take_selects_clips_with_their_words_and_may_repeat_them():
-    sets = OpenSets.of(["a", "b"], [["happy"], ["sad"]], [["glad"], ["angry"]], GROUPS).take([0, 1, 0])
+    sets = OpenSets.of(["a", "b"], [["happy"], ["sad"]], [["glad"], ["angry"]], Synonyms(GROUPS)).take([0, 1, 0])
     assert sets.names == ("a", "b", "a")
     assert metric("ov").compute(sets) == pytest.approx(2 / 3)
 
@@ -203,11 +204,11 @@ def test_a_missing_file_is_reported_with_its_key(tmp_path):
     ],
 )
 def test_synonyms_are_read_from_groups_of_words_and_from_words_with_their_group(tmp_path, table):
-    assert read_synonyms(str(write_file(tmp_path / "s.json", json.dumps(table)))) == GROUPS
+    assert read_synonyms(str(write_file(tmp_path / "s.json", json.dumps(table)))) == Synonyms(GROUPS)
 
 
 def test_synonym_groups_may_have_numbers_as_names(tmp_path):
-    synonyms = read_synonyms(str(write_file(tmp_path / "s.json", '{"glad": 1, "happy": 1, "cross": 2}')))
+    synonyms = read_synonyms(str(write_file(tmp_path / "s.json", '{"glad": 1, "happy": 1, "cross": 2}'))).groups
     assert synonyms["glad"] == synonyms["happy"] != synonyms["cross"]
 
 
@@ -216,13 +217,13 @@ def test_synonym_groups_may_have_numbers_as_names(tmp_path):
     [
         ([["happy", "glad"], ["fond", "Glad"]], "'glad' is in two groups, 'happy' and 'fond'"),
         ({"glad": "happy", "happy": "content"}, "'happy' is in two groups, 'happy' and 'content'"),
-        (["happy", "glad"], "expected a list of groups of words"),
-        ([["happy", 1]], "expected a list of groups of words"),
-        ({"happy": ["glad"], "cross": "angry"}, "or an object"),
-        ({"happy": {"glad": 1}}, "expected a list of groups of words"),
-        ({"happy": ["glad", 1]}, "expected a list of groups of words"),
-        ({"happy": None}, "expected a list of groups of words"),
-        ("happy", "expected a list of groups of words"),
+        (["happy", "glad"], "expected groups of words"),
+        ([["happy", 1]], "expected groups of words"),
+        ({"happy": ["glad"], "cross": "angry"}, "or, for each sample"),
+        ({"happy": {"glad": 1}}, "expected groups of words"),
+        ({"happy": ["glad", 1]}, "expected groups of words"),
+        ({"happy": None}, "expected groups of words"),
+        ("happy", "expected groups of words"),
     ],
 )
 def test_invalid_synonyms_are_refused(tmp_path, table, fault):

@@ -28,6 +28,7 @@ IMPORTS = {
     "dtypes": "",
     "errors": "",
     "json_io": "",
+    "text_encoding": "errors",
     "component_errors": "errors",
     "logs.bars": "",
     "logs.verbosity": "",
@@ -37,12 +38,16 @@ IMPORTS = {
     "variables": "",
     "run_folder": "json_io",
     "distributed.worker_variables": "errors variables",
-    "logs.console": "errors logs.bars logs.verbosity",
-    "paths": "errors variables",
+    "logs.console": "distributed errors logs.bars logs.verbosity",
+    "remote": "errors variables",
+    "paths": "errors remote text_encoding variables",
+    "folder_lock": "errors paths",
     "precision": "dtypes",
     "demo.folder": "errors paths",
-    "distributed.process_group": "distributed.worker_variables errors optim",
+    "distributed.process_group": "distributed distributed.worker_variables errors optim",
+    "distributed.stop_requests": "distributed.process_group distributed.worker_variables errors",
     "distributed.worker_errors": "distributed.worker_variables errors variables",
+    "distributed.watchdog": "distributed distributed.worker_errors distributed.worker_variables errors",
     "listing": "paths",
     "logs": "errors logs.console logs.verbosity paths run_folder",
     "tensor_files": "paths",
@@ -52,38 +57,39 @@ IMPORTS = {
     "config.nested": "config.omegaconf_errors",
     "registration": "config.nested errors interface_check listing suggestions",
     "registry": "registration",
-    "stores": "errors listing paths",
+    "stores": "errors listing paths remote",
     "checkpoint_files": "component_configs errors paths registry",
     "config.packaged": "errors listing paths suggestions variables",
     "lr_schedules": "registry suggestions",
     "checkpoint": "checkpoint_files errors listing optim paths",
     "config": "config.omegaconf_errors config.packaged errors listing paths registration registry suggestions",
-    "data": "config.packaged data.batch dtypes errors listing logs.console paths stores suggestions",
+    "data": "config.packaged data.batch dtypes errors listing logs.console paths remote stores suggestions text_encoding",
     "evaluation": "component_errors data errors listing logs.console paths registry run_folder suggestions",
-    "media": "data errors paths",
+    "media": "data errors listing paths",
     "components": "data data.batch evaluation run_folder stores",
     "planning": "components config data data.batch logs.console precision",
-    "datasets": "config data data.batch errors listing media paths stores suggestions",
+    "datasets": "config data data.batch errors listing logs.console media paths stores suggestions",
     "encoders": "config data dtypes errors listing media paths",
     "importers": "data errors listing logs.console media paths suggestions",
-    "reporting": "__init__ errors evaluation json_io listing logs logs.console paths run_folder suggestions",
+    "reporting": "__init__ data errors evaluation json_io listing logs logs.console paths run_folder suggestions",
     "starter": "config data demo.folder errors media paths registration registry stores",
     "demo": "data demo.folder encoders errors logs logs.console media paths run_folder tensor_files variables",
     "extraction": "__init__ config data datasets distributed.process_group encoders errors listing logs logs.console media paths"
     " stores",
     "models": "checkpoint_files component_errors components config data data.batch dtypes encoders errors json_io listing paths"
     " registry stores suggestions tensor_files",
-    "runners": "checkpoint checkpoint_files component_errors components config data data.batch distributed.process_group"
-    " distributed.worker_variables dtypes encoders errors evaluation interface_check listing logs logs.console lr_schedules"
-    " optim paths planning precision registry run_folder stores suggestions",
-    "checks": "config data distributed.process_group errors listing logs logs.console optim planning runners",
+    "runners": "checkpoint checkpoint_files component_errors components config data data.batch distributed"
+    " distributed.process_group distributed.stop_requests distributed.worker_variables dtypes encoders errors evaluation"
+    " folder_lock interface_check listing logs logs.console lr_schedules"
+    " optim paths planning precision registry run_folder stores suggestions variables",
+    "checks": "config data distributed.process_group errors listing logs logs.console optim planning remote runners",
     "convert": "checkpoint errors listing models paths stores tensor_files",
     "inference": "checkpoint checkpoint_files component_configs config data distributed.process_group encoders errors extraction"
-    " json_io listing logs logs.console media optim paths precision reporting run_folder runners suggestions",
+    " folder_lock json_io listing logs logs.console media optim paths precision reporting run_folder runners suggestions",
     "tasks": "components data data.batch errors evaluation models run_folder",
-    "commands": "__init__ checks config convert data demo demo.folder distributed.launcher"
-    " distributed.worker_variables errors evaluation importers inference listing logs logs.console"
-    " logs.verbosity models paths planning registry reporting starter stores suggestions variables",
+    "commands": "__init__ checks config convert data demo demo.folder distributed.launcher distributed.stop_requests"
+    " distributed.watchdog distributed.worker_variables errors evaluation folder_lock importers inference listing logs"
+    " logs.console logs.verbosity models paths planning registry reporting run_folder starter stores suggestions variables",
     "cli": "commands entry",
     "__main__": "cli",
 }
@@ -199,7 +205,10 @@ LIBRARY_USERS = {
     "av": {"media.containers", "media.frames", "media.audio", "demo.videos"},
     "cv2": {"media.faces"},
     "peft": {"models.llm_weights", "models.adapters"},
-    "iopath": {"paths"},
+    "iopath": {"remote.manager", "remote.handler"},
+    "requests": {"remote.http"},
+    "fsspec": {"remote.object_stores"},
+    "filelock": {"remote.downloads"},
     "openai": {"evaluation.judges.endpoint"},
     "matplotlib": {"reporting.plotting", "reporting.confusion", "reporting.panels", "reporting.curves"},
     "wandb": {"logs.tracking"},
@@ -208,7 +217,7 @@ LIBRARY_USERS = {
     "nltk": {"evaluation.captions.tokenizers"},
 }
 # Packages and single modules that need no tensors.
-TORCH_FREE = {"evaluation", "reporting", "registry", "registration", "config", "errors", "paths", "stores"}
+TORCH_FREE = {"evaluation", "reporting", "registry", "registration", "config", "errors", "paths", "remote", "stores"}
 TORCH_FREE |= {
     "importers",
     "starter",

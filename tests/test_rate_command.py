@@ -152,7 +152,7 @@ def test_several_raters_get_the_same_items_in_orders_of_their_own(rated, files, 
 
 
 def test_text_that_a_spreadsheet_would_execute_is_escaped(rated, tmp_path):
-    dangerous = ['=HYPERLINK("http://x")', "+1", "-2", "@SUM(A1)", "\t=1", "plain, = 1"]
+    dangerous = ['=HYPERLINK("http://x")', "+1+1", "-2+3", "@SUM(A1)", "\t=1", "plain, = 1"]
     names = [f"c{index}" for index in range(6)]
     answers = tmp_path / "a.jsonl"
     rows = [{"name": n, "task": "reason", "prediction": t, "reference": t} for n, t in zip(names, dangerous, strict=True)]

@@ -180,13 +180,13 @@ def test_the_samples_contain_ten_wrong_and_ten_right_answers_of_every_label(whol
 
 def test_labels_are_parsed_with_the_rules_of_the_configuration(scored):
     rows = [{"name": name, "task": "emotion", "prediction": answer, "reference": "happy"}
-            for name, answer in (("a", "joyful"), ("b", "sad, no: happy"), ("c", "happy"))]  # fmt: skip
+            for name, answer in (("a", "gleeful"), ("b", "sad, no: happy"), ("c", "happy"))]  # fmt: skip
     content = label_scores([{"loss": 0.0, **row} for row in rows])
     content["recognition"]["invalid"] = []
     write_lines(scored / "result/predictions_dev.jsonl", rows)
     write_json(scored / "result/metrics_dev.json", {"tasks": {"emotion": content}})
     assert [row[3] for row in Page(write_report(scored)).rows("samples")[1:]] == ["invalid", "invalid", "happy"]
-    keys = "    several_hits: last\n    aliases: {joyful: happy}\n"
+    keys = "    several_hits: last\n    aliases: {gleeful: happy}\n"
     (scored / "result/config.yaml").write_text(CONFIG.replace("    answer_rule: search\n", keys))
     assert [row[3] for row in Page(write_report(scored)).rows("samples")[1:]] == ["happy", "happy", "happy"]
 

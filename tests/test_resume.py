@@ -85,16 +85,16 @@ def test_workers_intervals_and_a_larger_max_epoch_may_change_when_resuming(folde
 
 
 def test_the_previous_checkpoint_is_used_if_the_last_one_is_damaged(folders, tmp_path):
-    from emollama.checkpoint import newest
+    from emollama.runners.checkpoints import newest
 
     folder = tmp_path / "run"
     shutil.copytree(folders["alone"], folder)
-    assert newest(folder).name == "checkpoint_1.pth"
+    assert newest(folder)[0].name == "checkpoint_1.pth"
     path = folder / "checkpoint_1.pth"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    assert newest(folder).name in ("checkpoint_last.pth", "checkpoint_0.pth")
+    assert newest(folder)[0].name in ("checkpoint_last.pth", "checkpoint_0.pth")
 
 
 def test_resuming_automatically_without_a_checkpoint_starts_a_new_run_with_a_log_message(tmp_path, caplog):

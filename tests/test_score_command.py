@@ -388,15 +388,15 @@ def test_two_reference_files_of_one_kind_are_refused(refused, perfect, emer, tab
 
 
 def test_labels_aliases_and_answer_rules_are_applied_and_aliases_also_to_the_reference(scored, refused, table, tmp_path):
-    truth = table("truth.csv", "name,label", [["a", "Joy"], ["b", "sad"], ["c", "sad"]])
+    truth = table("truth.csv", "name,label", [["a", "Bliss"], ["b", "sad"], ["c", "sad"]])
     answers = table("a.csv", "name,prediction", [["a", "a happy person"], ["b", "sad, not happy"], ["c", "gloom"]])
     common = ("--predictions", answers, "--truth", truth, "--labels", "happy", "sad", "--output")
-    assert "the references have other labels: 'Joy'" in refused(*common, tmp_path / "none")
+    assert "the references have other labels: 'Bliss'" in refused(*common, tmp_path / "none")
     for rules, accuracy in (
-        (("joy=happy",), 1 / 3),
-        (("joy=happy", "gloom=sad"), 2 / 3),
-        (("joy=happy", "gloom=sad", "--several-hits", "first"), 1),
-        (("joy=happy", "gloom=sad", "--answer-rule", "exact"), 1 / 3),
+        (("bliss=happy",), 1 / 3),
+        (("bliss=happy", "gloom=sad"), 2 / 3),
+        (("bliss=happy", "gloom=sad", "--several-hits", "first"), 1),
+        (("bliss=happy", "gloom=sad", "--answer-rule", "exact"), 1 / 3),
     ):
         out = tmp_path / "_".join(rules)
         scored(*common, out, "--aliases", *rules)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
-import http.server
 import io
 import json
 import multiprocessing
@@ -12,7 +10,6 @@ import os
 import pickle
 import shutil
 import tarfile
-import threading
 import time
 import zlib
 from pathlib import Path
@@ -20,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from iopath.common.file_io import HTTPURLHandler, PathHandler
+from file_server import serving
+from iopath.common.file_io import PathHandler
 from ranks import fork_context
 
 from emollama.data.features import Features
@@ -229,11 +227,14 @@ GOOD = ("clip.npy", npy(numbers(4)))
 @pytest.mark.parametrize(
     "name", ["clip.pkl", "clip.pyd", "clip.pickle", "clip.pth", "clip.npz", "clip.txt", "clip", "clip.npy.gz"]
 )
-def test_a_member_that_is_neither_npy_nor_json_is_refused_with_tar_and_name(tmp_path, name):
+def test_a_member_that_is_not_npy_is_not_read_and_is_counted(tmp_path, name):
     tar_of(tmp_path / "train.tar", [GOOD, (name, pickle.dumps(Trap(str(tmp_path / "sprung"))))])
-    text = refusal(index_tars, f"{tmp_path}/train.tar", None)
-    assert "train.tar" in text and f"'{name}'" in text
-    assert not (tmp_path / "sprung").exists() and not (tmp_path / "train.tar.idx.npz").exists()
+    assert index_tars(f"{tmp_path}/train.tar", None) == {
+        tmp_path / "train.tar.idx.npz": {name.rpartition(".")[2] if "." in name else "": 1}
+    }
+    store = TarStore.open(f"{tmp_path}/train.tar")
+    assert list(store.names()) == ["clip"] and (store.load("clip") == numbers(4)).all()
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_pickled_objects_in_an_npy_member_are_refused_without_unpickling(tmp_path):
@@ -268,8 +269,6 @@ def test_links_and_devices_are_refused(tmp_path, type):
         ("clip_2.npy", b"no array", "magic"),
         ("clip_2.npy", b"", "magic"),
         ("clip_2.npy", npy(np.array(["text"])), "dtype <U4"),
-        ("clip_2.json", b'{"label": "hap', "not JSON"),
-        ("clip_2.json", b"[" * 100_000, "not JSON"),
         ("clip.npy", npy(numbers(4)), "twice"),
         ("./clip.npy", npy(numbers(4)), "twice"),
     ],
@@ -293,7 +292,7 @@ def test_a_damaged_header_is_refused(tmp_path):
     raw = bytearray(path.read_bytes())
     raw[2 * 1024 + 3] ^= 1
     path.write_bytes(raw)
-    assert "after 2 arrays" in refusal(index_tars, str(path), None)
+    assert "after 2 members" in refusal(index_tars, str(path), None)
 
 
 def test_a_compressed_shard_is_refused(tmp_path):
@@ -565,7 +564,7 @@ def large_set(folder, count):
     for shard in range(10):
         names = [f"sample_{number:08d}" for number in range(shard * each, (shard + 1) * each)]
         rows = [(0, head + stride * number, zlib.crc32(bytes(head))) for number in range(each)]
-        index = tar_index.TarIndex(None, stride * each, (layout,), {"npy": each}, names, np.array(rows, tar_index.ENTRY))
+        index = tar_index.TarIndex(None, stride * each, (layout,), {"npy": each}, {}, names, np.array(rows, tar_index.ENTRY))
         path = folder / f"train-{shard:03d}.tar"
         tar_index.write(index, f"{path}.idx.npz")
         with open(path, "wb") as file:
@@ -690,21 +689,11 @@ def test_arrays_of_remote_shards_are_checked_each_time(tmp_path, attic, monkeypa
 @pytest.fixture
 def web(tmp_path, monkeypatch):
     """The address of a server on this machine."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments):
-            pass
-
-    handler = functools.partial(Quiet, directory=str(tmp_path / "shards"))
-    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for variable in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(PATHS, "_path_handlers", PATHS._path_handlers.copy())
-    PATHS.register_handler(HTTPURLHandler(), allow_override=True)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+    with serving(tmp_path / "shards") as server:
+        yield server.url
 
 
 def test_shards_are_read_over_http(tmp_path, web):
@@ -713,11 +702,11 @@ def test_shards_are_read_over_http(tmp_path, web):
     assert is_tar_path(path) and list_shards(path)[2] == f"{web}/train-002.tar"
     store = TarStore.open(path)
     assert all(same(store.load(name), array) for name, array in arrays.items())
-    assert "emollama pack --index" in refusal(TarStore.open, f"{web}/train-003.tar")
+    assert f"'{web}/train-003.tar': there is no such file" in refusal(TarStore.open, f"{web}/train-003.tar")
 
 
-def test_a_location_that_cannot_be_checked_has_no_manifest(tmp_path):
-    for path in ("https://host/train-000.tar", "https://host/shards", f"{tmp_path}/train-000.tar"):
+def test_shards_next_to_no_manifest_have_none(tmp_path, web):
+    for path in (f"{web}/train-000.tar", f"{web}/train-{{000..001}}.tar", f"{web}/shards", f"{tmp_path}/train-000.tar"):
         assert Manifest.read(path) is None
 
 

@@ -368,8 +368,9 @@ def test_predictions_are_written_before_a_metric_fails(module, tmp_path):
 
     import_user_modules([module("my_broken", INPUT.format(compute="return predictions[9]", value="pass"))])
     rows = [PredictionRecord(each.name, "reason", "?", each.text, None, None, None) for each in ANSWERS]
-    runner = SimpleNamespace(world=process_group.start("cpu"), predict=lambda *_: rows)
-    evaluation = Evaluation({"dev": EvaluationSet(None, None, scoring("length"))}, runner, None)
+    empty = SimpleNamespace(digest=str)
+    runner = SimpleNamespace(world=process_group.start("cpu"), predict=lambda *_: rows, members=(), prompt=empty)
+    evaluation = Evaluation({"dev": EvaluationSet(empty, None, scoring("length"))}, runner, None, {})
     text = refusal(evaluation.run, tmp_path / "result")
     path = tmp_path / "result/predictions_dev.jsonl"
     assert text.endswith(f"The predictions are in {path}; to score them later, use 'emollama score'.")

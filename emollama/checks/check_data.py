@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from emollama.checks import arrays, forecast, texts
@@ -17,6 +17,7 @@ from emollama.data.dataset import DatasetContent, FeatureSource, SampleDataset, 
 from emollama.data.prompts.configs import TRAIN
 from emollama.data.slots import PIXELS
 from emollama.errors import UserError
+from emollama.remote.manager import is_remote
 from emollama.runners import provenance
 from emollama.runners.build import missing_files
 from emollama.runners.datasets import batch_size, slot_shapes_of_run, unfilled_slot_problems
@@ -147,11 +148,15 @@ class _DataCheck:
             block.arrays.append(arrays.count_arrays(source, names, checked))
             self._add(*arrays.array_notes(source, checked, block.label))
             if self._deep and source.slots != (PIXELS,) and isinstance(source, VerifiableSource):
-                self._add(*arrays.digest_findings(source, names, block.label))
+                self._compare_digests(source, names, block.label)
             self._digests[block.label].digests[source.slots[0]] = arrays.identifying_digests(source, checked)
-            path = os.path.abspath(source.path)
+            path = source.path if is_remote(source.path) else os.path.abspath(source.path)
             self._sources[path] = source
             self._listed[path].update(content.listed)
+
+    def _compare_digests(self, source: FeatureSource, names: Sequence[str], label: str) -> None:
+        """Add findings about arrays whose bytes have changed. If a shard cannot be downloaded, other slots are still checked."""
+        self._attempt("unreadable", label, lambda: self._add(*arrays.digest_findings(source, names, label)))
 
     def _texts(self, block: BlockSummary, dataset: SampleDataset, content: DatasetContent, *, training: bool) -> None:
         """Count and check labels, captions, sentences and answers of a block."""

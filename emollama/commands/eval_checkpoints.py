@@ -12,6 +12,7 @@ from typing import Any
 from emollama.commands import running
 from emollama.commands.arguments import pairs
 from emollama.distributed.launcher import launch, processes_for
+from emollama.errors import Stopped
 from emollama.logs.console import write
 
 HELP = "evaluate all checkpoints of a run; write a table and a chart of the metrics by epoch"
@@ -46,24 +47,28 @@ def run(arguments: argparse.Namespace) -> None:
     def load_config(values: list[str]) -> Any:
         return load(arguments.cfg_path, [*arguments.options, *values])
 
-    processes = processes_for(arguments, load_config(["model.ckpt=null"]).run.device)
+    run_config = load_config(["model.ckpt=null"]).run
+    processes = processes_for(arguments, run_config.device)
     from emollama.inference.run_checkpoints import checkpoints_of
 
     # Checked before worker processes start, which takes seconds.
     checkpoints = checkpoints_of(arguments.folder, pairs(arguments.checkpoints, "--checkpoints", "LABEL=FILE"))
     if processes > 1 and not arguments.dry_run:
-        launch(arguments, processes, when_interrupted=WHEN_INTERRUPTED)
+        with running.supervised(run_config):
+            launch(arguments, processes, when_interrupted=WHEN_INTERRUPTED)
         return
     from emollama.inference.eval_checkpoints import CheckpointEvaluation
 
-    evaluation = CheckpointEvaluation(load_config, checkpoints, arguments.folder, output)
     if arguments.dry_run:
         from emollama.checks.dry_run import dry_run
 
-        first, *others = evaluation.configurations()
+        first, *others = CheckpointEvaluation(load_config, checkpoints, arguments.folder, output).configurations()
         write(dry_run(first, training=False, processes=processes, other_checkpoints=others))
         return
     try:
-        write(evaluation.run(again=arguments.again))
+        with running.supervised(run_config):
+            write(CheckpointEvaluation(load_config, checkpoints, arguments.folder, output).run(again=arguments.again))
+    except Stopped as stopped:
+        raise Stopped(f"{stopped}; {WHEN_INTERRUPTED.partition('; ')[2]}") from None
     except KeyboardInterrupt:
         raise KeyboardInterrupt(WHEN_INTERRUPTED) from None

@@ -6,10 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from emollama.data.annotations import LABELS, SENTENCE_COLUMNS
+from emollama.data.annotations import DFEW_DIGITS, SENTENCE_COLUMNS
+from emollama.data.label_map import DATASET_LABELS, LABELS, SKIP, LabelMap
 from emollama.importers import annotation_files, emer, mer, mer_factory, videos
 from emollama.importers.collector import Collector
-from emollama.importers.labels import BUILT_IN, SKIP, LabelMap, read_label_map
+from emollama.importers.labels import read_label_map, require_vocabulary
+from emollama.importers.names import EXAMPLE as NAME_EXAMPLE
+from emollama.importers.names import NameFormat
 from emollama.logs.console import write_plain
 from emollama.paths import new_folder
 
@@ -48,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             labels = f"allowed labels (default: {' '.join(LABELS)})"
             subparser.add_argument("--labels", nargs="+", default=list(LABELS), metavar="LABEL", help=labels)
             maps = f"YAML or JSON files that rename labels, with entries 'source label: label' or 'source label: {SKIP}'"
-            also = f", or the built-in map {', '.join(BUILT_IN)}; several maps are applied in order"
+            also = f", or built-in maps: {', '.join(DATASET_LABELS)}; several maps are applied in order"
             subparser.add_argument("--label-map", nargs="+", default=[], metavar="MAP", help=maps + also)
 
 
@@ -71,7 +74,7 @@ def _add_source(parser: argparse.ArgumentParser, kind: str, text: str) -> None:
         parser.add_argument("source", metavar="FOLDER", help="the folder of videos")
         table = "CSV with the name and label of each video, and optional columns for the sentence and the caption"
         parser.add_argument("table", metavar="TABLE", help=table)
-        for column in VIDEO_COLUMNS:
+        for column in VIDEO_COLUMNS[1:]:
             usual = " or ".join(getattr(videos.Columns, column))
             parser.add_argument(f"--{column}-column", metavar="COLUMN", help=f"column of the {column} (default: {usual})")
     elif kind in ("mer2024", "mer2025"):
@@ -79,9 +82,21 @@ def _add_source(parser: argparse.ArgumentParser, kind: str, text: str) -> None:
         parser.add_argument("source", nargs="+", metavar="FILE", help=joined)
     else:
         parser.add_argument("source", metavar="FILE", help=text)
+    if kind not in ("mer-factory", "mertools"):
+        _add_name(parser, kind)
     if kind == "mertools":
         splits = "splits to import: train, test1, test2 or test3 (the entry <split>_corpus of the file)"
         parser.add_argument("--split", nargs="+", required=True, metavar="NAME", help=splits)
+
+
+def _add_name(parser: argparse.ArgumentParser, kind: str) -> None:
+    """Add the arguments that say where the names of clips in a table are."""
+    names = parser.add_mutually_exclusive_group()
+    template = f"names composed of several columns: a format string over the columns, such as '{NAME_EXAMPLE}' for MELD"
+    names.add_argument("--name", metavar="FORMAT", help=template.replace("%", "%%"))
+    if kind == "videos":
+        usual = " or ".join(videos.Columns.name)
+        names.add_argument("--name-column", metavar="COLUMN", help=f"column of the name (default: {usual})")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -95,7 +110,9 @@ def run(arguments: argparse.Namespace) -> None:
 def _imported(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     labels = () if arguments.kind == "emer" else arguments.labels
     maps = () if arguments.kind == "emer" else [read_label_map(path) for path in arguments.label_map]
-    collector = Collector(LabelMap(labels, maps))
+    require_vocabulary(labels)
+    template = getattr(arguments, "name", None)
+    collector = Collector(LabelMap(labels, maps), None if template is None else NameFormat(template))
     _read(arguments, collector)
     sentences = annotation_files.read_sentences(arguments.transcripts, collector) if arguments.transcripts else {}
     collector.finish(arguments.on_problem)
@@ -119,6 +136,6 @@ def _read(arguments: argparse.Namespace, collector: Collector) -> None:
     elif arguments.kind == "videos":
         names = {column: getattr(arguments, f"{column}_column") for column in VIDEO_COLUMNS}
         columns = videos.Columns(**{column: (name,) for column, name in names.items() if name})
-        videos.read(source, arguments.table, columns, collector)
+        videos.read(source, arguments.table, columns, collector, DFEW_DIGITS if "dfew" in arguments.label_map else 0)
     else:
         mer.read(source, collector)

@@ -100,10 +100,17 @@ def _report(report: PackingReport, dtype: str, output: str) -> str:
 
 
 def _index(shards: str, output: str | None) -> None:
+    from emollama.errors import DownloadError, UserError
     from emollama.stores.packing import common_manifest, index_tars
+    from emollama.stores.tar_index import skipped_note
 
-    indexes = index_tars(shards, Path(output) if output else None)
+    try:
+        indexes = index_tars(shards, Path(output) if output else None)
+    except DownloadError as error:
+        raise UserError(f"--index: {error}") from None
     write_plain(f"{len(indexes)} indexes written: {', '.join(map(str, indexes))}\n")
+    if note := skipped_note(indexes.values()):
+        write_plain(f"{note}\n")
     if output:
         if (manifest := common_manifest([shards])) is not None:
             manifest.write(output)
@@ -113,10 +120,11 @@ def _index(shards: str, output: str | None) -> None:
 def _check(folder: str) -> None:
     from emollama.errors import UserError
     from emollama.listing import abbreviated
+    from emollama.paths import require_local
     from emollama.stores.packed import PackedStore
     from emollama.stores.tars import is_tar_path
 
-    if is_tar_path(folder):
+    if is_tar_path(require_local(folder, "--check", "folder")):
         raise UserError(
             f"--check: '{folder}' contains tar shards, but --check verifies packed shards. To compare the arrays of tar"
             " shards with their digests, use emollama check-data --deep."

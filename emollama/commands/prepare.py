@@ -46,8 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Write the caption files and print a summary."""
     from emollama.importers import caption_files, flickr30k
+    from emollama.paths import require_local
 
-    folder = Path(arguments.output or os.path.dirname(arguments.annotations))
+    folder = Path(arguments.output or os.path.dirname(require_local(arguments.annotations, "--annotations without --output")))
     caption_files.require_output_folder(folder, arguments.images)
     collection = flickr30k.read(arguments.annotations)
     splits = _splits(arguments, collection)

@@ -6,14 +6,20 @@ import argparse
 import os
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from emollama.commands.arguments import add_dry_run, add_run_arguments
 from emollama.distributed.launcher import add_launch_arguments, launch, processes_for
+from emollama.distributed.stop_requests import STOP_REQUESTS
+from emollama.distributed.watchdog import watching
+from emollama.distributed.worker_variables import integer
 from emollama.errors import Interrupted
+from emollama.folder_lock import new_run_folder, remove_if_empty
 from emollama.logs.console import write
+from emollama.paths import require_writable
+from emollama.run_folder import RESULT
 from emollama.variables import JOB_ID
 
 
@@ -32,12 +38,10 @@ def run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
         evaluate: evaluate even if ``run.evaluate_only`` is False.
 
     Raises:
-        KeyboardInterrupt: If a signal stopped the run. For training, the message says how to resume it.
+        KeyboardInterrupt: If a signal interrupted the run.
+        Stopped: If the run stopped after SIGTERM, SIGUSR1 or ``run.stop_after_minutes``. Both messages say how to resume it.
     """
     from emollama.config import load
-    from emollama.logs.logger import get_logger
-    from emollama.paths import require_writable
-    from emollama.reporting.report import write_report_if_possible
 
     config = load(arguments.cfg_path, arguments.options)
     training = not (evaluate or config.run.evaluate_only)
@@ -47,47 +51,97 @@ def run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
 
         write(dry_run(config, training=training, processes=processes))
         return
-    with _resumable(config.run) if training else nullcontext():
+    resumable = _resumable_training if training else _resumable_evaluation
+    with resumable(config.run), supervised(config.run):
         if processes > 1:
             # Checked before worker processes start, which takes seconds.
             require_writable(Path(config.run.output_dir), "run.output_dir")
             launch(arguments, processes)
-            return
-        runner = config.runner_class(config, training=training)
-        if training:
-            runner.train(write_report_if_possible)
-            return
-        for path in runner.evaluate(write_report_if_possible):
-            get_logger().info("wrote %s", path)
+        else:
+            _run(config, training=training)
 
 
 @contextmanager
-def _resumable(run: Any) -> Iterator[None]:
-    """Choose the name of the run folder for this process and its workers; after an interrupt, say how to resume the run."""
-    from emollama.paths import new_job_id
+def supervised(run: Any) -> Iterator[None]:
+    """Handle requests to stop, and end this process if it hangs.
 
-    before, job_id = os.environ.get(JOB_ID), run.job_id or new_job_id()
+    Args:
+        run: the ``run`` block.
+    """
+    with STOP_REQUESTS.handled(run.stop_after_minutes), watching(run.hang_minutes):
+        yield
+
+
+def _run(config: Any, *, training: bool) -> None:
+    from emollama.logs.logger import get_logger
+    from emollama.reporting.report import write_report_if_possible
+
+    runner = config.runner_class(config, training=training)
+    if training:
+        runner.train(write_report_if_possible)
+        return
+    for path in runner.evaluate(write_report_if_possible):
+        get_logger().info("wrote %s", path)
+
+
+@contextmanager
+def _resumable_training(run: Any) -> Iterator[None]:
+    """Choose the run's folder for this process and its workers; if the run is interrupted, say how to resume it."""
+    with _run_name(run) as job_id:
+        try:
+            yield
+        except KeyboardInterrupt as stopped:
+            options = [] if run.resume_ckpt_path == "auto" else ["run.resume_ckpt_path=auto"]
+            if not any(Path(run.output_dir, job_id).glob("checkpoint_*.pth")):
+                raise _with_message(stopped, "this run has not saved a checkpoint yet") from None
+            raise _with_message(stopped, _how_to_continue("resume", run, job_id, options)) from None
+
+
+@contextmanager
+def _resumable_evaluation(run: Any) -> Iterator[None]:
+    """Choose the folder for this process and its workers; if the evaluation is interrupted, say how to continue it."""
+    with _run_name(run) as job_id:
+        try:
+            yield
+        except KeyboardInterrupt as stopped:
+            if not Path(run.output_dir, job_id, RESULT).is_dir():
+                raise
+            raise _with_message(stopped, _how_to_continue("continue", run, job_id, [])) from None
+
+
+@contextmanager
+def _run_name(run: Any) -> Iterator[str]:
+    """Yield the name of the run's folder, and set it for the workers. If ``run.job_id`` is null, create a folder for the run."""
+    before = os.environ.get(JOB_ID)
+    created: list[Path] = []
+    job_id = run.job_id or before
+    if not job_id:
+        # Without a launcher of this package, rank 0 chooses the folder.
+        job_id, created = new_run_folder(run.output_dir) if integer("RANK", 0) == 0 else ("", [])
     os.environ[JOB_ID] = job_id
     try:
-        yield
-    except Interrupted as stopped:
-        raise Interrupted(_when_interrupted(run, job_id), stopped.signal_number) from None
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_when_interrupted(run, job_id)) from None
+        yield job_id
     finally:
-        if before is None:
-            del os.environ[JOB_ID]
-        else:
+        remove_if_empty(created)
+        os.environ.pop(JOB_ID)
+        if before is not None:
             os.environ[JOB_ID] = before
 
 
-def _when_interrupted(run: Any, job_id: str) -> str:
-    """Return the message after an interrupt, with the options that resume the run if it has saved a checkpoint."""
-    if not any(Path(run.output_dir, job_id).glob("checkpoint_*.pth")):
-        return "interrupted; this run has not saved a checkpoint yet"
-    options = [] if run.job_id else [f"run.job_id={job_id}"]
-    if run.resume_ckpt_path != "auto":
-        options.append("run.resume_ckpt_path=auto")
+def _how_to_continue(what: str, run: Any, job_id: str, options: list[str]) -> str:
+    """Return a clause with the options that resume a run or continue an evaluation."""
+    if not run.job_id:
+        options = [f"run.job_id={job_id}", *options]
     if not options:
-        return "interrupted; run the same command again to resume"
-    return f"interrupted; to resume, run the same command with these values added to --options: {shlex.join(options)}"
+        return f"run the same command again to {what}"
+    return f"to {what}, run the same command with these values added to --options: {shlex.join(options)}"
+
+
+def _with_message(stopped: KeyboardInterrupt, clause: str) -> KeyboardInterrupt:
+    """Return the same interrupt with a clause added to its message."""
+    # The launcher passes on the message of its workers, which is complete.
+    text = str(stopped) or "interrupted"
+    text = text if text.endswith(clause) else f"{text}; {clause}"
+    if isinstance(stopped, Interrupted):
+        return Interrupted(text, stopped.signal_number)
+    return type(stopped)(text)

@@ -3,8 +3,8 @@
 The command prints each metric with its 95% confidence interval (bootstrap over samples), the differences of each file from the
 first one on the samples that both have, and a summary of invalid and missing answers.
 
-Answers are .jsonl files of a run, CSV tables (with the columns names,chi_reasons, or image_id,caption, or name and one of
-prediction, english, label and openset), COCO results (.json) or .npz submissions.
+Answers are .jsonl files of a run or of Emotion-LLaMA-v2, CSV tables (with the columns names,chi_reasons, or image_id,caption, or
+name and one of prediction, english, label and openset), COCO results (.json) or .npz submissions.
 
 References are a table of EMER, a table or list of labels, a table of emotion words (openset), or captions (.json). The image_id
 of a caption is the number of the image in a COCO file, or the name of the image file, with or without its extension.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emollama.commands.arguments import (
     add_imports,
@@ -25,6 +25,7 @@ from emollama.commands.arguments import (
     judge_block,
     pairs,
 )
+from emollama.data.label_map import DATASET_LABELS, spoken_aliases
 from emollama.logs.console import write
 
 if TYPE_CHECKING:
@@ -45,14 +46,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metrics", nargs="+", default=[], metavar="METRIC", help=metrics)
     add_imports(parser, "metrics, metric inputs or judges")
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="allowed labels (default: the labels of the references)")
-    aliases = "other words for a label, for example joy=happy"
+    aliases = f"other words for a label, for example joy=happy, or the labels of a dataset: {', '.join(DATASET_LABELS)}"
     parser.add_argument("--aliases", nargs="+", default=[], metavar="WORD=LABEL", help=aliases)
+    mode = "part of the dataset to score in answers of Emotion-LLaMA-v2, such as test1 (default: all answers with references)"
+    parser.add_argument("--mode", metavar="NAME", help=mode)
     rule = "how to read the label of an answer. search: a whole word (default). exact: the whole answer. last_word: the last word"
     parser.add_argument("--answer-rule", choices=("search", "exact", "last_word"), default="search", help=rule)
     several = "label of an answer that contains several labels (default: invalid)"
     parser.add_argument("--several-hits", choices=("invalid", "first", "last"), default="invalid", help=several)
     synonyms = 'JSON file of synonyms for the ov metrics: [["happy", "glad"], ...], {"happy": ["glad"]} or {"glad": "happy"}'
-    parser.add_argument("--synonyms", metavar="FILE", help=synonyms)
+    parser.add_argument("--synonyms", metavar="FILE", help=f"{synonyms}; or openset-synonym.zip of MER2024-OV")
     parser.add_argument("--wheels", metavar="FOLDER", help="emotion wheels for the ew metrics, in the layout of MERTools")
     parser.add_argument("--wheel-level", type=int, choices=(1, 2), default=1, help="wheel level of the ew metrics (default: 1)")
     tokenizer = "tokenizer of captions. ptb requires Java. auto: ptb if Java is installed, otherwise treebank (default)"
@@ -89,8 +92,8 @@ def run(arguments: argparse.Namespace) -> None:
     resampling = Resampling(arguments.resamples, arguments.seed)
     if arguments.output:
         _require_free(arguments.output)
-    aliases = pairs(arguments.aliases, "--aliases", "WORD=LABEL")
-    matching = match(arguments.predictions, arguments.truth, arguments.task, aliases)
+    aliases = _aliases(arguments.aliases)
+    matching = match(arguments.predictions, arguments.truth, arguments.task, aliases.in_files, arguments.labels, arguments.mode)
     scoring = _scoring(arguments, matching, aliases)
     try:
         scores = _scores(scoring, matching)
@@ -116,7 +119,26 @@ def _require_free(output: str) -> None:
         require_new_file(str(Path(output) / name))
 
 
-def _scoring(arguments: argparse.Namespace, matching: Matching, aliases: dict[str, str]) -> Scoring:
+class _Aliases(NamedTuple):
+    """The values of ``--aliases``: all entries of the built-in maps, and the pairs of the user."""
+
+    built_in: dict[str, str]
+    own: dict[str, str]
+
+    @property
+    def in_files(self) -> dict[str, str]:
+        """Label in a file -> label that it stands for."""
+        return self.built_in | self.own
+
+
+def _aliases(values: list[str]) -> _Aliases:
+    built_in = [name for name in values if name in DATASET_LABELS]
+    form = f"WORD=LABEL or one of {', '.join(DATASET_LABELS)}"
+    own = pairs([value for value in values if value not in built_in], "--aliases", form)
+    return _Aliases({raw: label for name in built_in for raw, label in DATASET_LABELS[name].items()}, own)
+
+
+def _scoring(arguments: argparse.Namespace, matching: Matching, aliases: _Aliases) -> Scoring:
     from emollama.evaluation.references import allowed_labels
     from emollama.evaluation.scoring import Scoring
     from emollama.registry import JUDGES, METRICS
@@ -137,10 +159,11 @@ def _scoring(arguments: argparse.Namespace, matching: Matching, aliases: dict[st
         wheel_level=arguments.wheel_level,
         caption_tokenizer=arguments.caption_tokenizer,
     )
+    labels = allowed_labels(matching.references, arguments.labels)
     return Scoring(
         cfg,
-        labels=allowed_labels(matching.references, arguments.labels),
-        aliases=aliases,
+        labels=labels,
+        aliases=spoken_aliases(aliases.built_in, labels) | aliases.own,
         tasks=dict.fromkeys(matching.tasks, ("reference", "loss")),
         key="",
         options=OPTIONS,

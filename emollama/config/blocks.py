@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from emollama.config import compat
+from emollama.config import compat, minigpt
 from emollama.config.layers import Layer, selected
 from emollama.errors import UserError
 from emollama.registration import Registry
@@ -75,19 +75,28 @@ def chosen_blocks(layers: list[Layer], needs_model: bool) -> Iterator[ConfigBloc
     runner = typing.cast("str", selected(layers, ["run", "runner"], "runner_base"))
     task = typing.cast("str", selected(layers, ["run", "task"], "image_text_pretrain"))
     TASKS.require(task, "run.task")
+    labelled = list(_dataset_blocks(layers))
+    undecided = [
+        f"{group}.{block_name}" for group, block_name, name in labelled if name == block_name and name not in DATASETS.names()
+    ]
+    minigpt.require_known_datasets(layers[0].name, undecided)
+    for group, block_name, name in labelled:
+        preset = selected(layers, [group, block_name, "preset"], None)
+        block = _block(f"{group}.{block_name}", (DATASETS, name, f"{group}.{block_name}.type"), {"type": name, "preset": preset})
+        if group == "evaluation_datasets":
+            block.configs += [TASKS.config(task), TASKS.attribute(task, "scoring").Config]
+        yield block
+    yield _block("run", (RUNNERS, runner, "run.runner"), {"runner": runner, "task": task})
+
+
+def _dataset_blocks(layers: list[Layer]) -> Iterator[tuple[str, str, str]]:
+    """Yield (group, block name, name of the dataset class) for each dataset block. A block's name is the default of its type."""
     for group in ("datasets", "evaluation_datasets"):
         block_names = dict.fromkeys(block_name for layer in layers for block_name in layer.tree.get(group, {}))
         unused = compat.processor_blocks(layers) if group == "datasets" else []
         for block_name in (block_name for block_name in block_names if block_name not in unused):
-            name = typing.cast("str", selected(layers, [group, block_name, "type"], block_name))
-            preset = selected(layers, [group, block_name, "preset"], None)
-            block = _block(
-                f"{group}.{block_name}", (DATASETS, name, f"{group}.{block_name}.type"), {"type": name, "preset": preset}
-            )
-            if group == "evaluation_datasets":
-                block.configs += [TASKS.config(task), TASKS.attribute(task, "scoring").Config]
-            yield block
-    yield _block("run", (RUNNERS, runner, "run.runner"), {"runner": runner, "task": task})
+            default = block_name if block_name in DATASETS.names() else minigpt.DATASET_TYPES.get(block_name, block_name)
+            yield group, block_name, typing.cast("str", selected(layers, [group, block_name, "type"], default))
 
 
 def _block(path: str, chosen: tuple[Registry[object], str, str], selectors: dict[str, str | None]) -> ConfigBlock:

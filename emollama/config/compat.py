@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from emollama.config import minigpt
 from emollama.config.layers import Layer, leaves, selected
 from emollama.errors import UserError
 
@@ -34,10 +35,13 @@ _VALIDATION = "all blocks under evaluation_datasets are evaluated: during traini
 _BEST = "run.save_best saves the best checkpoint by run.metric; each metric defines which direction is better"
 _PATIENCE = "run.early_stop_patience sets early stopping"
 _NAME = "run.job_id sets the name of the run folder"
+# The text processor of cc_sbu_align; this cannot be the name of a key.
+_ALIGN_PROCESSOR = "cc_sbu_align.text_processor"
 _DATASET_KEYS = {
     "vis_processor": _FEATURES,
     "data_type": _FEATURES,
     "evaluation_task": _VALIDATION,
+    _ALIGN_PROCESSOR: "MiniGPT-4 trains on these captions unchanged; to process them, set text_processor: blip_caption",
 }
 WITHOUT_EFFECT: dict[str, dict[str, str]] = {
     "model": {
@@ -57,7 +61,7 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
         "use_dist_eval_sampler": "evaluation always distributes the samples over the processes and answers each sample once",
         **dict.fromkeys(("job_name", "name"), _NAME),
         "train_splits": "training uses all blocks under datasets",
-        **dict.fromkeys(("batch_size_train", "batch_size_eval"), "each dataset block sets its own batch_size"),
+        **dict.fromkeys(("batch_size_train", "batch_size_eval"), "the batch_size of dataset blocks that do not set it"),
         **dict.fromkeys(("valid_splits", "test_splits", "evaluation"), _VALIDATION),
         **dict.fromkeys(("metric_for_best_model", "best_model_split", "greater_is_better"), _BEST),
         **dict.fromkeys(("early_stopping_patience", "early_stopping_min_delta"), _PATIENCE),
@@ -67,6 +71,7 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
 # these keys, and no annotation file.
 PROCESSOR_KEYS = {
     *("vis_processor", "text_processor", "max_words", "batch_size", "sample_ratio", "data_type", "task_pool", "evaluation_task"),
+    _ALIGN_PROCESSOR,
 }
 PREPROCESS = "the dataset blocks contain the processors"
 
@@ -105,7 +110,11 @@ def processor_blocks(layers: list[Layer]) -> list[str]:
     for layer in layers:
         for block_name, keys in layer.tree.get("datasets", {}).items():
             blocks.setdefault(block_name, set()).update(keys)
-    return [block_name for block_name, keys in blocks.items() if "vis_processor" in keys and keys <= PROCESSOR_KEYS]
+    return [
+        block_name
+        for block_name, keys in blocks.items()
+        if "vis_processor" in keys and keys <= PROCESSOR_KEYS and not minigpt.needs_storage(block_name)
+    ]
 
 
 def warning(layers: list[Layer], without_effect: dict[str, str], blocks: dict[str, dict[str, Any]]) -> list[str]:
@@ -120,8 +129,11 @@ def warning(layers: list[Layer], without_effect: dict[str, str], blocks: dict[st
     if any("preprocess" in layer.old_keys for layer in layers):
         reasons["preprocess"] = PREPROCESS
     for block_name in processor_blocks(layers):
-        reason = f"the block has no annotation file and is ignored. To train on it, set datasets.{block_name}.annotation_file"
-        reasons[f"datasets.{block_name}"] = reason
+        key = "build_info.storage" if block_name == minigpt.ALIGN else "annotation_file"
+        remedy = f"To train on it, set datasets.{block_name}.{key}; to evaluate it, evaluation_datasets.{block_name}.{key}"
+        reasons[f"datasets.{block_name}"] = f"the block has no annotation file and is ignored. {remedy}"
+    if "model.model_type" in reasons and (effect := minigpt.model_type_effect(layers)):
+        reasons["model.model_type"] = effect
     if reasons or any(layer.old_keys for layer in layers):
         reasons |= dict(_other_meanings(layers, blocks))
     if not reasons:
@@ -140,26 +152,41 @@ def _block(layer: str, path: str, keys: Any, old_keys: dict[str, str]) -> Any:
         return keys
     block: dict[str, Any] = {}
     names: dict[str, str] = {}
-    for name, value, old_name in _pairs(f"{layer}: '{path}", path.partition(".")[0], keys):
-        if name in block:
+    for name, value, old_name in _pairs(f"{layer}: '{path}", path, keys):
+        if name in block and name != _ALIGN_PROCESSOR:
             raise UserError(f"{layer}: '{path}.{names[name]}' and '{path}.{old_name}' both set '{name}'. Keep one of them.")
         block[name], names[name] = value, old_name
     old_keys |= {f"{path}.{name}": old_name for name, old_name in names.items() if name != old_name}
     return block
 
 
-def _pairs(where: str, kind: str, keys: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
+def _pairs(where: str, path: str, keys: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
     """Yield (current key, value, key as written in the file) for each key of a block."""
+    kind, _, block_name = path.partition(".")
+    is_align = kind in DATASETS and block_name == minigpt.ALIGN and "type" not in keys
     for key, value in keys.items():
         if kind in DATASETS and key == "build_info":
             if not isinstance(value, dict):
                 raise UserError(f"{where}.build_info' must be a block of keys, not {value!r}")
             for inner, inner_value in value.items():
-                yield RENAMED[kind].get(inner, str(inner)), inner_value, f"build_info.{inner}"
+                yield from _current_pairs(kind, (str(inner), inner_value, f"build_info.{inner}"), is_align)
         elif kind in DATASETS and key == "text_processor" and isinstance(value, dict):
-            yield from _processor(value, "eval" if kind == "evaluation_datasets" else "train")
+            for name, inner_value, old_key in _processor(value, "eval" if kind == "evaluation_datasets" else "train"):
+                yield (_ALIGN_PROCESSOR if is_align and name in TEXT_PROCESSOR.values() else name), inner_value, old_key
         else:
-            yield RENAMED[kind].get(key, key), value, key
+            yield from _current_pairs(kind, (key, value, key), is_align)
+
+
+def _current_pairs(kind: str, pair: tuple[str, Any, str], is_align: bool) -> Iterator[tuple[str, Any, str]]:
+    """Yield (key, value, key as written in the file) with the current key; the storage of cc_sbu_align stands for two keys."""
+    key, value, old_key = pair
+    if is_align and key == "storage" and isinstance(value, str):
+        for name, file in minigpt.ALIGN_FILES.items():
+            yield name, f"{value.rstrip('/')}/{file}", old_key
+    elif kind == "model" and key == "arch" and isinstance(value, str):
+        yield key, minigpt.ARCHITECTURES.get(value, value), old_key
+    else:
+        yield RENAMED[kind].get(key, key), value, old_key
 
 
 def _processor(splits: dict[str, Any], preferred: str) -> Iterator[tuple[str, Any, str]]:

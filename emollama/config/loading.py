@@ -1,9 +1,9 @@
 """Loading of configurations: layers are checked, merged and converted to Config objects. Only this package imports OmegaConf.
 
-Each registered component has its own ``@dataclass class Config``. A configuration is merged from four layers; later layers
+Each registered component has its own ``@dataclass class Config``. A configuration is merged from these layers; later layers
 take precedence::
 
-    dataclass defaults  <  preset (emollama/config/presets/)  <  the user's YAML  <  --options a.b=c
+    dataclass defaults  <  model_type of MiniGPT-4  <  preset (emollama/config/presets/)  <  the user's YAML  <  --options a.b=c
 
 Layers are merged one at a time, so that an error can name the layer and the key, and the source of every value is recorded.
 ``${oc.env:NAME}`` and ``${paths.x}`` work everywhere. The config.yaml in a run folder contains them unresolved.
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from emollama.config import aliases, compat
+from emollama.config import aliases, compat, minigpt
 from emollama.config.blocks import ConfigBlock, chosen_blocks
 from emollama.config.key_hints import top_level_hint
 from emollama.config.layers import (
@@ -202,9 +202,11 @@ def from_dict(tree: dict[str, Any], name: str) -> RunConfig:
 
 
 def _block_layers(block: ConfigBlock, layers: list[Layer]) -> Iterator[Layer]:
-    """Yield the layers of one block in order of precedence, the preset first."""
+    """Yield the layers of one block in order of precedence: implied keys of MiniGPT-4, the preset, then the others."""
     block.node = empty_node(block)
     fields = {item.name for config in block.configs for item in dataclasses.fields(config)}
+    if implied := minigpt.implied_layer(layers, block.path, block.name, fields):
+        yield implied
     preset = block.selectors.get("preset")
     if preset is not None:
         folder = PRESETS / ("models" if block.kind == "model" else "datasets")

@@ -11,7 +11,7 @@ from pathlib import Path
 from emollama import variables
 from emollama.errors import UserError
 from emollama.listing import abbreviated
-from emollama.paths import PACKAGE, packaged_copy, require_file
+from emollama.paths import PACKAGE, packaged_copy, require_file, require_local
 from emollama.suggestions import nearest
 
 
@@ -23,9 +23,9 @@ def find_shipped(path: str, key: str) -> str:
         key: the option or configuration key, for messages.
 
     Raises:
-        UserError: If neither exists. The message names both.
+        UserError: If neither exists, or the path is a URL. The message names both.
     """
-    copy = None if os.path.lexists(path) else packaged_copy(path)
+    copy = None if os.path.lexists(require_local(path, key)) else packaged_copy(path)
     if copy is None:
         return require_file(path, key, "Correct the path." if os.path.exists(path) else _remedy(path, []))
     if copy.is_file():

@@ -10,25 +10,28 @@ The readers pass problems of single rows to their ``report`` argument and skip t
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from emollama.data.csv_files import read_csv, require_column, split_lines
 from emollama.data.problems import Problem, Report, raise_problem
-from emollama.data.text_checks import HALF_CHARACTER, encodable, escaped, half_characters, is_encodable, json_format
-from emollama.errors import UserError
+from emollama.data.text_checks import encodable, escaped, half_characters, is_encodable, json_format, other_format
+from emollama.errors import DownloadError, UserError
 from emollama.listing import abbreviated, listing
 from emollama.paths import PATHS, read_text, require_file
+from emollama.text_encoding import HALF_CHARACTER
 
 AnnotationFormat = Literal["auto", "n", "ne", "ncev"]
 WIDTHS = {"n": (1,), "ne": (2,), "ncev": (3, 4)}  # number of fields in a line
-LABELS = ("happy", "sad", "neutral", "angry", "worried", "surprise", "fear", "contempt", "doubt")
-DFEW_LABELS = {"1": "happy", "2": "sad", "3": "neutral", "4": "angry", "5": "surprise", "6": "disgust", "7": "fear"}
+DFEW_DIGITS = 5  # names of DFEW's clips have five digits, 00001; its tables omit leading zeros
 NO_VALENCE = -10  # value of the valence column of a list for an unknown valence
 NAME_COLUMNS = ("name", "names", "video_name")
 SENTENCE_COLUMNS = ("sentence", "sentence_en", "english", "subtitles")
+RowReader = Callable[[Mapping[str, str]], str]
+NameReader = Callable[[str, Sequence[str], Sequence[str]], RowReader]
 # A name without any of these characters and without ".." cannot point outside its folder and needs no further check.
 _SUSPICIOUS = {"/", "\\", *map(chr, [*range(32), 127])}
 
@@ -217,10 +220,9 @@ def read_json(path: str, *, half_characters_allowed: bool = False) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:
-        if detected := _other_format(text, error.pos):
-            raise UserError(
-                f"{path} is {detected}; expected a JSON file with a single object or list. Correct the path, or convert it."
-            ) from None
+        if detected := other_format(text, error.pos):
+            expected = "expected a JSON file with a single object or list. Correct the path, or convert it."
+            raise UserError(f"{path} is {detected}; {expected}") from None
         raise UserError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}. JSON does not allow comments.") from None
     except RecursionError:
         raise UserError(f"{path}: the JSON is nested too deeply for a file of this kind") from None
@@ -229,14 +231,6 @@ def read_json(path: str, *, half_characters_allowed: bool = False) -> Any:
     if not half_characters_allowed and (places := half_characters(text, value)):
         raise UserError(f"{path}: {abbreviated(places)}: {HALF_CHARACTER}.")
     return value
-
-
-def _other_format(text: str, position: int) -> str | None:
-    """Return what a text that is not JSON is instead, given the position of the first error; None if that is unknown."""
-    if json_format(text) == "a JSON Lines file":
-        return "a JSON Lines file, with one value per line"
-    first_line = text.lstrip().partition("\n")[0]
-    return "a CSV table" if not text[:position].strip() and "," in first_line and first_line[:1] not in "{[" else None
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -248,25 +242,48 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def read_transcripts(path: str, report: Report = raise_problem) -> dict[str, str]:
+def column_reader(path: str, header: Sequence[str], columns: Sequence[str]) -> RowReader:
+    """Return a function from a row to its cell in the first of these columns that the header contains.
+
+    Raises:
+        UserError: If the header contains none of them.
+    """
+    return itemgetter(require_column(path, header, columns))
+
+
+def read_transcripts(path: str, report: Report = raise_problem, name_reader: NameReader = column_reader) -> dict[str, str]:
     """Read a transcript CSV with a ``name`` column and one of :data:`SENTENCE_COLUMNS`.
 
     An empty cell means a clip without speech and is read as an empty string.
+
+    Args:
+        path: the CSV file.
+        report: receives rows without a name, and clips with two different sentences.
+        name_reader: function from path, header and :data:`NAME_COLUMNS` to a function from a row to the clip's name.
 
     Raises:
         UserError: If a column is missing and, by default, if a row has no name or a clip has two different sentences.
     """
     sentences: dict[str, str] = {}
     header, rows = read_csv(path, "transcription_path", report)
-    name_column, column = require_column(path, header, NAME_COLUMNS), require_column(path, header, SENTENCE_COLUMNS)
+    name_of, column = name_reader(path, header, NAME_COLUMNS), require_column(path, header, SENTENCE_COLUMNS)
     for line_number, row in rows:
-        name, sentence = row[name_column], row[column]
+        try:
+            name, sentence = name_of(row), row[column]
+        except ValueError as error:
+            report(Problem("transcript", f"{path}, line {line_number}: {error}"))
+            continue
         if not name:
             report(Problem("transcript", f"{path}, line {line_number}: the row has no name"))
         elif sentences.setdefault(name, sentence) != sentence:
             text = f"'{name}' already has a different sentence. Remove one of the two rows."
             report(Problem("transcript", f"{path}, line {line_number}: {text}", (name,)))
     return sentences
+
+
+def padded_name(name: str, digits: int) -> str:
+    """Return a clip's name; if it is a number, pad it with zeros to this number of digits."""
+    return name.zfill(digits) if name.isdecimal() else name
 
 
 def missing_names(names: Iterable[str], present: Container[str]) -> list[str]:
@@ -278,6 +295,6 @@ def file_exists(path: str | None) -> bool:
     """Return whether the path is configured and names an existing file."""
     try:
         return path is not None and bool(PATHS.isfile(path))
-    except NotImplementedError:
-        # A URL cannot be checked. The reader of the file reports the error, with the configuration key.
+    except (NotImplementedError, DownloadError):
+        # It is not known whether a remote file exists. Its reader reports the error, with the configuration key.
         return True

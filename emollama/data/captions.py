@@ -20,10 +20,11 @@ from typing import Any
 
 from emollama.data.annotations import read_json, safe_name
 from emollama.data.problems import Problem, Report, raise_problem
-from emollama.data.text_checks import HALF_CHARACTER, is_encodable
+from emollama.data.text_checks import is_encodable
 from emollama.errors import UserError
 from emollama.listing import listing
 from emollama.paths import require_file
+from emollama.text_encoding import HALF_CHARACTER
 
 EXPECTED = (
     'expected {"annotations": [{"image_id": "...", "caption": "...", "captions": ["...", ...]}]},'
@@ -76,13 +77,18 @@ def read_captioned_images(path: str, report: Report = raise_problem, key: str = 
     if not images:
         first = f" The first problem: {problems[0].text}" if problems else ""
         raise UserError(f"{path}: the file has no image or no usable entry; {EXPECTED}.{first}")
-    for problem in _first_of_each_kind(path, problems):
+    for problem in first_of_each_kind(path, problems):
         report(problem)
     return images
 
 
-def _first_of_each_kind(path: str, problems: list[Problem]) -> Iterator[Problem]:
-    """Yield the first few problems of each kind, then one problem that stands for all others of this kind."""
+def first_of_each_kind(path: str, problems: list[Problem]) -> Iterator[Problem]:
+    """Yield the first few problems of each kind, then one problem that stands for all others of this kind.
+
+    Args:
+        path: path of the captions, for messages.
+        problems: the problems of single entries.
+    """
     for kind in dict.fromkeys(problem.kind for problem in problems):
         same_kind = [problem for problem in problems if problem.kind == kind]
         yield from same_kind[:MAX_PROBLEMS]
@@ -101,10 +107,15 @@ def parse_captions(value: Any) -> tuple[str, ...]:
         raise ValueError("the captions must be a list of texts")
     if not value:
         raise ValueError("the list of captions is empty")
-    return tuple(_parse_caption(text) for text in value)
+    return tuple(parse_caption(text) for text in value)
 
 
-def _parse_caption(value: Any) -> str:
+def parse_caption(value: Any) -> str:
+    """Return a stripped caption.
+
+    Raises:
+        ValueError: If the value is not text, is empty, or cannot be encoded as UTF-8.
+    """
     if not isinstance(value, str):
         raise ValueError(f"a caption must be text, got {str(value)[:40]!r}")
     text = value.strip()
@@ -143,7 +154,7 @@ def _from_entries(path: str, entries: list[Any], report: Report) -> Iterator[Cap
         try:
             fields = _require_fields(entry, "image_id")
             name = names.add(_parse_id(fields["image_id"]), where, remedy)
-            joined = _parse_caption(fields["caption"]) if fields.get("caption") else None
+            joined = parse_caption(fields["caption"]) if fields.get("caption") else None
             captions = parse_captions(fields["captions"]) if fields.get("captions") else (joined,) if joined else ()
             yield CaptionedImage(name, name, captions, joined or " ".join(captions))
         except ValueError as error:
@@ -197,7 +208,7 @@ def _captions_by_id(path: str, entries: list[Any], report: Report) -> dict[str, 
     for index, entry in enumerate(entries):
         try:
             fields = _require_fields(entry, "image_id", "caption")
-            captions.setdefault(_parse_id(fields["image_id"]), []).append(_parse_caption(fields["caption"]))
+            captions.setdefault(_parse_id(fields["image_id"]), []).append(parse_caption(fields["caption"]))
         except ValueError as error:
             report(Problem("caption", f"{path}, annotations[{index}]: {error}"))
     return captions

@@ -1,16 +1,28 @@
-"""CSV files with a header."""
+"""CSV files with a header: the reader, and the only writer.
+
+Spreadsheet programs execute cells such as ``=HYPERLINK(...)`` as formulas. The writer therefore puts an apostrophe in front of
+text that begins like a formula, unless programs read the file as data: they would take the apostrophe for a part of the text.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 from emollama.data.problems import Problem, Report, raise_problem
 from emollama.data.text_checks import json_format
 from emollama.errors import UserError
 from emollama.listing import abbreviated
-from emollama.paths import read_text, require_file
+from emollama.paths import atomic_write, read_text, require_file
+
+# Text that already begins with an apostrophe and a formula gets another one, so that it can be restored.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_ESCAPED = re.compile(r"'+[=+\-@\t\r]")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?%?")
 
 
 def read_csv(path: str, key: str, report: Report = raise_problem) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
@@ -74,3 +86,29 @@ def require_column(path: str, header: Sequence[str], columns: Sequence[str]) -> 
 def split_lines(text: str) -> list[str]:
     """Split a text into lines as editors number them; ``str.splitlines`` also splits at form feeds and other characters."""
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def write_csv(path: str | Path, rows: Iterable[Sequence[Any]], *, escape: bool = True, byte_order_mark: bool = False) -> None:
+    """Write a CSV file with its header, which is the first row.
+
+    Args:
+        path: the file. It appears only when it is complete.
+        rows: the cells of each row.
+        escape: whether to apply :func:`escape_formula` to every cell. False only for files that programs read as data.
+        byte_order_mark: whether to begin with the mark by which spreadsheet programs detect UTF-8.
+    """
+    with atomic_write(path) as file:
+        if byte_order_mark:
+            file.write("\ufeff")
+        csv.writer(file).writerows([escape_formula(cell) for cell in row] if escape else row for row in rows)
+
+
+def escape_formula(cell: Any) -> Any:
+    """Return the cell, with an apostrophe in front if it is text that a spreadsheet would execute; -0.5 is a number."""
+    is_formula = isinstance(cell, str) and _FORMULA.match(cell) is not None and not _NUMBER.fullmatch(cell)
+    return f"'{cell}" if is_formula else cell
+
+
+def restore_formula(cell: str) -> str:
+    """Return the text that :func:`escape_formula` was applied to."""
+    return cell[1:] if _ESCAPED.match(cell) else cell

@@ -143,6 +143,9 @@ class VerifiableSource(Protocol):
         Args:
             names: names of the samples.
             advance: called with the number of arrays that were read since the last call.
+
+        Raises:
+            UserError: If a remote file cannot be downloaded.
         """
         ...
 

@@ -25,10 +25,13 @@ from emollama.data.problems import Problem
 from emollama.data.slots import IMAGE, PIXELS, FrameSelection, Pooling, SlotShape
 from emollama.data.validation_cache import ValidationCache
 from emollama.dtypes import LARGEST
-from emollama.errors import UserError
+from emollama.errors import DownloadError, UserError
 from emollama.logs.console import Progress
+from emollama.remote.manager import is_remote
 from emollama.stores.feature_cache import FeatureCache
 from emollama.stores.store import ArrayStore, NpyFolder, open_store
+from emollama.stores.tar_index import skipped_note
+from emollama.stores.tars import TarStore
 
 # Arrays up to this size in bytes are read and checked at the start. Values of larger ones are checked when they are used.
 VALUES_CHECKED_UP_TO = 1 << 20
@@ -169,13 +172,9 @@ class Features:
     def _checked(self, names: Sequence[str], advance: Callable[[int], Any]) -> FeatureCheck:
         limit = sys.maxsize if self.all_values else VALUES_CHECKED_UP_TO
         present = [name for name in names if name in self.store]
-        cache = ValidationCache.load(
-            "arrays",
-            os.path.abspath(self.path),
-            str(self.slots),
-            str((self._stored_vectors, self.shape.dim, self.shape.compute_dtype)),
-            str(limit),
-        )
+        path = self.path if is_remote(self.path) else os.path.abspath(self.path)
+        shape = (self._stored_vectors, self.shape.dim, self.shape.compute_dtype)
+        cache = ValidationCache.load("arrays", path, str(self.slots), str(shape), str(limit))
         result = FeatureCheck({}, [])
         for batch, outcomes in in_batches(lambda name: self._check_cached(name, limit, cache), present):
             for name, outcome in zip(batch, outcomes, strict=True):
@@ -191,6 +190,9 @@ class Features:
         """Read the arrays of these clips, and compare them with the digests that were recorded when they were written.
 
         Clips without an array are skipped. An array that cannot be read counts as changed.
+
+        Raises:
+            UserError: If a remote file cannot be downloaded, which says nothing about its bytes.
         """
         present = [name for name in names if name in self.store]
         changed: list[str] = []
@@ -204,6 +206,8 @@ class Features:
     def _is_intact(self, name: str) -> bool | None:
         try:
             return self.store.is_intact(name)
+        except DownloadError as error:
+            raise UserError(f"{self.key}: {error}") from None
         except (OSError, ValueError):
             return False
 
@@ -236,6 +240,8 @@ class Features:
         """Call a method of the store; its errors become user errors that name the array."""
         try:
             return read(name)
+        except DownloadError as error:
+            raise UserError(f"{self.key}: {error}") from None
         except (OSError, ValueError, MemoryError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise UserError(self._complaint(name, f"cannot be read: {reason}")) from None
@@ -280,3 +286,11 @@ def feature_cache(shape: SlotShape) -> FeatureCache | None:
     if shape.cache_folder is None or shape.num_vectors is None:
         return None
     return FeatureCache(shape.cache_folder, (shape.num_vectors, shape.dim))
+
+
+def skipped_members(features: Iterable[Features]) -> str:
+    """Return a sentence about the members of tar shards that are not read; "" if there are none."""
+    stores = (source.store for source in features)
+    # Several slots may be read from the same shards.
+    by_shard = {shard: counts for store in stores if isinstance(store, TarStore) for shard, counts in store.skipped.items()}
+    return skipped_note(by_shard.values())

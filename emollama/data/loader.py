@@ -78,7 +78,7 @@ class _BatchSampler:
 
 
 def training_loader(
-    samples: TrainingSamples, layout: BatchLayout, *, first_step: int, end_step: int, num_workers: int, pin_memory: bool
+    samples: TrainingSamples, layout: BatchLayout, first_step: int, end_step: int, *, num_workers: int, pin_memory: bool
 ) -> DataLoader[Batch]:
     """Return a data loader of all remaining steps."""
     return DataLoader(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from emollama.errors import UserError
+from emollama.listing import abbreviated
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,16 @@ class Problem:
 
 
 Report = Callable[[Problem], None]
+
+
+def raise_all(problems: Sequence[Problem]) -> None:
+    """Raise one error with the messages of all problems; do nothing if there are none.
+
+    Raises:
+        UserError: If there are problems.
+    """
+    if problems:
+        raise UserError(abbreviated((problem.text for problem in problems), "\n"))
 
 
 def raise_problem(problem: Problem) -> None:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-HALF_CHARACTER = "half of a character (a lone surrogate), which UTF-8 cannot store. Write the whole character, or remove the half"
 _ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate in JSON; two of them may be one character
 
 
@@ -46,6 +45,14 @@ def json_format(text: str) -> str | None:
         return None
     lines = [line for line in text.split("\n", 100) if line.strip()]
     return "a JSON Lines file" if len(lines) > 1 and _is_json(lines[0]) else "a JSON file"
+
+
+def other_format(text: str, position: int) -> str | None:
+    """Return what a text that is not JSON is instead, given the position of the first error; None if that is unknown."""
+    if json_format(text) == "a JSON Lines file":
+        return "a JSON Lines file, with one value per line"
+    first_line = text.lstrip().partition("\n")[0]
+    return "a CSV table" if not text[:position].strip() and "," in first_line and first_line[:1] not in "{[" else None
 
 
 def _half_characters(value: Any, place: str) -> Iterator[str]:

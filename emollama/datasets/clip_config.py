@@ -9,10 +9,10 @@ from typing import Any, Literal, Self, Union
 
 from emollama.config import MISSING
 from emollama.config.aliases import PATH_SUFFIX
-from emollama.data.annotations import LABELS
 from emollama.data.augmentation import Augmentation, AugmentationKind
 from emollama.data.curriculum import Curriculum
 from emollama.data.instructions import TaskPool, check_labels, user_text
+from emollama.data.label_map import DATASET_LABELS, LABELS, LabelMap, LabelSource, require_unambiguous
 from emollama.data.slots import FrameSelection
 from emollama.datasets.feature_config import FeatureConfig, parse_features
 from emollama.errors import require_at_least
@@ -38,7 +38,7 @@ class ClipConfig:
     data_root: str | None = None
     """Base folder for relative annotation_file and image_path. If null, they are relative to the current directory."""
     image_path: str | None = None
-    """Folder of the videos, <name>.mp4 or .avi. They are read only if features.image is null."""
+    """Folder of the videos, <name>.mp4, .avi, .mkv and so on. They are read only if features.image is null."""
     frame_selection: FrameSelection = "first"
     """The frame of a video that is read: first (as published), middle, random (the same frame each time), or peak."""
     peak_index_path: str | None = None
@@ -52,8 +52,12 @@ class ClipConfig:
     """Accepted labels of samples."""
     prompt_labels: list[str] | None = None
     """Labels in the prompt, in this order. If null, those in labels are used."""
+    label_source: LabelSource | None = None
+    """Dataset whose labels or codes the annotation file contains. They are replaced by the labels that they stand for, such as
+    joy (MELD) or 03 (RAVDESS) by happy. label_map applies to the result."""
     label_map: dict[str, str] = field(default_factory=dict)
-    """Label in the annotation file -> label in training and evaluation. Other labels are unchanged."""
+    """Label in the annotation file -> label in training and evaluation. Case is ignored, and other forms of the accepted labels,
+    such as happiness, need no entry. Other labels are unchanged."""
     exclude_labels: list[str] = field(default_factory=list)
     """Clips with these labels are left out. The labels need not be in labels."""
     exclude: list[str] = field(default_factory=list)
@@ -116,14 +120,25 @@ class ClipConfig:
         require_at_least(1, self, "batch_size", "max_words", "shuffle_window")
         if not 0 < self.sample_ratio < float("inf"):
             raise ValueError(f"sample_ratio is {self.sample_ratio}; it must be above 0, and finite")
-        for label in self.label_map.values():
-            if label not in self.labels and label not in self.exclude_labels:
-                raise ValueError(f"label_map: '{label}' is neither in labels ({abbreviated(self.labels)}) nor in exclude_labels")
+        self._check_label_map()
         if not 0 <= self.held_out < 1:
             raise ValueError(f"held_out is {self.held_out}; it must be a fraction of the clips, at least 0 and below 1")
         self.pool()
         self.augmentation()
         self.curriculum_schedule()
+
+    def _check_label_map(self) -> None:
+        label_map = self.accepted_labels()
+        require_unambiguous(self.label_map, "label_map")
+        for label in self.label_map.values():
+            if label_map.label_or_synonym(label) is None:
+                raise ValueError(f"label_map: '{label}' is neither in labels ({abbreviated(self.labels)}) nor in exclude_labels")
+
+    def accepted_labels(self) -> LabelMap:
+        """Return the map from labels of the annotation file to ``labels`` and ``exclude_labels``."""
+        excluded = [label for label in self.exclude_labels if label not in self.labels]
+        source = [DATASET_LABELS[self.label_source]] if self.label_source else []
+        return LabelMap([*self.labels, *excluded], [*source, self.label_map])
 
     def pool(self) -> TaskPool:
         """Create the pool of tasks with their weights and instructions."""

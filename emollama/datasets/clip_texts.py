@@ -190,7 +190,10 @@ class ClipTexts:
 
     def _select_clips(self) -> list[Clip]:
         cfg, excluded = self.cfg, set(self.cfg.exclude)
-        clips = [dataclasses.replace(clip, label=cfg.label_map.get(clip.label, clip.label)) for clip in self.table.clips]
+        label_map = cfg.accepted_labels()
+        # A label that is neither accepted nor a synonym stays as it is, for the message below.
+        new_labels = {raw: label_map.resolve(raw) or label_map.mapped(raw) for raw in {clip.label for clip in self.table.clips}}
+        clips = [dataclasses.replace(clip, label=new_labels[clip.label]) for clip in self.table.clips]
         if "emotion" in self.pool.tasks or cfg.exclude_labels:
             # Evaluation may include clips without a label. They are answered and not scored.
             labelled = [clip for clip in clips if clip.name not in excluded and (clip.label or self.training)]

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Union
 
 from emollama.config import MISSING
-from emollama.data.annotations import DFEW_LABELS, LABELS, AnnotationFormat
+from emollama.data.annotations import DFEW_DIGITS, AnnotationFormat
 from emollama.data.instructions import TaskPool
+from emollama.data.label_map import DATASET_LABELS, LABELS
 from emollama.data.prompts.image_tag import check_instruction
 from emollama.datasets.clip_config import FEATURES, ClipConfig
 from emollama.errors import require_at_least
@@ -60,13 +61,14 @@ class DFEWConfig(ClipConfig):
     """Part of the fold. auto: train under datasets, test under evaluation_datasets."""
     annotation_file: str = "{split}(single-labeled)/set_{fold}.csv"
     """The table of the fold, video_name,label. {split} and {fold} are replaced by their values."""
-    zero_pad: int = 5
+    zero_pad: int = DFEW_DIGITS
     """Number of digits to which clip names are padded with zeros (1 -> 00001), as in names of feature files. With 0, names are
     not padded."""
-    labels: list[str] = field(default_factory=lambda: list(DFEW_LABELS.values()))
+    labels: list[str] = field(default_factory=lambda: list(DATASET_LABELS["dfew"].values()))
     """Accepted labels of samples."""
-    label_map: dict[str, str] = field(default_factory=lambda: dict(DFEW_LABELS))
-    """Label in the annotation file -> label in training and evaluation. Other labels are unchanged."""
+    label_map: dict[str, str] = field(default_factory=lambda: dict(DATASET_LABELS["dfew"]))
+    """Label in the annotation file -> label in training and evaluation. Case is ignored, and other forms of the accepted labels,
+    such as happiness, need no entry. Other labels are unchanged."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,27 +104,16 @@ class CustomConfig(ClipConfig):
 
 
 @dataclass
-class Flickr30kCaptionConfig:
-    """Keys of a ``flickr30k_caption`` block.
+class CaptionConfig:
+    """Keys that the datasets of images with captions share."""
 
-    Relative paths are relative to ``data_root``, or to the current directory if it is null.
-    """
-
-    annotation_file: str = MISSING
-    """Captions as JSON in the format of MiniGPT-4 (written by emollama prepare flickr30k) or COCO."""
-    data_root: str | None = None
-    """Base folder for relative annotation_file and image_path. If null, they are relative to the current directory."""
-    image_path: str = MISSING
-    """Folder of the images: <image_id>.jpg, .jpeg or .png, or the file names in a COCO file."""
-    captions: Literal["joined", "random", "first"] = "joined"
-    """Target text in training and of the metric loss: all captions of the image joined, a random one (evaluation uses the first),
-    or the first. Generated captions are compared with each of the captions."""
     instructions: dict[str, list[str]] = field(default_factory=dict)
     """caption -> instructions, with <ImageHere> at the position of the image. If empty, the model's own prompts are used."""
     missing_images: Literal["error", "skip"] = "error"
-    """What to do with an image that is missing or unreadable: stop, or leave it out."""
+    """What to do with an image that is missing or unreadable, or an image in a tar without a caption: stop, or leave it out."""
     exclude: list[str] = field(default_factory=list)
-    """Names of images to leave out: <image_id>, or the file name without its extension."""
+    """Names of images to leave out: <image_id>, or the file name without its extension. In tars, the path of the tar without its
+    extension, and the key of the sample: 00000/000000012."""
     held_out: float = 0.0
     """Fraction of the samples that is held out: a block under datasets does not train on them, and a block under
     evaluation_datasets evaluates only them. The choice depends only on a hash of the name, so a sample that is listed in several
@@ -163,3 +154,47 @@ class Flickr30kCaptionConfig:
     def turns(self) -> list[str]:
         """Return all user texts."""
         return self.pool().instructions[CAPTION_TASK]
+
+
+@dataclass
+class Flickr30kCaptionConfig(CaptionConfig):
+    """Keys of a ``flickr30k_caption`` block.
+
+    Relative paths are relative to ``data_root``, or to the current directory if it is null.
+    """
+
+    annotation_file: str = MISSING
+    """Captions as JSON in the format of MiniGPT-4 (written by emollama prepare flickr30k) or COCO."""
+    data_root: str | None = None
+    """Base folder for relative annotation_file and image_path. If null, they are relative to the current directory."""
+    image_path: str = MISSING
+    """Folder of the images: <image_id>.jpg, .jpeg or .png, or the file names in a COCO file."""
+    captions: Literal["joined", "random", "first"] = "joined"
+    """Target text in training and of the metric loss: all captions of the image joined, a random one (evaluation uses the first),
+    or the first. Generated captions are compared with each of the captions."""
+
+
+@dataclass
+class ImageTextTarsConfig(CaptionConfig):
+    """Keys of an ``image_text_tars`` block."""
+
+    storage: Union[str, list[str]] = MISSING  # noqa: UP007
+    """Tars with images and captions, <key>.jpg and <key>.json with "caption", as img2dataset writes them: a folder, one tar, or
+    several as laion/{00000..10488}.tar or laion/*.tar; or a list of these. The first start indexes them."""
+    text_processor: Literal["blip_caption", "verbatim"] = "blip_caption"
+    """How target texts are changed before tokenization. blip_caption: lower case, most punctuation removed, cut to max_words.
+    verbatim: unchanged."""
+    max_words: int = 50
+    """Maximum number of words of a target text, to which blip_caption cuts it."""
+    shuffle_window: int = 4
+    """Number of tars whose images are shuffled together; the tars come in random order."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(1, self, "shuffle_window")
+        if not self.storage or not all(self.patterns()):
+            raise ValueError("storage is empty; set it to the tars with images and captions")
+
+    def patterns(self) -> list[str]:
+        """Return the values of ``storage``."""
+        return [self.storage] if isinstance(self.storage, str) else self.storage

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from emollama.data.annotations import Clip, Table, read_clip_table
+from emollama.data.annotations import Clip, Table, padded_name, read_clip_table
 from emollama.data.problems import Problem
 from emollama.datasets.configs import DFEWConfig
 from emollama.datasets.feature_clips import FeatureClips
@@ -22,7 +22,7 @@ class DFEW(FeatureClips):
         """Read the table of the fold and pad the clip names."""
         path, clips = self.list_path(), dict[str, Clip]()
         for clip in read_clip_table(path, "label", self.report, self.list_key):
-            name = clip.name.zfill(self.cfg.zero_pad)
+            name = padded_name(clip.name, self.cfg.zero_pad)
             if name in clips:
                 text = f"clip '{clip.name}' is '{name}', which is already listed on line {clips[name].line}. Remove one of them."
                 self.report(Problem("list", f"{path}, line {clip.line}: {text}", (name,)))

@@ -16,6 +16,7 @@ from emollama.data.annotations import Clip, Table, missing_names
 from emollama.data.batch import Record
 from emollama.data.curriculum import column_values
 from emollama.data.dataset import ClipsToPredict
+from emollama.data.features import skipped_members
 from emollama.data.problems import Problem
 from emollama.data.sampling import DatasetSampling
 from emollama.data.slots import PIXELS, SlotShape, declared_slots
@@ -76,6 +77,8 @@ class FeatureClips(ClipTexts):
         # With missing_features: zero, slots that the block does not mention get zeros, too.
         zero_slots = [slot for slot in self.slot_sources if slot not in cfg.features]
         self._absent |= {slot: self._zeros[slot] for name in zero_slots for slot in groups[name]}
+        if skipped := skipped_members(self.features):
+            self.notes.append(f"{block_path}.features: {skipped}")
         self.notes += self._apply_missing_policy()
         self._difficulty = self._compute_difficulty()
 

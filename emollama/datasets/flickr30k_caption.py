@@ -9,28 +9,26 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-import torch
-from torch import Tensor, zeros
+from torch import Tensor
 
 from emollama.data.annotations import missing_names
 from emollama.data.batch import Record
 from emollama.data.captions import CaptionedImage, read_captioned_images
 from emollama.data.dataset import DatasetContent
-from emollama.data.features import feature_cache
 from emollama.data.problems import Problem
 from emollama.data.sampling import DatasetSampling
-from emollama.data.slots import PIXELS, SlotShape, declared_slots
-from emollama.data.text_processors import TEXT_PROCESSORS
-from emollama.datasets.clip_texts import name_fraction
+from emollama.data.slots import PIXELS, SlotShape
+from emollama.datasets.caption_dataset import CaptionDataset
 from emollama.datasets.configs import CAPTION_TASK, Flickr30kCaptionConfig
-from emollama.datasets.image_files import open_images
+from emollama.datasets.image_files import ImageFiles, image_features, image_side
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
 from emollama.media.image_files import EXTENSIONS, image_files
 from emollama.paths import join
+from emollama.stores.feature_cache import FeatureCache
 
 
-class Flickr30kCaption:
+class Flickr30kCaption(CaptionDataset):
     """The dataset of a ``flickr30k_caption`` block. Its only task is ``caption``.
 
     Args:
@@ -57,19 +55,16 @@ class Flickr30kCaption:
     def __init__(
         self, cfg: Flickr30kCaptionConfig, *, slot_shapes: Mapping[str, SlotShape], block_path: str, training: bool = True
     ) -> None:
-        self.cfg = cfg
-        self.block_path = block_path
-        self.training = training
-        self.pool = cfg.pool()
-        self.notes: list[str] = []
+        folder, key = join(cfg.data_root, cfg.image_path), f"{block_path}.image_path"
+        super().__init__(cfg, slot_shapes, block_path=block_path, training=training, source=folder)
         self._reported: list[Problem] = []
         listed = read_captioned_images(self.list_path(), self._reported.append, f"{block_path}.annotation_file")
         self.listed = [image.name for image in listed]
         self.images = self._select(listed)
-        folder, key = join(cfg.data_root, cfg.image_path), f"{block_path}.image_path"
         present = image_files(folder, [image.file for image in self.images], key)
         files = {image.name: present[image.file] for image in self.images if image.file in present}
-        self.features = [open_images(folder, files, slot_shapes.get(PIXELS), key)]
+        side = image_side(slot_shapes.get(PIXELS), key)
+        self.features = [image_features(ImageFiles(folder, files, side), folder, side, key)]
         if cfg.missing_images == "skip":
             self._skip_missing()
         self._uncaptioned = [image.name for image in self.images if not image.captions]
@@ -77,11 +72,6 @@ class Flickr30kCaption:
             self.notes.append(
                 f"{block_path}: images without captions get predictions, but no scores ({listing(self._uncaptioned, 'image')})"
             )
-        self._absent = {slot: zeros(0, shape.dim) for slot, shape in slot_shapes.items()}
-        shape = slot_shapes["image"]
-        self._cache = feature_cache(shape)
-        # An image has no other features.
-        self.slot_sources = dict.fromkeys(declared_slots(slot_shapes)) | {"image": folder}
 
     def list_path(self) -> str:
         """Return the path of the caption file, relative to the current directory."""
@@ -113,15 +103,7 @@ class Flickr30kCaption:
         features, cache_key = self._read_features(image)
         answer = self.process_answer(self._target(image, rng)) if image.captions else None
         turn = (self.user_text(index, task, instruction), answer)
-        return Record(image.name, task, [turn], self._absent | features, list(image.captions) or None, cache_key)
-
-    def user_text(self, index: int, task: str, instruction: str) -> str:
-        """Return the user text, which is the instruction."""
-        return instruction
-
-    def process_answer(self, text: str) -> str:
-        """Apply the text processor of training to an answer."""
-        return TEXT_PROCESSORS[self.cfg.text_processor](text, self.cfg.max_words)
+        return Record(image.name, task, [turn], features, list(image.captions) or None, cache_key)
 
     def has_reference(self, task: str) -> bool:
         """Return whether any image has a caption."""
@@ -189,15 +171,15 @@ class Flickr30kCaption:
         (source,) = self.features
         if image.name not in source:
             raise UserError(f"{source.key}: no file of '{image.name}' in {source.path}; it existed at the start of the run")
-        if self._cache is None:
-            return source.read(image.name), None
         path = source.store.location(image.name)
-        try:
-            cache_key = self._cache.cache_key(path)
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}; the file existed at the start of the run") from None
-        cached = self._cache.read(cache_key)
-        return (source.read(image.name), cache_key) if cached is None else ({"image": torch.from_numpy(cached)}, None)
+
+        def key() -> str:
+            try:
+                return FeatureCache.cache_key(path)
+            except OSError as error:
+                raise UserError(f"{path}: {error.strerror}; the file existed at the start of the run") from None
+
+        return self._image_features(key, lambda: source.read(image.name))
 
     def _select(self, listed: list[CaptionedImage]) -> list[CaptionedImage]:
         """Return the images that the block includes, whether their files exist or not."""
@@ -206,17 +188,12 @@ class Flickr30kCaption:
             raise UserError(
                 f"{self.block_path}.exclude contains {listing(unlisted, 'image')}. {self.list_path()} does not list them"
             )
-        included = [image for image in listed if image.name not in set(self.cfg.exclude)]
+        included = [image for image in listed if self._is_included(image.name)]
         if not included:
             raise UserError(f"{self.list_path()}: exclude removes all images ({len(listed)} in total)")
-        if not self.cfg.held_out:
-            return included
-        selected = [image for image in included if (name_fraction(image.name) < self.cfg.held_out) != self.training]
+        selected = [image for image in included if self._is_selected(image.name)]
         if not selected:
-            use = "training" if self.training else "evaluation"
-            size = "smaller" if self.training else "larger"
-            text = f"{self.cfg.held_out} leaves no images for {use} ({len(included)} in total); use a {size} value"
-            raise UserError(f"{self.block_path}.held_out: {text}")
+            raise self._nothing_selected(len(included))
         return selected
 
     def _skip_missing(self) -> None:

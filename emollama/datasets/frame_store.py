@@ -17,7 +17,7 @@ from emollama.media.frame_selection import choose_frame, read_peaks
 from emollama.media.frames import probe, read_frames
 from emollama.media.image_transforms import blip2_image
 from emollama.media.source import Source
-from emollama.paths import PATHS, not_found, path_exists
+from emollama.paths import require_folder
 
 REMEDY = "Replace the video, or leave the clip out (exclude)."
 
@@ -40,8 +40,7 @@ def open_frames(folder: str, shape: SlotShape | None, block_path: str, choice: F
             f"{block_path}: features.image is null, so the model would encode frames of image_path, but model.vit_weights is"
             " null. Set model.vit_weights to the encoder's weights, or features.image to EVA features, or image_path: null."
         )
-    if not path_exists(PATHS.isdir, folder, f"{block_path}.image_path"):
-        raise not_found(f"{block_path}.image_path", folder, "It is relative to data_root. Correct the path.", what="folder")
+    require_folder(folder, f"{block_path}.image_path", "It is relative to data_root. Correct the path.")
     if choice == "peak" and peaks is None:
         raise UserError(
             f"{block_path}.frame_selection: peak needs a file with the most expressive frames. Set {block_path}.peak_index_path."

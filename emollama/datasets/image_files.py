@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,18 +15,17 @@ from emollama.data.slots import PIXELS, SlotShape
 from emollama.errors import UserError
 from emollama.media.image_files import probe_image, read_image
 from emollama.media.image_transforms import blip2_image
+from emollama.stores.store import ArrayStore
 
 REMEDY = "Replace the image, leave it out (exclude), or set missing_images: skip."
 
 
-def open_images(folder: str, files: Mapping[str, str], shape: SlotShape | None, key: str) -> Features:
-    """Open image files as the source of the slot ``frame``.
+def image_side(shape: SlotShape | None, key: str) -> int:
+    """Return the width and height in pixels of the images that a model encodes.
 
     Args:
-        folder: the folder of the images.
-        files: name -> path below the folder, of the existing images.
         shape: shape of the slot ``frame``; None if the model has no image encoder.
-        key: the configuration key that named the folder, for messages.
+        key: the configuration key that named the images, for messages.
 
     Raises:
         UserError: If the model has no image encoder.
@@ -33,9 +33,20 @@ def open_images(folder: str, files: Mapping[str, str], shape: SlotShape | None, 
     if shape is None:
         text = f"{key}: the model encodes the images, but model.vit_weights is null"
         raise UserError(f"{text}. Set model.vit_weights to the encoder's weights.")
-    store = ImageFiles(folder, files, round((shape.dim / 3) ** 0.5))
+    return math.isqrt(shape.dim // 3)
+
+
+def image_features(store: ArrayStore, path: str, side: int, key: str) -> Features:
+    """Return the images of a store as the source of the slot ``frame``.
+
+    Args:
+        store: maps names to pixels (1, 3 x side x side).
+        path: the configured path of the images.
+        side: width and height of the images, in pixels.
+        key: the configuration key that named the path, for messages.
+    """
     # An image is its only frame.
-    return ImageFeatures(store, folder, (PIXELS,), shape, key, REMEDY, frame_selection="first")
+    return ImageFeatures(store, path, (PIXELS,), SlotShape(1, 3 * side**2), key, REMEDY, frame_selection="first")
 
 
 @dataclass(frozen=True)

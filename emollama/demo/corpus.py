@@ -11,7 +11,6 @@ The README's results depend on the random draws. The order of calls to the gener
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from emollama.data.csv_files import write_csv
 from emollama.data.instructions import BUILT_IN
 from emollama.data.text_processors import blip_caption
 from emollama.demo.vocabulary import (
@@ -247,8 +247,7 @@ def _fine_entry(rng: np.random.Generator, clip: DemoClip, peak: str) -> dict[str
 
 
 def _write_transcripts(folder: Path, rows: Sequence[tuple[str, str]]) -> None:
-    with (folder / "transcription_en_all.csv").open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream).writerows([("name", "sentence"), *rows])
+    write_csv(folder / "transcription_en_all.csv", [("name", "sentence"), *rows], escape=False)
 
 
 def _write_shuffled(corpus: DemoCorpus, clips: Sequence[DemoClip], rng: np.random.Generator) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from emollama.data.csv_files import write_csv
 from emollama.demo.drawing_captions import CAPTIONS, PROMPTS, SECOND, captions
 from emollama.demo.drawings import Split, draw_picture, draw_scene
 from emollama.paths import atomic_write
@@ -58,8 +58,7 @@ def write_flickr(folder: Path, counts: Mapping[Split, int], *, seed: int) -> Non
         draw_picture(rng, scene).save(folder / "images" / name, quality=QUALITY)
         numbers = list(range(CAPTIONS * index, CAPTIONS * (index + 1)))
         rows.append((json.dumps(captions(rng, scene)), json.dumps(numbers), split, name, index))
-    with atomic_write(folder / TABLE) as file:
-        csv.writer(file).writerows([HEADER, *rows])
+    write_csv(folder / TABLE, [HEADER, *rows], escape=False)
     test_files = [row[3] for row in rows if row[2] == "test"]
     (folder / "shuffled").mkdir(exist_ok=True)
     for name, other in zip(test_files, test_files[1:] + test_files[:1], strict=True):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from emollama.errors import Interrupted, UserError
+from emollama.errors import Interrupted, Stopped, UserError
 from emollama.logs.logger import get_logger
 from emollama.paths import packaged_copy, read_text
 from emollama.variables import STEP
@@ -48,12 +48,15 @@ def run_step(demo_folder: DemoFolder, arguments: Sequence[str]) -> None:
 
     Raises:
         Interrupted: If a signal stopped the command.
+        Stopped: If the command was asked to stop, and saved its work.
         UserError: If the command failed.
     """
     line = demo_folder.command_line(arguments)
     get_logger().info("running: %s", line)
     settings = {demo_folder.variable: str(demo_folder.root), STEP: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     done = subprocess.run([sys.executable, "-m", "emollama", *arguments], env=os.environ | settings, check=False)
+    if done.returncode == Stopped.STATUS:
+        raise Stopped("stopped")
     if done.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         raise Interrupted("interrupted", done.returncode - 128)
     if done.returncode:

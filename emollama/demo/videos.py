@@ -7,7 +7,6 @@ speed, loudness, noise, size, length, frame rate and sample rate are random. The
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from emollama.data.csv_files import write_csv
 from emollama.data.instructions import BUILT_IN
 from emollama.logs.console import track
-from emollama.paths import atomic_write
 
 Position = tuple[float, float]  # horizontal and vertical distance from the centre, in units of half the shorter side
 Array = NDArray[np.floating]
@@ -72,8 +71,7 @@ def make_videos(folder: Path, *, clips: int, unseen: int, seed: int) -> None:
         emotion = emotions[index % len(emotions)]
         path = folder / "unseen" / f"{emotion}_{index // len(emotions) + 1}.mp4"
         write_video(path, emotion, np.random.default_rng([seed, 1, index]))
-    with atomic_write(folder / "labels.csv") as file:
-        csv.writer(file).writerows([("name", "emotion", "sentence"), *rows])
+    write_csv(folder / "labels.csv", [("name", "emotion", "sentence"), *rows], escape=False)
     (folder / "README.txt").write_text(README.format(seed=seed), encoding="utf-8")
 
 

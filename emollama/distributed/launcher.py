@@ -16,16 +16,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from emollama.distributed.worker_errors import first_failure
+from emollama.distributed.worker_errors import first_failure, read_stop
 from emollama.distributed.worker_variables import is_worker, require_no_other_launcher
-from emollama.errors import Interrupted, UserError
+from emollama.errors import Interrupted, Stopped, UserError
 from emollama.logs.console import show_cursor
 from emollama.variables import LAUNCHER
 
 HOST = "localhost"
 # Each process needs hundreds of MiB before it loads a model, so a mistyped --nproc would use up the memory of the machine.
 PER_CORE, LEAST_LIMIT = 8, 64
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # signals that torch elastic handles
+# Signals that torch elastic passes on to the workers. Without SIGUSR1, that signal would kill the launcher.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+SHUTDOWN_SECONDS = 300  # time for the workers to finish a step and to save a checkpoint after a signal
 
 
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,6 +125,7 @@ def launch(arguments: argparse.Namespace, processes: int, *, when_interrupted: s
             worker raised a UserError.
         WorkerCrash: If a worker failed in another way.
         Interrupted: If this process received a signal; the workers have ended.
+        Stopped: If the run stopped after a signal or a time limit, and was saved.
     """
     argv = sys.argv[1:] if arguments.argv is None else arguments.argv
     port = arguments.master_port
@@ -147,6 +150,8 @@ def launch(arguments: argparse.Namespace, processes: int, *, when_interrupted: s
             max_restarts=0,
             local_addr=HOST,
             logs_specs=DefaultLogsSpecs(log_dir=str(logs)),
+            signals_to_handle=",".join(number.name for number in SIGNALS),
+            shutdown_timeout=SHUTDOWN_SECONDS,
         )
         try:
             elastic_launch(config, sys.executable)("-u", *_program(), *argv)
@@ -155,12 +160,15 @@ def launch(arguments: argparse.Namespace, processes: int, *, when_interrupted: s
         except (RendezvousError, DistError, ConnectionError) as error:
             raise _no_connection(port, error) from error
         except SignalException as stopped:
-            raise Interrupted(when_interrupted, stopped.sigval) from None
+            if read_stop(logs) is None:
+                raise Interrupted(when_interrupted, stopped.sigval) from None
         except KeyboardInterrupt:  # raised before torch elastic has installed its signal handlers
             raise KeyboardInterrupt(when_interrupted) from None
         finally:
             # A worker that was killed could not show the cursor again.
             show_cursor()
+        if reason := read_stop(logs):
+            raise Stopped(reason)
 
 
 def require_free(port: int) -> None:

@@ -11,18 +11,25 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from emollama.distributed.worker_variables import integer, require_group
-from emollama.errors import RemoteCrash, RemoteUserError, UserError
+from emollama.distributed.heartbeat import beat
+from emollama.distributed.worker_variables import attempt, integer, require_group
+from emollama.errors import RemoteCrash, RemoteUserError, Stopped, UserError
 from emollama.optim import trainable
 
 T = TypeVar("T")
+Failure: TypeAlias = Exception | Stopped
+RemoteError: TypeAlias = RemoteUserError | RemoteCrash | Stopped  # what other ranks raise
+# Processes may wait for days for rank 0, which checks data or waits for a judge. The watchdog ends a run that hangs.
+WAIT = timedelta(days=30)
 LOGGER = logging.getLogger("emollama")
 
 
@@ -79,7 +86,7 @@ class World:
             Exception: The exception of the function; on other ranks an :class:`RemoteUserError` or :class:`RemoteCrash`.
         """
         outcome: list[Any] = [None, None]
-        failure: Exception | None = None
+        failure: Failure | None = None
         if self.is_main:
             outcome[0], failure = _attempt(function)
             outcome[1] = self._remote_error(failure)
@@ -104,13 +111,17 @@ class World:
             Exception: Any other exception of the function on this rank.
         """
         result, failure = _attempt(function)
-        outcomes: list[tuple[Any, RemoteUserError | RemoteCrash | None]] = self.gather((result, self._remote_error(failure)))
+        outcomes: list[tuple[Any, RemoteError | None]] = self.gather((result, self._remote_error(failure)))
         remote_errors = [error for _, error in outcomes if error is not None]
         if failure is not None and (self.is_main or not isinstance(failure, UserError)):
             raise failure
         for error in remote_errors:
             raise UserError(*error.args) if self.is_main and isinstance(error, RemoteUserError) else error
         return [result for result, _ in outcomes]
+
+    def any(self, condition: bool) -> bool:
+        """Return whether a condition is true on any rank."""
+        return bool(self.sum(torch.tensor(float(condition), device=self.device)))
 
     def user_error(self, message: str) -> UserError:
         """Return the error to raise if all ranks detect the same problem; only rank 0 prints it."""
@@ -130,9 +141,9 @@ class World:
         finally:
             LOGGER.setLevel(level)
 
-    def _remote_error(self, failure: Exception | None) -> RemoteUserError | RemoteCrash | None:
+    def _remote_error(self, failure: Failure | None) -> RemoteError | None:
         """Return the exception that other ranks raise if this rank fails."""
-        if failure is None or isinstance(failure, RemoteUserError | RemoteCrash):
+        if failure is None or isinstance(failure, RemoteError):
             return failure
         if isinstance(failure, UserError):
             return RemoteUserError(str(failure))
@@ -140,20 +151,21 @@ class World:
         return RemoteCrash(f"{type(failure).__name__}: {failure}", self.rank, trace)
 
 
-def _attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
+def _attempt(function: Callable[[], T]) -> tuple[T | None, Failure | None]:
     """Return the function's result and None, or None and the exception that it raised."""
     try:
-        return function(), None
-    except Exception as error:  # the caller raises it again after informing the other ranks
+        result = function()
+        beat()
+        return result, None
+    except (Exception, Stopped) as error:  # the caller raises it again after informing the other ranks
         return None, error
 
 
-def start(device: str = "auto", timeout_minutes: float = 30.0, key: str = "run.device") -> World:
+def start(device: str = "auto", key: str = "run.device") -> World:
     """Join the process group that torchrun's environment variables describe, if there is one.
 
     Args:
         device: auto (CUDA if available), cuda, or cpu.
-        timeout_minutes: time in minutes after which a rank stops waiting for the others with an error.
         key: the configuration key of the device, for messages.
 
     Raises:
@@ -178,7 +190,10 @@ def start(device: str = "auto", timeout_minutes: float = 30.0, key: str = "run.d
         torch.cuda.set_device(where)
     if size > 1 and not dist.is_initialized():
         backend = "nccl" if use_cuda else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+        store, rank, size = next(rendezvous("env://", timeout=WAIT))
+        # After a restart by torchrun, the store still contains the keys of the attempt before.
+        store = PrefixStore(attempt(), store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=WAIT)
     return World(rank, size, where)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import re
 import signal
 import time
 import traceback
@@ -21,7 +22,11 @@ from emollama.errors import RemoteCrash, RemoteUserError, UserError
 from emollama.variables import LAUNCHER
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # set by torch elastic for each worker
-USER, CRASH = "user", "crash"
+STOP_FILE = "stopped.txt"  # next to the error file
+USER, CRASH, LOST_CONNECTION = "user", "crash", "lost connection"  # kinds of errors
+# What messages of gloo and nccl contain if a process is gone. These errors have no class of their own in all versions of torch.
+NETWORK = re.compile(r"gloo/|NCCL|nccl|Connection (closed|reset|refused)|Broken pipe|recvValue failed")
+PEER_SECONDS = 2.0  # time for another process to record why it failed
 
 
 class WorkerCrash(Exception):
@@ -58,28 +63,44 @@ def record_errors(main: Callable[[], None]) -> Callable[[], None]:
         try:
             main()
         except Exception as error:
-            _write(error, Path(os.environ[ERROR_FILE]))
+            write_error(error)
             raise
 
     return main_recorded
 
 
-def _write(error: Exception, path: Path) -> None:
+def write_error(error: Exception) -> None:
+    """Write an error to this process's error file, if the launcher has set one."""
+    if not (name := os.environ.get(ERROR_FILE)):
+        return
     # A full disk must not hide the error itself: without an error file, this process prints it.
     try:
-        path.write_text(json.dumps(error_record(error)), encoding="utf-8")
+        Path(name).write_text(json.dumps(error_record(error)), encoding="utf-8")
     except OSError:
-        path.unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
+
+
+def write_stop(reason: str) -> None:
+    """Tell the launcher that the run stopped because it was asked to, and was saved (:func:`read_stop`)."""
+    if name := os.environ.get(ERROR_FILE):
+        with suppress(OSError):
+            Path(name).with_name(STOP_FILE).write_text(reason, encoding="utf-8")
+
+
+def read_stop(folder: Path) -> str | None:
+    """Return why a run stopped, from the launcher's folder of error files; None if its processes did not stop on request."""
+    paths = sorted(folder.rglob(STOP_FILE))
+    return paths[0].read_text(encoding="utf-8") if paths else None
 
 
 def error_record(error: BaseException) -> dict[str, Any]:
     """Return the content of an error file in torch elastic's format, with the additional keys kind, time_ns and rank."""
-    user = isinstance(error, UserError)
+    kind = USER if isinstance(error, UserError) else LOST_CONNECTION if is_lost_connection(error) else CRASH
     now = time.time_ns()
     extra = {
-        "py_callstack": str(error) if user else format_traceback(error),
+        "py_callstack": str(error) if kind == USER else format_traceback(error),
         "timestamp": str(now // 10**9),
-        "kind": USER if user else CRASH,
+        "kind": kind,
         "time_ns": now,
         "rank": error.rank if isinstance(error, RemoteCrash) else int(os.environ.get("RANK", 0)),
     }
@@ -91,12 +112,29 @@ def format_traceback(error: BaseException) -> str:
     return error.trace if isinstance(error, RemoteCrash) else "".join(traceback.format_exception(error))
 
 
+def is_lost_connection(error: BaseException) -> bool:
+    """Return whether an error only says that another process is gone, or cannot be reached."""
+    return isinstance(error, RuntimeError) and not isinstance(error, RemoteCrash) and bool(NETWORK.search(str(error)))
+
+
+def printed_text(error: BaseException) -> str:
+    """Return what a worker prints about an unexpected exception: its traceback, unless another process is the cause."""
+    if not is_lost_connection(error):
+        return format_traceback(error)
+    reason = re.sub(r"^\[.*?\] ", "", str(error).strip()).partition("\n")[0].partition(". ")[0]
+    return (
+        f"error: process {os.environ.get('RANK', 0)} of {os.environ.get('WORLD_SIZE', 1)} lost its connection to another process,"
+        " which was probably killed (did its machine run out of memory?) or cannot be reached over the network."
+        f" ({reason})"
+    )
+
+
 def should_print(error: BaseException) -> bool:
     """Return whether this process prints its error, which only one of the processes of a launcher does."""
     path = os.environ.get(ERROR_FILE)
     if not (is_worker() and path and Path(path).is_file()):
         return not isinstance(error, RemoteUserError | RemoteCrash)
-    if LAUNCHER in os.environ:
+    if LAUNCHER in os.environ or (is_lost_connection(error) and _another_process_failed(Path(path))):
         return False
     try:
         Path(path).parent.with_name("printed").touch(exist_ok=False)
@@ -107,12 +145,25 @@ def should_print(error: BaseException) -> bool:
     return True
 
 
+def _another_process_failed(path: Path) -> bool:
+    """Return whether another process of this machine recorded an error of its own soon after this process lost a connection."""
+    end = time.monotonic() + PEER_SECONDS
+    while time.monotonic() < end:
+        for other in path.parent.parent.glob(f"*/{path.name}"):
+            # The file can be incomplete.
+            with suppress(OSError, ValueError, KeyError):
+                if json.loads(other.read_bytes())["message"]["extraInfo"]["kind"] != LOST_CONNECTION:
+                    return True
+        time.sleep(0.1)
+    return False
+
+
 def first_failure(failures: Mapping[int, ProcessFailure], processes: int) -> UserError | WorkerCrash:
     """Choose the failure that explains why workers failed, and return its exception.
 
     A process that loses its connection to a failed process fails, too. A user error therefore comes first, then a process that
-    ended without a record (for example, killed by a signal), then the earliest crash. Processes that the launcher ended come
-    last.
+    ended without a record (for example, killed by a signal), then the earliest crash, then lost connections. Processes that the
+    launcher ended come last.
 
     Args:
         failures: rank -> failure.
@@ -138,8 +189,8 @@ def _record(failure: ProcessFailure) -> dict[str, Any] | None:
 def _order(failure: ProcessFailure) -> tuple[int, int]:
     record = _record(failure)
     if record is None:
-        return (3 if failure.exitcode == -signal.SIGTERM else 1), 0
-    return (0 if record.get("kind") == USER else 2), int(record.get("time_ns", 0))
+        return (4 if failure.exitcode == -signal.SIGTERM else 1), 0
+    return {USER: 0, LOST_CONNECTION: 3}.get(str(record.get("kind")), 2), int(record.get("time_ns", 0))
 
 
 def _ended(exitcode: int) -> str:

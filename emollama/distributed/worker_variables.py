@@ -30,6 +30,11 @@ def integer(name: str, default: int) -> int:
     return int(text)
 
 
+def attempt() -> str:
+    """Return the prefix of this attempt's keys in the store, which torchrun keeps when it restarts the processes."""
+    return f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT') or 0}"
+
+
 def require_group() -> None:
     """Check that the variables for joining a process group are complete.
 

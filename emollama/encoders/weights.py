@@ -26,7 +26,7 @@ from emollama.data.validation_cache import ValidationCache
 from emollama.encoders.configs import EncoderConfig
 from emollama.errors import UserError
 from emollama.listing import listing
-from emollama.paths import PATHS, not_a_file, path_exists, sha256
+from emollama.paths import PATHS, not_a_file, path_exists, require_local, sha256
 
 CONFIG = "config.json"
 WRAPPERS = ("model", "module", "state_dict")  # entries of training code's checkpoints that contain the tensors
@@ -80,9 +80,9 @@ def read_tensors(path: str, key: str) -> dict[str, Tensor]:
         Name -> tensor.
 
     Raises:
-        UserError: If a file is missing or truncated, could execute code, or contains no tensors.
+        UserError: If a file is missing, remote or truncated, could execute code, or contains no tensors.
     """
-    files = weight_files(path)
+    files = weight_files(require_local(path, key))
     if not files:
         raise UserError(f"{key}: no weights (*.safetensors, pytorch_model*.bin) in the folder '{path}'. Download them, too.")
     tensors: dict[str, Tensor] = {}

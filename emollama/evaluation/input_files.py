@@ -1,8 +1,9 @@
 """Readers for prediction files of any program and for reference files. Extension and header determine the format.
 
-Predictions: ``predictions_*.jsonl`` of a run; CSV ``names,chi_reasons`` (English text in spite of the column name) and ``name``
-with one of :data:`ANSWER_COLUMNS`; submissions (``.npz``) with lists of words; captions by image: COCO results, a JSON list of
-``{"image_id": 7, "caption": "..."}`` (source: COCO's page on result formats), and CSV ``image_id,caption``.
+Predictions: ``.jsonl`` (:mod:`emollama.evaluation.prediction_lines`); CSV ``names,chi_reasons`` (English text in spite of the
+column name) and ``name`` with one of :data:`ANSWER_COLUMNS`; submissions (``.npz``) with lists of words; captions by image: COCO
+results, a JSON list of ``{"image_id": 7, "caption": "..."}`` (source: COCO's page on result formats), and CSV
+``image_id,caption``.
 
 References: tables of EMER (``names,emotions,subtitles,reasons`` and ``name,chinese,english``), of labels (``name,label``,
 ``name,discrete``, DFEW's ``video_name,label``), of words (``name,openset``) and your own (``name,emotion,reason``);
@@ -11,24 +12,27 @@ annotation files (``.txt``); captions and words as JSON objects; captions of ima
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os.path import splitext
 from typing import Any
 
-from emollama.data.annotations import DFEW_LABELS, Clip, read_annotations, read_clip_table, read_json
+from emollama.data.annotations import DFEW_DIGITS, Clip, read_annotations, read_clip_table, read_json
 from emollama.data.captions import read_captioned_images
 from emollama.data.csv_files import read_csv, require_column
-from emollama.data.problems import Problem, Report
+from emollama.data.label_map import DATASET_LABELS, LabelMap
+from emollama.data.problems import Problem, Report, raise_all
 from emollama.data.text_checks import encodable
 from emollama.errors import UserError
 from emollama.evaluation.openset import read_openset
-from emollama.evaluation.predictions import CAPTION, Prediction, Reference, parse_caption, parse_prediction
+from emollama.evaluation.prediction_lines import read_lines
+from emollama.evaluation.predictions import CAPTION, Prediction, Reference, parse_caption
 from emollama.evaluation.submission import read_items, read_submission
 from emollama.evaluation.word_lists import is_list
 from emollama.listing import abbreviated
-from emollama.paths import read_text, require_file
+from emollama.paths import require_file
 
+NO_ALIASES: Mapping[str, str] = {}
 LABEL_COLUMNS = ("label", "discrete", "emotion")
 DESCRIPTION_COLUMNS = ("reasons", "english", "reason")
 ANSWER_COLUMNS = ("chi_reasons", "prediction", "english", "reason", "reasons", "label", "discrete", "openset")
@@ -36,7 +40,6 @@ CAPTION_FIELDS = {"reason": ("caption", "smp_reason_caption"), "reason_v2": ("sm
 IMAGE_COLUMNS = {"image_id", "caption"}
 RESULTS_FORMAT = 'COCO results, [{"image_id": 7, "caption": "..."}, ...]'
 EMER_COLUMNS = ("reasons", "english")  # only EMER's tables have them
-DFEW_DIGITS = 5  # clip names of DFEW have five digits; its tables omit leading zeros
 
 
 @dataclass(frozen=True)
@@ -84,16 +87,21 @@ class ReferenceFile:
     ids: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_predictions(path: str) -> PredictionFile:
+def read_predictions(path: str, aliases: Mapping[str, str] = NO_ALIASES, mode: str | None = None) -> PredictionFile:
     """Read a file of predictions.
 
+    Args:
+        path: the file.
+        aliases: label in a column of labels -> label that it stands for.
+        mode: the part of the dataset to read from files of Emotion-LLaMA-v2, such as test1; None for all.
+
     Raises:
-        UserError: If the file does not exist, its format is unknown, or rows are invalid or repeated (all are listed, with
-            lines).
+        UserError: If the file does not exist, its format is unknown, it has no predictions of the mode, or rows are invalid or
+            repeated (all are listed, with lines).
     """
     require_file(path, "--predictions")
     if path.endswith(".jsonl"):
-        return PredictionFile(path, tuple(_read_run_predictions(path)))
+        return PredictionFile(path, tuple(read_lines(path, mode)))
     if path.endswith(".npz"):
         predictions = tuple(Prediction(name, "", repr(list(words))) for name, words in read_submission(path).items())
         unreadable = tuple(name for name, item in read_items(path).items() if not is_list(item))
@@ -114,20 +122,25 @@ def read_predictions(path: str) -> PredictionFile:
     if column == "openset":
         texts = {name: repr(list(words)) for name, words in read_openset(path, "--predictions").items()}
     if column in LABEL_COLUMNS:
-        texts = _emotion_names(path, texts)
+        label_map = LabelMap((), [aliases])
+        texts = {name: label_map.mapped(label) for name, label in _emotion_names(path, texts, aliases).items()}
     return PredictionFile(path, tuple(Prediction(name, "", text) for name, text in texts.items()), column in LABEL_COLUMNS)
 
 
-def read_references(path: str) -> ReferenceFile:
+def read_references(path: str, aliases: Mapping[str, str] = NO_ALIASES) -> ReferenceFile:
     """Read a file of references.
 
+    Args:
+        path: the file.
+        aliases: label -> label that it stands for. They are not applied, but decide which numbers may be labels.
+
     Raises:
-        UserError: As in :func:`read_predictions`, and if labels are numbers other than DFEW's.
+        UserError: As in :func:`read_predictions`, and if labels are numbers that are neither DFEW's nor aliases.
     """
     require_file(path, "--truth")
     if path.endswith(".txt"):
         annotated = _require_valid(lambda report: read_annotations(path, report=report))
-        return ReferenceFile(path, {"emotion": _emotion_names(path, {clip.name: clip.label for clip in annotated})})
+        return ReferenceFile(path, {"emotion": _emotion_names(path, {clip.name: clip.label for clip in annotated}, aliases)})
     if path.endswith(".json"):
         return _read_reference_json(path)
     if not path.endswith(".csv"):
@@ -140,29 +153,10 @@ def read_references(path: str) -> ReferenceFile:
     descriptions = next((texts[column] for column in DESCRIPTION_COLUMNS if column in header), None)
     references = {} if descriptions is None else {"": descriptions, **dict.fromkeys(CAPTION_FIELDS, descriptions)}
     if labels is not None:
-        references["emotion"] = _emotion_names(path, labels)
+        references["emotion"] = _emotion_names(path, labels, aliases)
     is_dfew = labels is not None and labels != references["emotion"]
     openset = read_openset(path, "--truth") if "openset" in header else None
     return ReferenceFile(path, references, openset, DFEW_DIGITS * is_dfew, any(column in header for column in EMER_COLUMNS))
-
-
-def _read_run_predictions(path: str) -> Iterator[Prediction]:
-    """Yield the predictions of a ``predictions_*.jsonl``; task, reference and loss may be absent or null; NaN is read as null."""
-    lines: dict[tuple[str, str], int] = {}
-    problems = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            prediction = parse_prediction(line)
-            if (first := lines.setdefault((prediction.name, prediction.task), number)) != number:
-                raise ValueError(f"line {first} already has a prediction for '{prediction.name}'. Remove one of the two.")
-            yield prediction
-        except ValueError as error:
-            problems.append(Problem("list", f"{path}, line {number}: {error}"))
-    _raise_if_any(problems)
-    if not lines:
-        raise UserError(f"{path}: the file contains no predictions")
 
 
 def _read_coco_results(path: str) -> list[Prediction]:
@@ -190,7 +184,7 @@ def _image_predictions(path: str, entries: Iterable[tuple[str, Any]], problems: 
             predictions.append(prediction)
         except ValueError as error:
             problems.append(Problem("list", f"{path}, {position}: {error}"))
-    _raise_if_any(problems)
+    raise_all(problems)
     if not predictions:
         raise UserError(f"{path}: the file contains no predictions")
     return predictions
@@ -206,29 +200,26 @@ def _require_valid(read: Callable[[Report], list[Clip]]) -> list[Clip]:
     try:
         clips = read(problems.append)
     except UserError:
-        _raise_if_any(problems)
+        raise_all(problems)
         raise
-    _raise_if_any(problems)
+    raise_all(problems)
     return clips
 
 
-def _raise_if_any(problems: Sequence[Problem]) -> None:
-    if problems:
-        raise UserError(abbreviated((problem.text for problem in problems), "\n"))
-
-
-def _emotion_names(path: str, labels: dict[str, str]) -> dict[str, str]:
-    """Return the labels, with DFEW's numbers replaced by the emotions that they encode.
+def _emotion_names(path: str, labels: dict[str, str], aliases: Mapping[str, str]) -> dict[str, str]:
+    """Return the labels, with DFEW's numbers replaced by the emotions that they encode, unless they are aliases of others.
 
     Raises:
         UserError: If the labels are other numbers.
     """
+    dfew = DATASET_LABELS["dfew"]
     distinct = set(labels.values()) - {""}
-    if distinct and distinct <= DFEW_LABELS.keys():
-        return {name: DFEW_LABELS.get(label, "") for name, label in labels.items()}
-    if numbers := sorted(label for label in distinct if label.lstrip("-").isdecimal()):
+    if distinct and all(label in dfew and aliases.get(label, dfew[label]) == dfew[label] for label in distinct):
+        return {name: dfew.get(label, "") for name, label in labels.items()}
+    if numbers := sorted(label for label in distinct if label.lstrip("-").isdecimal() and label not in aliases):
         hint = "Annotation files of EMER contain 0 instead of an emotion; use its tables (.csv) or captions (.json)"
-        raise UserError(f"{path}: expected emotion names or DFEW's numbers 1 to 7 as labels, got {abbreviated(numbers)}. {hint}.")
+        text = f"{path}: expected emotion names or DFEW's numbers 1 to 7 as labels, got {abbreviated(numbers)}."
+        raise UserError(f"{text} Codes of other datasets need --aliases, such as --aliases ravdess. {hint}.")
     return labels
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from emollama.data.label_map import LabelMap
 from emollama.errors import UserError
 from emollama.evaluation.spelling import KEYS, KeySpelling
 from emollama.listing import abbreviated
@@ -41,7 +42,8 @@ class LabelReader:
     Args:
         labels: the allowed labels; if empty, no label is ever extracted.
         aliases: word or words -> the label that they stand for.
-        rule: ``exact``: the whole answer is a label or an alias. ``search``: the answer contains one. ``last_word``: the text
+        rule: ``exact``: the whole answer is a label, an alias, or another form of a label (happiness for happy), as in annotation
+            files. ``search``: the answer contains a label or an alias, or as ``exact``. ``last_word``: the text
             after its last space is a label, with the same spelling and case. The evaluation published with Emotion-LLaMA
             (eval_emotion.py) extracts labels this way, but counts every other answer as neutral; here such an answer is invalid.
         several: result of ``search`` for an answer with several labels: invalid, or the first or last of them.
@@ -64,6 +66,7 @@ class LabelReader:
         self.labels = tuple(labels)
         self._rule = rule
         self._several = several
+        self._vocabulary = LabelMap(labels)
         self._meaning = _meanings(labels, aliases, spelling)
         self._by_exact_spelling = {name: self._meaning[_plain(name)] for name in (*labels, *aliases)}
         self._whole_words = _whole_words_pattern(self._meaning)
@@ -71,8 +74,11 @@ class LabelReader:
     def read(self, answer: str) -> ExtractedLabel:
         """Extract the label of one answer."""
         hits = [self._meaning[_plain(hit.group())] for hit in self._whole_words.finditer(answer.casefold())]
+        synonym = None if self._rule == "last_word" else self._vocabulary.label_or_synonym(_plain(answer))
+        if not hits and synonym is not None:
+            hits = [synonym]
         if self._rule == "exact":
-            label = self._meaning.get(_plain(answer))
+            label = self._meaning.get(_plain(answer), synonym)
         elif self._rule == "last_word":
             label = self._by_exact_spelling.get(answer.strip().split(" ")[-1])
         else:

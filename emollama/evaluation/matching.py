@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os.path import splitext
 
+from emollama.data.annotations import padded_name
 from emollama.errors import UserError
 from emollama.evaluation.input_files import CAPTION_FIELDS, PredictionFile, read_predictions, read_references
 from emollama.evaluation.predictions import CAPTION, DESCRIPTION_TASKS, Prediction
@@ -58,6 +59,8 @@ def match(
     reference_paths: Sequence[str],
     task: str | None = None,
     aliases: Mapping[str, str] | None = None,
+    labels: Sequence[str] | None = None,
+    mode: str | None = None,
 ) -> Matching:
     """Read prediction files and reference files and match them.
 
@@ -65,7 +68,9 @@ def match(
         prediction_paths: paths of prediction files.
         reference_paths: paths of reference files; for other tasks, the references in a run's predictions are used.
         task: the only task to use, and the task of files that do not state theirs; None for all tasks.
-        aliases: label in the references -> label that it stands for; case is ignored.
+        aliases: label in the files -> label that it stands for; case is ignored.
+        labels: the allowed labels; None allows all labels of the references.
+        mode: as in :func:`~emollama.evaluation.input_files.read_predictions`.
 
     Raises:
         UserError: If a file is unusable or appears twice, the task is unknown, there are no references, or no sample has both
@@ -73,11 +78,12 @@ def match(
     """
     if len(set(prediction_paths)) < len(prediction_paths):
         raise UserError(f"--predictions: the same file appears twice in {' '.join(prediction_paths)}. Remove one of the two.")
-    files = [read_predictions(path) for path in prediction_paths]
+    aliases = aliases or {}
+    files = [read_predictions(path, aliases, mode) for path in prediction_paths]
     _require_task(task, files)
     files = [_with_task(file, task or "") for file in files]
-    references = merge_references([read_references(path) for path in reference_paths], files, task)
-    references = relabel(references, aliases or {})
+    references = merge_references([read_references(path, aliases) for path in reference_paths], files, task)
+    references = relabel(references, aliases, labels)
     files = [_with_tasks(_with_image_names(file, references), files, references, task) for file in files]
     tasks: dict[str, dict[str, Matched]] = {}
     for file in files:
@@ -144,11 +150,11 @@ def _inferred_task(file: PredictionFile, files: Sequence[PredictionFile], refere
 
 def _matched(file: PredictionFile, task: str, references: References) -> Matched:
     task_references = {
-        _padded(name, references.digits): reference for name, reference in references.by_task.get(task, {}).items()
+        padded_name(name, references.digits): reference for name, reference in references.by_task.get(task, {}).items()
     }
-    names = sorted(task_references.keys() | {_padded(name, references.digits) for name in references.openset})
+    names = sorted(task_references.keys() | {padded_name(name, references.digits) for name in references.openset})
     own = [prediction for prediction in file.predictions if prediction.task == task]
-    by_name = {_padded(prediction.name, references.digits): prediction for prediction in own}
+    by_name = {padded_name(prediction.name, references.digits): prediction for prediction in own}
     if len(by_name) < len(own):
         images, names_of_clips = "by number and by file name, or with and without an extension", "with and without leading zeros"
         raise UserError(
@@ -156,7 +162,7 @@ def _matched(file: PredictionFile, task: str, references: References) -> Matched
         )
     if not by_name.keys() & {*names}:
         raise _nothing_in_common(file, sorted(by_name), names, references)
-    broken = {_padded(name, references.digits) for name in file.unreadable}
+    broken = {padded_name(name, references.digits) for name in file.unreadable}
     predictions = [
         replace(by_name.get(name, Prediction(name, task, "")), name=name, reference=task_references.get(name)) for name in names
     ]
@@ -186,8 +192,3 @@ def _nothing_in_common(
 def _bare(name: str) -> str:
     """Return a sample's name without folders and extension."""
     return splitext(name.replace("\\", "/").rpartition("/")[2])[0]
-
-
-def _padded(name: str, digits: int) -> str:
-    """Return a sample's name; a number is padded with zeros to ``digits`` digits."""
-    return name.zfill(digits) if name.isdecimal() else name

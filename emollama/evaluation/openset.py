@@ -2,9 +2,10 @@
 
 Source: the scorer published for that track (MERTools, MER2024/main-ov.py). The words of a sample's reference and prediction are
 replaced by the names of their groups of synonyms, which gives two sets G and P. Precision is |G and P| / |P|, recall
-|G and P| / |G|; an empty P scores 0 for both. The score is the mean of the two means over samples. The published scorer lets a
-language model group the words of each sample separately; here the groups are fixed, the same for all samples. Samples without
-reference words are left out, because the published formula would divide by zero.
+|G and P| / |G|; an empty P scores 0 for both. The score is the mean of the two means over samples. In the published scorer, a
+language model groups the words of each sample separately; :mod:`emollama.evaluation.synonyms` reads these groups, or one grouping
+for all samples. Groups are compared in lower case, like words. Samples without reference words are left out, because the
+published formula would divide by zero, and so are samples without groups, if others have some.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from emollama.evaluation.metrics import Metric, MetricInput
 from emollama.evaluation.predictions import Prediction
 from emollama.evaluation.resources import ScoringResources
 from emollama.evaluation.submission import read_submission
+from emollama.evaluation.synonyms import Synonyms
 from emollama.evaluation.word_lists import normalized_words, parse_words
 from emollama.listing import listing
 from emollama.paths import require_file
@@ -53,7 +55,7 @@ class OpenSets(WordSets):
     @classmethod
     def of(
         cls, names: Sequence[str], reference_words: Sequence[Sequence[str]], predicted_words: Sequence[Sequence[str]],
-        synonyms: Mapping[str, str],
+        synonyms: Synonyms,
     ) -> Self:  # fmt: skip
         """Build the sets from words; a word without a group is a group of its own.
 
@@ -61,18 +63,25 @@ class OpenSets(WordSets):
             names: names of the samples.
             reference_words: reference words of each sample.
             predicted_words: predicted words of each sample.
-            synonyms: word -> name of its group.
+            synonyms: the groups. Samples without groups are left out if others have some.
         """
-        references, predicted = (
-            tuple(frozenset(synonyms.get(word, word) for word in normalized_words(words)) for words in side)
-            for side in (reference_words, predicted_words)
-        )
-        return cls(tuple(names), references, predicted)
+        samples = [
+            (name, *(frozenset(groups.get(word, word) for word in normalized_words(words)) for words in both))
+            for name, *both in zip(names, reference_words, predicted_words, strict=True)
+            if (groups := synonyms.of(name)) is not None
+        ]
+        columns = zip(*samples, strict=True) if samples else ((), (), ())
+        return cls(*map(tuple, columns))
 
     @classmethod
     def compute(cls, predictions: Sequence[Prediction], resources: ScoringResources) -> Self:
         """Extract the words of the predictions for samples that have reference words."""
-        return cls.of(*word_sets(predictions, resources), resources.synonyms)
+        names, references, predicted = word_sets(predictions, resources)
+        if ungrouped := [name for name in names if resources.synonyms.of(name) is None]:
+            key = resources.spelling.name("synonyms_path")
+            text = f"ov leaves out {listing(ungrouped, 'sample')}, because {key} has groups for other samples only"
+            logging.getLogger("emollama").warning("%s", resources.spelling.in_block(text))
+        return cls.of(names, references, predicted, resources.synonyms)
 
     def scored(self) -> Self:
         """Return the samples that have reference words."""
@@ -152,37 +161,6 @@ def _is_list_of_words(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
 
-def read_synonyms(path: str, key: str = "synonyms_path") -> dict[str, str]:
-    """Read groups of synonyms. Returns a mapping from each word to the name of its group, which is one of the words.
-
-    Args:
-        path: JSON: a list of groups, each a list of words whose first word names the group; or an object
-            ``{group: [word, ...]}`` or ``{word: group}``, in which the group's name is also one of its words.
-        key: the configuration key, for messages.
-
-    Raises:
-        UserError: If the file has an unexpected format, or a word is in two groups.
-    """
-    table = read_json(require_file(path, key))
-    groups = table
-    if isinstance(table, dict) and all(map(_is_list_of_words, table.values())):
-        groups = [[group, *words] for group, words in table.items()]
-    elif isinstance(table, dict) and all(isinstance(group, str | int) for group in table.values()):
-        words_by_group: dict[str, list[str]] = {}
-        for word, group in table.items():
-            words_by_group.setdefault(str(group), []).append(word)
-        groups = [[group, *words] for group, words in words_by_group.items()]
-    if not isinstance(groups, list) or not all(map(_is_list_of_words, groups)):
-        formats = '[["happy", "glad"], ["sad"]], or an object {"happy": ["glad"]} or {"glad": "happy"}'
-        raise UserError(f"{path}: expected a list of groups of words, {formats}")
-    synonyms: dict[str, str] = {}
-    for group in map(normalized_words, groups):
-        for word in group:
-            if synonyms.setdefault(word, group[0]) != group[0]:
-                raise UserError(f"{path}: '{word}' is in two groups, '{synonyms[word]}' and '{group[0]}'. Remove it from one.")
-    return synonyms
-
-
 def extract_words(texts: Mapping[str, str], judge: Judge) -> dict[str, Words | None]:
     """Return the emotion words of predictions, which are lists of words or descriptions.
 
@@ -207,7 +185,7 @@ def word_sets(
 ) -> tuple[list[str], list[Sequence[str]], list[Sequence[str]]]:
     """Return three lists (names, reference words, predicted words), without samples whose words could not be extracted."""
     assert resources.openset is not None
-    predicted_texts = {prediction.name: prediction.text for prediction in predictions if prediction.name in resources.openset}
+    predicted_texts = {prediction.name: prediction.listed for prediction in predictions if prediction.name in resources.openset}
     predicted = extract_words(predicted_texts, resources.judge or JUDGES.built({"type": "lexical"}, "judge"))
     if failed := [name for name, words in predicted.items() if words is None]:
         text = f"ov and ew leave out {listing(failed, 'sample')}, because the judge found no emotion words"

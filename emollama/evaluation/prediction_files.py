@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from emollama.component_errors import ComponentFailed, reported, source_file
+from emollama.data.csv_files import write_csv
 from emollama.evaluation.metrics import MetricInput
 from emollama.evaluation.scoring import TaskScores
 from emollama.paths import atomic_write
@@ -39,10 +39,9 @@ def write_predictions(folder: Path, block: str, predictions: Sequence[Prediction
     tasks = sorted({record.task for record in predictions} & set(REASONING_TASKS))
     for task in tasks:
         files.append(folder / (f"predictions_{block}.csv" if len(tasks) == 1 else f"predictions_{block}_{task}.csv"))
-        with atomic_write(files[-1]) as file:
-            writer = csv.writer(file)
-            writer.writerow(["names", "chi_reasons"])
-            writer.writerows([record.name, record.prediction] for record in predictions if record.task == task)
+        rows = ([record.name, record.prediction] for record in predictions if record.task == task)
+        # Scorers read the descriptions as they are.
+        write_csv(files[-1], [("names", "chi_reasons"), *rows], escape=False)
     return files
 
 

@@ -23,6 +23,8 @@ class Prediction:
         text: the answer; "" if the sample has none.
         reference: unprocessed reference text (a label, a description) or texts (captions); None if the data has none.
         loss: mean cross-entropy of the target, in nats per token; None if it was not computed.
+        is_list: whether the text is a list of words without brackets.
+        mode: the part of the dataset to which the file assigns the sample, such as test1; None if it does not state it.
     """
 
     name: str
@@ -30,6 +32,13 @@ class Prediction:
     text: str
     reference: Reference | None = None
     loss: float | None = None
+    is_list: bool = False
+    mode: str | None = None
+
+    @property
+    def listed(self) -> str:
+        """The text; in brackets if it is a list of words."""
+        return f"[{self.text}]" if self.is_list else self.text
 
     @property
     def reference_text(self) -> str | None:
@@ -61,12 +70,7 @@ def parse_prediction(line: str) -> Prediction:
     Raises:
         ValueError: If the line is not a JSON object with the expected fields.
     """
-    try:
-        row = json.loads(line, parse_constant=lambda _: None)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"invalid JSON: {error.msg}") from None
-    except RecursionError:
-        raise ValueError("the JSON is nested too deeply") from None
+    row = parse_json(line)
     optional: dict[str, Any] = {"task": str | None, "reference": str | list | None, "loss": float | int | None}
     types = {"name": str, "prediction": str} | optional
     if not isinstance(row, dict) or not all(isinstance(row.get(key), value_type) for key, value_type in types.items()):
@@ -77,3 +81,17 @@ def parse_prediction(line: str) -> Prediction:
     if reference is not None:
         reference = list(map(encodable, reference)) if isinstance(reference, list) else encodable(reference)
     return Prediction(encodable(row["name"]), row.get("task") or "", encodable(row["prediction"]), reference, row.get("loss"))
+
+
+def parse_json(line: str) -> Any:
+    """Return the JSON value in a line; NaN and infinities are None.
+
+    Raises:
+        ValueError: If the line is not JSON, or is nested too deeply.
+    """
+    try:
+        return json.loads(line, parse_constant=lambda _: None)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"invalid JSON: {error.msg}") from None
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None

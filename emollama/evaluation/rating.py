@@ -6,7 +6,6 @@ spreadsheet would run as formulas begin with an apostrophe.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import re
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from emollama.data.annotations import read_json
-from emollama.data.csv_files import read_csv, require_column
+from emollama.data.csv_files import read_csv, require_column, restore_formula, write_csv
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.evaluation.emer import ClueOverlaps, LabelOverlaps
@@ -26,7 +25,6 @@ from emollama.evaluation.judges.judge import Verdict
 from emollama.evaluation.matching import EMPTY, Matched
 from emollama.evaluation.metrics import MetricInput, metric, metric_value
 from emollama.evaluation.predictions import Prediction
-from emollama.evaluation.records import FORMULA, escape_formula
 from emollama.evaluation.references import task_name
 from emollama.evaluation.scoring import TaskScores
 from emollama.listing import abbreviated, listing
@@ -138,20 +136,15 @@ def _selected_predictions(
 def _digest(text: str) -> str:
     """Return a digest of a text that survives a spreadsheet: it ignores the apostrophe, line endings and surrounding space."""
     text = text.strip()
-    if text.startswith("'") and text[1:].startswith(FORMULA):
-        text = text[1:].strip()
+    while (restored := restore_formula(text).strip()) != text:
+        text = restored
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _write_sheet(path: Path, rows: Sequence[tuple[str, Prediction]]) -> None:
-    with atomic_write(path) as file:
-        # Spreadsheets detect UTF-8 by the byte order mark.
-        file.write("\ufeff")
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for name, prediction in rows:
-            writer.writerow([name, escape_formula(str(prediction.reference_text)), escape_formula(prediction.text), "", "", ""])
+    texts = ([name, str(prediction.reference_text), prediction.text, "", "", ""] for name, prediction in rows)
+    write_csv(path, [COLUMNS, *texts], byte_order_mark=True)
 
 
 def read_key(path: str) -> Key:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from emollama.component_errors import reported
+from emollama.data.csv_files import write_csv
 from emollama.evaluation.matching import Matched
 from emollama.evaluation.prediction_files import scores_as_dict
 from emollama.evaluation.scoring import TaskScores
@@ -16,7 +16,6 @@ from emollama.evaluation.statistics import Resampling, compare
 from emollama.paths import atomic_write
 
 WRITTEN = ("scores.json", "scores.csv")
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of cells that a spreadsheet runs as formulas
 
 
 def task_record(scores: Mapping[str, TaskScores], matched: Mapping[str, Matched], resampling: Resampling) -> dict[str, Any]:
@@ -64,10 +63,7 @@ def write_records(folder: Path, record: Mapping[str, Any], scores: Mapping[str, 
     files_of_tasks = [(task, path, result) for task, by_file in scores.items() for path, result in by_file.items()]
     rows = [row for task, path, result in files_of_tasks for row in _sample_rows(task, path, result)]
     columns = dict.fromkeys(column for row in rows for column in row)
-    with atomic_write(files[1]) as file:
-        writer = csv.DictWriter(file, [*columns])
-        writer.writeheader()
-        writer.writerows({column: escape_formula(cell) for column, cell in row.items()} for row in rows)
+    write_csv(files[1], [[*columns], *([row.get(column, "") for column in columns] for row in rows)])
     return files
 
 
@@ -81,8 +77,3 @@ def _sample_rows(task: str, path: str, scores: TaskScores) -> Iterator[dict[str,
             for row in metric_input.sample_rows(scores.metrics_of(input_name)):
                 rows[row["name"]] |= row
     yield from rows.values()
-
-
-def escape_formula(cell: Any) -> Any:
-    """Return the cell, with an apostrophe in front if it is text that a spreadsheet would run as a formula."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from emollama.data.annotations import LABELS
+from emollama.data.label_map import LABELS, LabelMap
 from emollama.errors import UserError
 from emollama.evaluation.input_files import PredictionFile, ReferenceFile
 from emollama.evaluation.predictions import CAPTION, DESCRIPTION_TASKS, Prediction, Reference
@@ -58,14 +58,24 @@ def allowed_labels(references: References, labels: Sequence[str] | None) -> list
     return list(labels)
 
 
-def relabel(references: References, aliases: Mapping[str, str]) -> References:
-    """Replace labels by those that they stand for; case is ignored."""
+def relabel(references: References, aliases: Mapping[str, str], labels: Sequence[str] | None) -> References:
+    """Replace labels by those that they stand for, as lists and imports do: case is ignored, and synonyms count.
+
+    Args:
+        references: the references of all tasks.
+        aliases: raw label -> label.
+        labels: the allowed labels; None allows all labels of the references, of which only the case is unified.
+    """
     if "emotion" not in references.by_task:
         return references
-    meaning = {alias.casefold(): label for alias, label in aliases.items()}
-    reference_labels = {name: str(label) for name, label in references.by_task["emotion"].items()}
-    labels = {name: meaning.get(label.casefold(), label) for name, label in reference_labels.items()}
-    return replace(references, by_task=references.by_task | {"emotion": labels})
+    label_map = LabelMap(labels or (), [aliases])
+    raw_labels = {name: str(label) for name, label in references.by_task["emotion"].items()}
+    new_labels = {name: label_map.resolve(label) or label_map.mapped(label) for name, label in raw_labels.items()}
+    if labels is None:
+        ordered = sorted({*new_labels.values()}, key=lambda label: (label not in LABELS, label != label.lower(), label))
+        spellings = LabelMap(ordered)
+        new_labels = {name: spellings.resolve(label) or label for name, label in new_labels.items()}
+    return replace(references, by_task=references.by_task | {"emotion": new_labels})
 
 
 def merge_references(reference_files: Sequence[ReferenceFile], files: Sequence[PredictionFile], task: str | None) -> References:

@@ -10,6 +10,7 @@ from emollama.evaluation.captions.reader import CaptionReader
 from emollama.evaluation.judges.judge import Judge
 from emollama.evaluation.labels import LabelReader
 from emollama.evaluation.spelling import KeySpelling
+from emollama.evaluation.synonyms import Synonyms
 from emollama.evaluation.wheel_files import Wheels
 
 NEEDS_REFERENCE = "samples with a reference: labels in the annotation file, or descriptions"
@@ -25,7 +26,7 @@ class ScoringResources:
         label_reader: extracts labels from answers; its ``labels`` are the allowed labels.
         judge: judge of descriptions, if the block has one.
         openset: sample name -> reference emotion words, if the block has them.
-        synonyms: emotion word -> name of its group of synonyms.
+        synonyms: the groups of synonyms among emotion words.
         wheels: the emotion wheels, if the block has them.
         caption_reader: tokenizes captions; None if the block has no reference captions.
         cfg: the ``Config`` of the metric input for which these resources are, with the values of ``metric_inputs.<name>``.
@@ -36,7 +37,7 @@ class ScoringResources:
     label_reader: LabelReader
     judge: Judge | None = None
     openset: Mapping[str, tuple[str, ...]] | None = None
-    synonyms: Mapping[str, str] = field(default_factory=dict)
+    synonyms: Synonyms = field(default_factory=Synonyms)
     wheels: Wheels | None = None
     caption_reader: CaptionReader | None = None
     cfg: Any = None

@@ -18,10 +18,11 @@ from emollama.evaluation.captions.tokenizers import CaptionTokenizer
 from emollama.evaluation.judges.judge import Judge, JudgeUnreachable
 from emollama.evaluation.labels import AnswerRule, LabelReader, SeveralHits
 from emollama.evaluation.metrics import MetricInput, compute_input, explanation, input_config, input_type, metric, metric_value
-from emollama.evaluation.openset import read_openset, read_synonyms
+from emollama.evaluation.openset import read_openset
 from emollama.evaluation.predictions import CAPTION, Prediction
 from emollama.evaluation.resources import ScoringResources
 from emollama.evaluation.spelling import KeySpelling
+from emollama.evaluation.synonyms import Synonyms, read_synonyms
 from emollama.evaluation.wheel_files import Wheels
 from emollama.registry import JUDGES, METRIC_INPUTS, METRICS
 
@@ -87,8 +88,9 @@ class Scoring:
         """True emotion words of each clip (name,openset as CSV, or an imported openset.json), for the metrics ov and ew. Relative
         to the current directory."""
         synonyms_path: str | None = None
-        """Groups of synonyms for ov, JSON: a list of lists of words, {group: [words]} or {word: group}. If null, each word is a
-        group of its own."""
+        """Groups of synonyms for ov, JSON: a list of lists of words, {group: [words]}, {word: group}, or {clip: list of lists of
+        words} with groups for each clip; or openset-synonym.zip of MER2024-OV. If there are groups for each clip, other clips are
+        left out. If null, each word is a group of its own."""
         wheel_folder: str | None = None
         """Folder of emotion wheels in the layout of MERTools, for ew."""
         wheel_level: int = 1
@@ -137,7 +139,9 @@ class Scoring:
         with self._named_in_errors():
             reader = LabelReader(labels, aliases, cfg.answer_rule, cfg.several_hits, spelling=spelling)
             openset = read_openset(cfg.openset_path, spelling.name("openset_path")) if cfg.openset_path else None
-            synonyms = read_synonyms(cfg.synonyms_path, spelling.name("synonyms_path")) if cfg.synonyms_path else {}
+            synonyms = Synonyms()
+            if cfg.synonyms_path:
+                synonyms = read_synonyms(cfg.synonyms_path, spelling.name("synonyms_path"), openset or {})
             folder = cfg.wheel_folder
             wheels = Wheels.read(folder, cfg.wheel_level, spelling.name("wheel_folder")) if folder else None
         captioned = "reference" in tasks.get(CAPTION, ())

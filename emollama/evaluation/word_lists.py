@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 _ITEM = re.compile(r"""\s*(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"|([^,'"\[\]][^,"\[\]]*)?)\s*(?:,|$)""")
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?\s*")
+_SENTENCE = re.compile(r"\w[.!?:;]|[<>\[\]\n]")  # punctuation after a word, tags, brackets
+PHRASE = 3  # maximum number of words of an item of a list without brackets
 SHOWN = 60  # characters of a text in a message
 
 
@@ -39,6 +41,19 @@ def is_broken_list(text: str) -> bool:
     opened, closed = text.startswith("["), text.endswith("]")
     looks_like_list = (opened and (closed or "]" not in text)) or (closed and "[" not in text)
     return looks_like_list and not is_list(text)
+
+
+def is_plain_list(text: str) -> bool:
+    """Return whether a text consists of words or short phrases that are separated by commas, rather than of a sentence."""
+    items = text.split(",")
+    # "sad and tired" without a comma is not a list.
+    longest = PHRASE if len(items) > 1 else PHRASE - 1
+    return not _SENTENCE.search(text) and all(len(item.split()) <= longest for item in items)
+
+
+def is_label(text: str) -> bool:
+    """Return whether a text is a single word or a short phrase."""
+    return bool(text.strip()) and "," not in text and ";" not in text and is_plain_list(text)
 
 
 def is_list(text: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ class Clips:
     Attributes:
         sources: clip name -> video, for the clips that have a video.
         absent: names of listed clips that have no video.
+        ignored: files in the folder of videos that are not videos; empty if the clips are listed in an annotation file.
     """
 
     sources: dict[str, Source]
     absent: list[str]
+    ignored: list[Path] = field(default_factory=list)
 
 
 def find_clips(cfg: Any) -> Clips:
@@ -42,13 +44,15 @@ def find_clips(cfg: Any) -> Clips:
     if cfg.face_path is not None:
         require_folder(cfg.face_path, "extraction.face_path")
     peaks = read_peaks(cfg.peak_index_path) if cfg.peak_index_path is not None else {}
+    absent: list[str] = []
+    ignored: list[Path] = []
     if cfg.annotation_file is not None:
         videos, absent = _listed_videos(cfg)
     else:
-        videos, absent = find_videos(cfg.videos, "extraction.videos"), []
+        videos, ignored = find_videos(cfg.videos, "extraction.videos")
     _require_usable_names([*videos, *absent], cfg)
     faces = Path(cfg.face_path) if cfg.face_path is not None else None
-    return Clips({name: Source(name, path, faces, peaks.get(name)) for name, path in videos.items()}, absent)
+    return Clips({name: Source(name, path, faces, peaks.get(name)) for name, path in videos.items()}, absent, ignored)
 
 
 def _listed_videos(cfg: Any) -> tuple[dict[str, Path], list[str]]:

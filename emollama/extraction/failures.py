@@ -12,8 +12,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
+from emollama.data.csv_files import restore_formula, write_csv
 from emollama.errors import UserError
-from emollama.paths import atomic_write, read_text
+from emollama.paths import read_text
 
 FILE = "failures.csv"
 
@@ -51,7 +52,7 @@ def read(output: Path) -> list[ExtractionFailure]:
         header, *rows = csv.reader(io.StringIO(read_text(str(path)), newline=""), strict=True)
         if tuple(header) != ExtractionFailure._fields:
             raise ValueError(f"its header is {','.join(header)}")
-        return [ExtractionFailure(*row) for row in rows]
+        return [ExtractionFailure(*map(restore_formula, row)) for row in rows]
     except (csv.Error, ValueError, TypeError) as error:
         text = f"{path}: not a list of failed clips in the format of this command ({error})."
         raise UserError(f"{text} Rename it, because the extraction writes a file with this name.") from None
@@ -59,7 +60,4 @@ def read(output: Path) -> list[ExtractionFailure]:
 
 def write(output: Path, failures: Iterable[ExtractionFailure]) -> None:
     """Write all failures, sorted by folder and name, in place of the existing file."""
-    with atomic_write(output / FILE) as file:
-        table = csv.writer(file)
-        table.writerow(ExtractionFailure._fields)
-        table.writerows(sorted(failures, key=attrgetter("folder", "name")))
+    write_csv(output / FILE, [ExtractionFailure._fields, *sorted(failures, key=attrgetter("folder", "name"))])

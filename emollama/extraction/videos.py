@@ -23,9 +23,9 @@ from emollama.extraction.jobs import Job, describe_encoders, plan_jobs, require_
 from emollama.extraction.work import Share
 from emollama.logs.console import dry_run_summary
 from emollama.logs.logger import get_logger, set_up
+from emollama.media.files import not_videos
 from emollama.paths import require_writable, temporary_prefix
 
-WAIT_MINUTES = 24 * 60.0  # processes wait this long for rank 0, which packs arrays. If a process dies, all end at once
 MAX_REASONS = 10  # reasons of failures that a summary lists individually
 
 
@@ -44,7 +44,7 @@ class VideoExtraction:
     def __init__(self, config: RunConfig) -> None:
         self.config, self.cfg = config, config.extraction
         self.output = Path(self.cfg.output)
-        self.world = process_group.start(self.cfg.device, WAIT_MINUTES, "extraction.device")
+        self.world = process_group.start(self.cfg.device, "extraction.device")
         set_up(self.world.is_main)
         for text in config.warnings if self.world.is_main else ():
             get_logger().warning("%s", text)
@@ -80,6 +80,7 @@ class VideoExtraction:
             failed = {(failure.folder, failure.name) for failure in failures.read(self.output)}
             jobs = plan_jobs(self.config, descriptions, clips, failed)
             videos = f"{len(clips.sources):,} in {self.cfg.videos}; {len(clips.absent):,} listed clips have no video"
+            videos += f"; not videos: {not_videos(clips.ignored)}" if clips.ignored else ""
             lines = [["videos", videos], ["output", str(self.output)], ["processes", f"{processes} on {self.world.device.type}"]]
             for job in jobs:
                 arrays = f"arrays of shape {job.shape}, {job.cfg.dtype}"
@@ -102,6 +103,8 @@ class VideoExtraction:
     def _prepare(self, stack: ExitStack) -> list[Job]:
         """Check everything, lock the output folder (until ``stack`` closes), and prepare the folders of arrays."""
         descriptions, clips = self._check()
+        if clips.ignored:
+            get_logger().info("extraction.videos: not videos, and not extracted: %s", not_videos(clips.ignored))
         with write_errors(self.output):
             self.output.mkdir(parents=True, exist_ok=True)
         # The contents of the output folder are read after it is locked, because another extraction may be changing them.

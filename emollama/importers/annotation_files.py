@@ -7,7 +7,6 @@ face images, which training does not use.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from emollama.data.annotations import NO_VALENCE, read_transcripts
+from emollama.data.annotations import NO_VALENCE, RowReader, column_reader, read_transcripts
+from emollama.data.csv_files import write_csv
 from emollama.data.problems import Problem
 from emollama.data.text_checks import escaped
 from emollama.errors import UserError
@@ -31,11 +31,18 @@ TRANSCRIPTS, OPENSET, REPORT = "transcription_en_all.csv", "openset.json", "impo
 def read_sentences(path: str, collector: Collector) -> dict[str, str]:
     """Read a transcript file; report its problems to the collector.
 
+    The collector's name format builds the names of clips if the file has its columns.
+
     Returns:
         Clip name -> sentence, without the clips that have two different sentences.
     """
+
+    def name_reader(path: str, header: Sequence[str], columns: Sequence[str]) -> RowReader:
+        needed = collector.name_format.columns if collector.name_format else ()
+        return (collector.name_reader if {*needed} <= {*header} else column_reader)(path, header, columns)
+
     problems: list[Problem] = []
-    sentences = read_transcripts(path, problems.append)
+    sentences = read_transcripts(path, problems.append, name_reader)
     for problem in problems:
         collector.report(problem)
     contradicted = {name for problem in problems for name in problem.clips}
@@ -95,8 +102,8 @@ def _write_files(folder: Path, entries: Sequence[Entry]) -> None:
                 json.dump(table, file, indent=1, ensure_ascii=False)
     sentences = [(entry.name, entry.sentence) for entry in entries if entry.sentence is not None]
     if sentences:
-        with atomic_write(folder / TRANSCRIPTS) as file:
-            csv.writer(file).writerows([("name", "sentence"), *sentences])
+        # Datasets, and other programs that use MERR, read the sentences as they are.
+        write_csv(folder / TRANSCRIPTS, [("name", "sentence"), *sentences], escape=False)
 
 
 def annotation_lines(entries: Sequence[Entry]) -> list[str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from emollama.data.annotations import NO_VALENCE, safe_name
+from emollama.data.annotations import NO_VALENCE, RowReader, column_reader, safe_name
+from emollama.data.label_map import SKIP, LabelMap
 from emollama.data.problems import Problem
 from emollama.errors import UserError
-from emollama.importers.labels import NO_LABEL, SKIP, LabelMap
+from emollama.importers.labels import NO_LABEL
+from emollama.importers.names import NameFormat
 from emollama.listing import abbreviated
 from emollama.suggestions import did_you_mean
 
@@ -44,6 +47,7 @@ class Collector:
 
     Args:
         labels: maps labels of the source to labels of the vocabulary.
+        name_format: builds the names of clips from several columns of a table; None if one column contains them.
 
     Attributes:
         entries: name -> clip.
@@ -52,8 +56,9 @@ class Collector:
         notes: remarks for the user.
     """
 
-    def __init__(self, labels: LabelMap) -> None:
+    def __init__(self, labels: LabelMap, name_format: NameFormat | None = None) -> None:
         self.labels = labels
+        self.name_format = name_format
         self.entries: dict[str, Entry] = {}
         self.problems: list[Problem] = []
         self.left_out: dict[str, list[str]] = {}
@@ -63,6 +68,22 @@ class Collector:
     def report(self, problem: Problem) -> None:
         """Record a problem. The caller does not add the clip that it is about."""
         self.problems.append(problem)
+
+    def name_reader(self, path: str, header: Sequence[str], name_columns: Sequence[str]) -> RowReader:
+        """Return a function from a row of a table to the clip's name as written there; it raises a ValueError for invalid rows.
+
+        Args:
+            path: the table, for messages.
+            header: its columns.
+            name_columns: possible columns of the name without a name format; the first one in the header is used.
+
+        Raises:
+            UserError: If columns are missing.
+        """
+        if self.name_format is None:
+            return column_reader(path, header, name_columns)
+        self.name_format.require_columns(path, header)
+        return self.name_format.name
 
     def leave_out(self, reason: str, name: str) -> None:
         """Record a clip that is left out on purpose."""

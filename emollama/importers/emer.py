@@ -28,7 +28,8 @@ def read(path: str, collector: Collector) -> None:
         UserError: If the header is not one of EMER's.
     """
     sheet = Sheet.read(path, collector)
-    columns = next((columns for columns in HEADERS if set(columns) <= set(sheet.header)), None)
+    unneeded = 0 if collector.name_format is None else 1  # the column of names
+    columns = next((columns for columns in HEADERS if set(columns[unneeded:]) <= set(sheet.header)), None)
     if columns is None:
         expected = " or ".join(",".join(columns) for columns in HEADERS)
         raise UserError(f"{path}, line 1: the header is {','.join(sheet.header)}; expected {expected}")

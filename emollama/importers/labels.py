@@ -1,70 +1,29 @@
-"""Map labels of a source to labels of the vocabulary, with the user's label maps and built-in synonyms."""
+"""Label maps of imports: files that rename labels, and the check of the vocabulary."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
-from emollama.data.annotations import DFEW_LABELS, read_json
+from emollama.data.annotations import read_json
+from emollama.data.label_map import DATASET_LABELS, SKIP
 from emollama.errors import UserError
 from emollama.paths import read_text, require_file
 
-SKIP = "skip"  # in a map or a file of overrides, in place of a label: leave the clip out
 NO_LABEL = "0"  # in the label field of an annotation file without labels
-BUILT_IN = {"dfew": DFEW_LABELS}  # maps that --label-map accepts by name
-SYNONYMS = (
-    ("happy", "happiness", "joy", "joyful"),
-    ("sad", "sadness"),
-    ("angry", "anger"),
-    ("surprise", "surprised"),
-    ("worried", "worry"),
-    ("fear", "fearful"),
-    ("disgust", "disgusted"),
-    ("contempt", "contemptuous"),
-    ("doubt", "doubtful"),
-)
 
 
-class LabelMap:
-    """Maps labels of a source to labels of the vocabulary.
-
-    Args:
-        labels: the vocabulary.
-        maps: raw label -> label or ``skip``, applied one after another; case and surrounding white space are ignored.
+def require_vocabulary(labels: Sequence[str]) -> None:
+    """Check the labels of ``--labels``.
 
     Raises:
         UserError: If an annotation file cannot contain one of the labels, or a label is in the vocabulary twice.
     """
-
-    def __init__(self, labels: Sequence[str], maps: Sequence[Mapping[str, str]] = ()) -> None:
-        for label in labels:
-            if label.split() != [label] or label in (SKIP, NO_LABEL):
-                reserved = f"'{SKIP}' and '{NO_LABEL}' have other meanings"
-                raise UserError(f"--labels: {label!r} is not valid. A label is a single word; {reserved}. Rename it.")
-        self.labels = tuple(labels)
-        self._by_casefold = {label.casefold(): label for label in labels}
-        if len(self._by_casefold) < len(labels):
-            raise UserError(f"--labels: one label appears twice in {' '.join(labels)}. Remove one.")
-        self._maps = [{raw.strip().casefold(): label for raw, label in table.items()} for table in maps]
-
-    def mapped(self, raw: str) -> str:
-        """Apply the maps to a label, one after another."""
-        for table in self._maps:
-            raw = table.get(raw.strip().casefold(), raw)
-        return raw
-
-    def resolve(self, raw: str) -> str | None:
-        """Return the label of the vocabulary, or ``skip``; None if neither the maps nor the synonyms lead to the vocabulary."""
-        mapped = self.mapped(raw)
-        # "skip" has its special meaning only as a value of a map, not as a label of the source.
-        return SKIP if mapped == SKIP != raw else self.label_or_synonym(mapped)
-
-    def label_or_synonym(self, raw: str) -> str | None:
-        """Return the label that equals a word or is its synonym, without applying maps; None if there is none or several."""
-        word = raw.strip().casefold()
-        if word in self._by_casefold:
-            return self._by_casefold[word]
-        synonyms = {other for group in SYNONYMS if word in group for other in group if other in self._by_casefold}
-        return self._by_casefold[synonyms.pop()] if len(synonyms) == 1 else None
+    for label in labels:
+        if label.split() != [label] or label in (SKIP, NO_LABEL):
+            reserved = f"'{SKIP}' and '{NO_LABEL}' have other meanings"
+            raise UserError(f"--labels: {label!r} is not valid. A label is a single word; {reserved}. Rename it.")
+    if len({label.casefold() for label in labels}) < len(labels):
+        raise UserError(f"--labels: one label appears twice in {' '.join(labels)}. Remove one.")
 
 
 def read_label_map(path: str) -> dict[str, str]:
@@ -75,8 +34,8 @@ def read_label_map(path: str) -> dict[str, str]:
     Raises:
         UserError: If the file is not a label map, or maps one label to two labels.
     """
-    if path in BUILT_IN:
-        return dict(BUILT_IN[path])
+    if path in DATASET_LABELS:
+        return dict(DATASET_LABELS[path])
     require_file(path, "--label-map")
     table: dict[str, str] = {}
     for raw, label, where in _json_pairs(path) if path.endswith(".json") else _yaml_pairs(path):

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from emollama.data.annotations import read_json
+from emollama.data.label_map import SKIP
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.importers.collector import Collector, Entry
-from emollama.importers.labels import SKIP
 from emollama.importers.sources import Sheet, files_below, rows_by_clip
 from emollama.listing import abbreviated
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from emollama.data.annotations import NAME_COLUMNS
-from emollama.data.csv_files import read_csv, require_column
+from emollama.data.csv_files import read_csv
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.importers.collector import Collector
@@ -64,7 +64,7 @@ def rows_by_clip(
     Args:
         sheet: the file.
         columns: the columns to compare and return; columns that the file does not have are ignored.
-        collector: problems are added to it.
+        collector: problems are added to it. Its ``name_format`` builds the names, if it is not None.
         name_columns: possible columns of the clip name; the first one in the header is used.
         name_of: converts a name in the file to the name of the clip.
 
@@ -74,11 +74,16 @@ def rows_by_clip(
     Raises:
         UserError: If the file has no column of names.
     """
-    name_column = require_column(sheet.path, sheet.header, name_columns)
+    written_name = collector.name_reader(sheet.path, sheet.header, name_columns)
     rows: dict[str, SourceRow] = {}
     contradicted = set()
     for line, row in sheet.rows:
-        where, name = f"{sheet.path}, line {line}", name_of(row[name_column])
+        where = f"{sheet.path}, line {line}"
+        try:
+            name = name_of(written_name(row))
+        except ValueError as error:
+            collector.report(Problem("name", f"{where}: {error}"))
+            continue
         cells = {column: row[column] for column in columns if column in row}
         if not collector.is_usable(name, where):
             continue

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
@@ -23,6 +24,7 @@ from emollama.config import RunConfig
 from emollama.distributed import process_group
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
+from emollama.folder_lock import FolderLock
 from emollama.inference.fingerprint import changes, compared, fingerprint_of
 from emollama.inference.run_checkpoints import Start
 from emollama.listing import abbreviated
@@ -73,8 +75,15 @@ class CheckpointEvaluation:
 
         Raises:
             UserError: If a checkpoint is missing, is damaged or belongs to another model, which is checked before the first
-                evaluation, or if an evaluation fails.
+                evaluation, if an evaluation fails, or if another process writes to the output folder.
+            Stopped: If a process was asked to stop.
         """
+        world, locks = self._world, ExitStack()
+        world.on_rank_zero(lambda: locks.enter_context(FolderLock(self._output, "--output")) and None)
+        with locks:
+            return self._evaluate(again=again)
+
+    def _evaluate(self, *, again: bool) -> str:
         world = self._world
         self._rows = world.on_rank_zero(self._with_digests)
         pending = world.on_rank_zero(lambda: self._pending(again=again))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Self, TypeVar
 
+from emollama.distributed.heartbeat import beat
 from emollama.errors import UserError
 from emollama.logs.verbosity import SETTINGS
 
@@ -233,8 +234,9 @@ class Progress:
         self.reach(self.done + count)
 
     def reach(self, done: int) -> None:
-        """Set the number of items that are done."""
+        """Set the number of items that are done, which the watchdog counts as progress."""
         self.done = done
+        beat()
         if not self.shown:
             return
         now = self._clock()

@@ -3,23 +3,45 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from emollama.errors import UserError
+from emollama.listing import listing
 from emollama.paths import require_folder
 
-EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".flv", ".wmv", ".mpg", ".mpeg", ".m4v")
+# Containers with a video track that FFmpeg reads, the most common ones first. Names may also be in upper case.
+EXTENSIONS = (
+    ".mp4", ".avi", ".mov", ".mkv", ".webm", ".flv", ".wmv", ".mpg", ".mpeg", ".m4v", ".ts", ".mts", ".m2ts", ".m2t", ".3gp",
+    ".3g2", ".ogv", ".asf", ".f4v", ".vob", ".mxf", ".mpe", ".m2v", ".mk3d", ".mj2", ".qt", ".dv", ".divx", ".rm", ".rmvb",
+    ".wtv", ".nut", ".y4m",
+)  # fmt: skip
 
 
-def find_videos(folder: str | os.PathLike[str], key: str) -> dict[str, Path]:
+class VideoFiles(NamedTuple):
+    """The files of a folder and its subfolders.
+
+    Attributes:
+        videos: clip name -> path of the video, sorted by path. The name is the path below the folder, without the extension.
+        others: paths of the files that have none of :data:`EXTENSIONS`.
+    """
+
+    videos: dict[str, Path]
+    others: list[Path]
+
+
+def not_videos(paths: Iterable[Path]) -> str:
+    """Return the number of files that are not videos and their names, for a log line."""
+    return f"{listing(map(str, paths), 'file')} (extensions of videos: {' '.join(EXTENSIONS)})"
+
+
+def find_videos(folder: str | os.PathLike[str], key: str) -> VideoFiles:
     """Find all videos in a folder and its subfolders; hidden files and links to folders are skipped.
 
     Args:
         folder: the folder.
         key: the configuration key that named the folder, for messages.
-
-    Returns:
-        Clip name -> path of the video, sorted by path. The name is the path below the folder, without the extension.
 
     Raises:
         UserError: If a folder does not exist or cannot be read, there is no video, or two videos have the same name.
@@ -30,18 +52,20 @@ def find_videos(folder: str | os.PathLike[str], key: str) -> dict[str, Path]:
         raise UserError(f"{key}: cannot read the folder '{error.filename}' ({error.strerror}). Correct its permissions.")
 
     videos: dict[str, Path] = {}
+    others: list[Path] = []
     for root, folders, files in os.walk(folder, onerror=raise_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(root, name) for name in sorted(files) if not name.startswith(".")):
-            if path.suffix.lower() in EXTENSIONS:
-                name = path.relative_to(folder).with_suffix("").as_posix()
-                if (other := videos.setdefault(name, path)) != path:
-                    raise UserError(f"{key}: '{name}' is the name of two videos, {other} and {path}. Rename one of them.")
+            if path.suffix.lower() not in EXTENSIONS:
+                others.append(path)
+                continue
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            if (other := videos.setdefault(name, path)) != path:
+                raise UserError(f"{key}: '{name}' is the name of two videos, {other} and {path}. Rename one of them.")
     if not videos:
-        raise UserError(
-            f"{key}: no video in '{os.fspath(folder)}' or its subfolders; accepted extensions: {' '.join(EXTENSIONS)}"
-        )
-    return videos
+        content = f"; it contains {not_videos(others)}" if others else f"; accepted extensions: {' '.join(EXTENSIONS)}"
+        raise UserError(f"{key}: no video in '{os.fspath(folder)}' or its subfolders{content}")
+    return VideoFiles(videos, others)
 
 
 def find_video(folder: str | os.PathLike[str], name: str) -> Path | None:

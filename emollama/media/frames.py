@@ -122,6 +122,7 @@ class _Outline(NamedTuple):
         frames: number of frames, counted by packets; fewer can be decoded if the video is damaged.
         plain: whether decord reads the video correctly. It does not if frames are rotated or mirrored, if colours have more than
             8 bits, or if the file seems incomplete: it is cut off, does not start with a key frame, or has packets to discard.
+            In an MPEG transport stream (.ts), decord skips the first frames.
     """
 
     first: np.ndarray
@@ -147,6 +148,7 @@ def _outline(path: str | os.PathLike[str]) -> _Outline:
             raise UnusableMedia("none of its frames can be decoded")
         eight_bits = all(component.bits == 8 for component in first.format.components)
         image, rotation = first.to_ndarray(format="rgb24"), _rotation(first)
+        complete = complete and container.format.name != "mpegts"
     return _Outline(_upright(image, rotation), frames, complete and eight_bits and rotation is None)
 
 

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from emollama.errors import UserError
 from emollama.media.source import UnusableMedia
+from emollama.paths import require_local
 
+ImageSource = str | os.PathLike[str] | bytes
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 _LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # the end of a complete file
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error, Image.DecompressionBombError)
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read the pixels of an image file, (H, W, 3) uint8 RGB.
+def read_image(source: ImageSource) -> np.ndarray:
+    """Read the pixels of an image, (H, W, 3) uint8 RGB.
 
     Greyscale and palette images are converted to RGB, transparency is dropped, and of 16 bits the upper 8 are used. EXIF rotation
     is ignored, as in the published code.
+
+    Args:
+        source: path of an image file, or its bytes.
 
     Raises:
         UnusableMedia: If the file is not an image, is cut off, or has 32-bit pixels.
     """
     try:
-        with Image.open(path) as image:
+        with _opened(source) as file, Image.open(file) as image:
             _require_8_or_16_bits(image)
             if image.mode.startswith("I;16"):
                 return np.stack([(np.asarray(image) >> 8).astype(np.uint8)] * 3, axis=-1)
@@ -36,17 +43,20 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     except UnusableMedia:
         raise
     except _BROKEN as error:
-        raise UnusableMedia(_reason(path, error)) from None
+        raise UnusableMedia(_reason(source, error)) from None
 
 
-def probe_image(path: str | os.PathLike[str]) -> None:
-    """Check the header and the last bytes of an image file. The image is decoded only if the last bytes are unusual.
+def probe_image(source: ImageSource) -> None:
+    """Check the header and the last bytes of an image. The image is decoded only if the last bytes are unusual.
+
+    Args:
+        source: path of an image file, or its bytes.
 
     Raises:
         UnusableMedia: As for :func:`read_image`.
     """
     try:
-        with Image.open(path) as image, open(path, "rb") as file:
+        with _opened(source) as file, Image.open(file) as image:
             _require_8_or_16_bits(image)
             last = _LAST_BYTES.get(image.format or "")
             if last:
@@ -55,9 +65,13 @@ def probe_image(path: str | os.PathLike[str]) -> None:
     except UnusableMedia:
         raise
     except _BROKEN as error:
-        raise UnusableMedia(_reason(path, error)) from None
+        raise UnusableMedia(_reason(source, error)) from None
     if not complete:
-        read_image(path)
+        read_image(source)
+
+
+def _opened(source: ImageSource) -> IO[bytes]:
+    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
 
 
 def _require_8_or_16_bits(image: Image.Image) -> None:
@@ -65,10 +79,10 @@ def _require_8_or_16_bits(image: Image.Image) -> None:
         raise UnusableMedia("its pixels are 32-bit numbers, which cannot be converted to colours")
 
 
-def _reason(path: str | os.PathLike[str], error: Exception) -> str:
+def _reason(source: ImageSource, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "the file does not exist"
-    if os.path.isfile(path) and os.path.getsize(path) == 0:
+    if not source or (not isinstance(source, bytes) and os.path.isfile(source) and os.path.getsize(source) == 0):
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
         return "it is not an image"
@@ -89,8 +103,9 @@ def image_files(folder: str, names: Iterable[str], key: str) -> dict[str, str]:
         Name -> path below the folder, of the existing images.
 
     Raises:
-        UserError: If the folder does not exist or cannot be read.
+        UserError: If the folder does not exist, is remote, or cannot be read.
     """
+    require_local(folder, key, "folder")
     try:
         listed = {entry.name for entry in os.scandir(folder)}
     except OSError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from emollama.data.csv_files import write_csv
 from emollama.errors import UserError
 from emollama.json_io import Notes, read_object
 from emollama.listing import abbreviated, listing
@@ -184,12 +184,11 @@ def write_checkpoint_table(table: CheckpointTable) -> str:
     rows = [{**asdict(row), "metrics": table.metrics[row.label]} for row in table.rows]
     with atomic_write(table.folder / SUMMARY) as file:
         json.dump(asdict(CheckpointSummary(table.basis, table.columns, best, rows)), file, indent=1)
-    with atomic_write(table.folder / "sweep.csv") as file:
-        writer = csv.writer(file)
-        writer.writerow(["checkpoint", "epoch", "file", *table.columns])
-        for row in table.rows:
-            epoch = row.epoch if row.epoch is not None and row.epoch >= 0 else ""
-            writer.writerow([row.label, epoch, " ".join(row.files), *table.metrics[row.label].values()])
+    cells: list[list[Any]] = [["checkpoint", "epoch", "file", *table.columns]]
+    for row in table.rows:
+        epoch = row.epoch if row.epoch is not None and row.epoch >= 0 else ""
+        cells.append([row.label, epoch, " ".join(row.files), *table.metrics[row.label].values()])
+    write_csv(table.folder / "sweep.csv", cells)
     panels = checkpoint_panels(table)
     notes = [*table.notes, *([f"sweep.png shows {PANELS} of {len(panels)} metrics"] if len(panels) > PANELS else [])]
     markdown = "".join(f"{line}\n" for line in _markdown(table, notes))

@@ -16,6 +16,8 @@ from emollama.config import RunConfig
 from emollama.data.dataset import ClipsToPredict, SampleDataset
 from emollama.data.prompts.configs import TRAIN
 from emollama.data.slots import PIXELS, without_pixels
+from emollama.distributed.process_group import World
+from emollama.distributed.stop_requests import STOP_REQUESTS
 from emollama.errors import UserError
 from emollama.evaluation.prediction_files import write_metrics, write_predictions
 from emollama.evaluation.predictions import Prediction
@@ -25,6 +27,7 @@ from emollama.logs.logger import get_logger
 from emollama.run_folder import PredictionRecord, predictions_file
 from emollama.runners.build import is_ensemble
 from emollama.runners.datasets import build_datasets
+from emollama.runners.partial_answers import PartialAnswers, identity_of
 from emollama.runners.prediction_runner import PredictionRunner
 
 
@@ -58,6 +61,25 @@ class Outcome:
     predictions: dict[str, list[PredictionRecord]]
     files: list[Path]
     unreachable: dict[str, str]
+
+    def require_judges(self, world: World, folder: Path) -> None:
+        """Check that all judges could be reached. Every rank calls it.
+
+        Raises:
+            UserError: If a judge could not be reached. The message names the folder with the answers and the other scores.
+        """
+        if self.unreachable:
+            reasons = "; ".join(f"{block_name}: {reason}" for block_name, reason in self.unreachable.items())
+            raise world.user_error(
+                f"{reasons} The answers and all other scores are in {folder}; to judge the answers later, use 'emollama score'."
+            )
+
+
+def answer_settings(config: RunConfig) -> dict[str, Any]:
+    """Return the parts of a configuration on which the answers of an evaluation depend."""
+    tree = config.resolved()
+    run = {key: tree["run"][key] for key in ("task", "seed", "amp", "amp_dtype", "device")}
+    return {"model": tree["model"], "run": run, "blocks": [tree.get("evaluation_datasets"), tree.get("datasets")]}
 
 
 def build_blocks(config: RunConfig, *, check: bool, clips: ClipsToPredict | None = None) -> dict[str, EvaluationSet]:
@@ -134,27 +156,40 @@ class Evaluation:
         blocks: block name -> block.
         prediction_runner: the model, and the processes that run it.
         source: name of the evaluated checkpoint in the metrics files; None during training.
+        settings: what the answers depend on, besides the data and the trained tensors, as JSON values.
     """
 
     blocks: dict[str, EvaluationSet]
     prediction_runner: PredictionRunner
     source: str | None
+    settings: Any
 
     def run(self, folder: Path) -> Outcome:
         """Predict and score every block, and write predictions and metrics into a folder.
 
-        If a judge cannot be reached, its metrics are None.
+        If a judge cannot be reached, its metrics are None. Until all blocks are complete, the folder also contains the answers of
+        each process, so that an interrupted evaluation continues from them.
+
+        Raises:
+            Stopped: If a process was asked to stop.
         """
         world = self.prediction_runner.world
         outcome = Outcome({}, {}, [], {})
+        identity = world.on_rank_zero(lambda: identity_of(self.settings, self.prediction_runner.members))
+        unfinished = []
         for block_name, block in self.blocks.items():
-            predictions = self.prediction_runner.predict(block_name, block.dataset, block.options)
+            settings = [identity, block.dataset.digest(), self.prediction_runner.prompt.digest()]
+            partial_answers = PartialAnswers(folder, block_name, identity_of(settings, ()), world.rank, world.size)
+            unfinished.append(partial_answers)
+            predictions = self.prediction_runner.predict(block_name, block.dataset, block.options, partial_answers)
             outcome.files.extend(world.on_rank_zero(partial(write_predictions, folder, block_name, predictions)))
             metrics, unreachable, path = world.on_rank_zero(partial(self._score, folder, block_name, block, predictions))
             outcome.metrics.update(metrics)
             outcome.unreachable.update(unreachable)
             outcome.files.append(path)
             outcome.predictions[block_name] = predictions
+        for partial_answers in unfinished:
+            partial_answers.remove()
         return outcome
 
     def _score(
@@ -164,10 +199,13 @@ class Evaluation:
 
         Raises:
             ComponentFailed: If a metric or a metric input raised an exception. The message names the file of the predictions.
+            Stopped: If this process was asked to stop.
         """
         inputs = [Prediction(row.name, row.task, row.prediction, row.reference, row.loss) for row in predictions]
         try:
-            scores = block.scoring.score(inputs, tolerant=True)
+            # A judge can take hours. Its answers are stored, so that nothing is lost if it is interrupted.
+            with STOP_REQUESTS.immediate():
+                scores = block.scoring.score(inputs, tolerant=True)
             path = write_metrics(folder, block_name, scores, self.source)
         except ComponentFailed as error:
             path = folder / predictions_file(block_name)

@@ -12,9 +12,12 @@ from emollama.components import Model, Task
 from emollama.data.dataset import SampleDataset
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.distributed.process_group import World
+from emollama.distributed.stop_requests import STOP_REQUESTS
+from emollama.errors import Stopped
 from emollama.logs.console import Progress
 from emollama.precision import Precision
 from emollama.run_folder import PredictionRecord
+from emollama.runners.partial_answers import PartialAnswers
 
 
 @dataclass(frozen=True)
@@ -37,16 +40,22 @@ class PredictionRunner:
     precision: Precision
     seed: int
 
-    def predict(self, block_name: str, dataset: SampleDataset, options: Any) -> list[PredictionRecord]:
+    def predict(
+        self, block_name: str, dataset: SampleDataset, options: Any, partial: PartialAnswers | None = None
+    ) -> list[PredictionRecord]:
         """Make a prediction for every evaluation item of a dataset.
 
         Args:
             block_name: name of the config block, for the progress bar.
             dataset: the samples.
             options: the task's Config, which defines how answers are generated.
+            partial: the answers of this process that an interrupted evaluation has finished.
 
         Returns:
             The predictions, sorted by name and task; all ranks get the same list.
+
+        Raises:
+            Stopped: If a process was asked to stop.
         """
         items = self.task.evaluation_items(dataset, options)
         texts = [dataset.user_text(item.index, item.task, item.instruction) for item in items]
@@ -54,11 +63,27 @@ class PredictionRunner:
         # Prompts of similar length share a batch, so that little of the padded cache is wasted, and every process gets its
         # share of long prompts.
         by_length = sorted(range(len(items)), key=lambda index: -lengths[index])
-        own = [items[index] for index in by_length[self.world.rank :: self.world.size]]
+        own = by_length[self.world.rank :: self.world.size]
+        finished = partial.read() if partial else {}
         predictions: list[PredictionRecord] = []
+        stopped = False
         with Progress(len(own), f"answering {block_name}", enabled=self.world.is_main) as bar, self.precision.autocast():
             for first in range(0, len(own), dataset.cfg.batch_size):
                 part = own[first : first + dataset.cfg.batch_size]
-                predictions += self.task.predict(self.members, self.prompt, dataset, options, part, self.seed)
+                answers = finished.get(tuple(part))
+                if answers is None:
+                    if stopped := self._stop_requested():
+                        break
+                    batch = [items[index] for index in part]
+                    answers = self.task.predict(self.members, self.prompt, dataset, options, batch, self.seed)
+                    if partial:
+                        partial.append(part, answers)
+                predictions += answers
                 bar.update(len(part))
+        if self.world.any(stopped):
+            raise Stopped(f"{STOP_REQUESTS.agreed_reason(self.world)} while answering {block_name}")
         return sorted(chain(*self.world.gather(predictions)), key=attrgetter("name", "task"))
+
+    def _stop_requested(self) -> bool:
+        """Return whether any process was asked to stop, without waiting for the others."""
+        return self.world.count("stop requests", int(bool(STOP_REQUESTS.reason))) > 0 or bool(STOP_REQUESTS.reason)

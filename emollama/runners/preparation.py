@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -20,10 +21,12 @@ from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.sampling import MixtureSampler
 from emollama.distributed.process_group import World
 from emollama.errors import RemoteUserError, UserError
+from emollama.folder_lock import FolderLock, new_run_folder, released_after_error
 from emollama.logs import tracking
 from emollama.logs.logger import get_logger
-from emollama.paths import new_job_id, require_writable
+from emollama.paths import require_writable
 from emollama.precision import Precision
+from emollama.run_folder import RESULT
 from emollama.runners import provenance
 from emollama.runners.build import build_models, checkpoint_paths, checkpoint_tensors
 from emollama.runners.datasets import batch_size, build_datasets, training_blocks, warn_of_untrained_slots
@@ -31,6 +34,9 @@ from emollama.runners.evaluation import EvaluationSet, build_blocks, warn_of_tra
 from emollama.runners.prediction_runner import PredictionRunner
 from emollama.runners.resume import require_job_id, resume_content, run_fields, sampling_fields
 from emollama.runners.validation import monitored_metric
+from emollama.variables import JOB_ID
+
+NEW_RUN = "new run"  # stands for the name of a run without a name in a dry run, which creates no folder
 
 
 class ErrorCollector:
@@ -74,12 +80,13 @@ class Preparation:
         world: the processes; rank 0 checks first.
         training: True to train, False to only evaluate.
         processes: number of processes of the run; None is that of ``world``.
-        problems: collects the errors, so that checks that do not depend on a failed one continue; if None, the first error
-            is raised.
+        problems: collects the errors, so that checks that do not depend on a failed one continue, as in a dry run, which writes
+            nothing; if None, the first error is raised.
         clips: new clips that replace the samples of the evaluation blocks. Nothing is written into a folder of a run then.
 
     Attributes:
-        folder: folder of the run.
+        folder: folder of the run. For a new run without a name, it has been created, unless nothing is written.
+        lock: the lock of the folder that the run writes, on rank 0, which the run must release.
         precision, prompt: precision and prompt format of the model.
         datasets: block name -> training dataset; empty for an evaluation.
         blocks: block name -> evaluation block; empty if nothing is evaluated.
@@ -91,7 +98,8 @@ class Preparation:
         tensors: stored name -> tensor, for each member of an ensemble; empty if the model starts from random values.
 
     Raises:
-        UserError: If files, features, checkpoints or the environment have a problem. Nothing was written then.
+        UserError: If files, features, checkpoints or the environment have a problem, or another run writes to the folder.
+            Nothing was written then.
     """
 
     prompt: PromptFormat
@@ -118,21 +126,48 @@ class Preparation:
         self.resumed: dict[str, Any] | None = None
         self.first_step = 0
         self._collect_errors: AbstractContextManager[None] = nullcontext() if problems is None else problems
-        job_id = config.run.job_id or world.on_rank_zero(new_job_id)
-        self.folder = Path(config.run.output_dir) / job_id
+        self.folder = Path(config.run.output_dir) / (config.run.job_id or NEW_RUN)
+        self.lock: AbstractContextManager[Any] = nullcontext()
         self.precision = Precision(world.device, config.run.amp, config.run.amp_dtype)
+        if training:
+            with self._collect_errors:
+                world.on_rank_zero(lambda: require_job_id(config.run))
+        if problems is None and clips is None:
+            self.folder = world.on_rank_zero(self._lock_folder)
+        with released_after_error(self.lock):
+            self._check(problems)
+
+    def _lock_folder(self) -> Path:
+        """Choose and lock the folder of the run, or that of its results for an evaluation. Return the folder of the run."""
+        run = self.config.run
+        created: list[Path] = []
+        job_id = run.job_id or os.environ.get(JOB_ID)
+        if not job_id:
+            job_id, created = new_run_folder(run.output_dir)
+        folder = Path(run.output_dir) / job_id
+        require_writable(folder, "run.output_dir")
+        # A run that evaluates checkpoints can do so while the training still writes others.
+        self.lock = lock = FolderLock(folder if self.training else folder / RESULT, "run.job_id", created)
+        if lock.previous:
+            get_logger().info("%s was locked by %s, which has ended", lock.folder, lock.previous)
+        if not lock.supported:
+            get_logger().warning("the file system of %s has no locks. Never start two runs in this folder at a time", lock.folder)
+        return folder
+
+    def _check(self, problems: ErrorCollector | None) -> None:
+        """Build and check everything."""
         self._check_files()
         self._build_data()
         self._check_checkpoints()
         if problems:
             return
-        if training:
+        if self.training:
             with self._collect_errors:
                 self._prepare_steps()
         if problems:
             return
         with self._collect_errors:
-            self.tensors = world.rank_zero_first(self._checkpoint_tensors)
+            self.tensors = self.world.rank_zero_first(self._checkpoint_tensors)
 
     def build_models(self) -> list[Model]:
         """Build the model on this process's device with its checkpoint, or all members of an ensemble."""
@@ -146,9 +181,6 @@ class Preparation:
     def _check_files(self) -> None:
         """Check the run's folder, Weights & Biases, and the language model."""
         run, model, on_rank_zero = self.config.run, self.config.model, self.world.on_rank_zero
-        if self.training:
-            with self._collect_errors:
-                on_rank_zero(lambda: require_job_id(run))
         if self.training and run.wandb_log:
             with self._collect_errors:
                 on_rank_zero(tracking.require)

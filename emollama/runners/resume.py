@@ -22,6 +22,8 @@ from emollama.errors import UserError
 from emollama.listing import abbreviated
 from emollama.logs.logger import get_logger
 from emollama.precision import Precision
+from emollama.run_folder import LOG
+from emollama.runners import checkpoints
 
 # Keys that can differ between a stored run and the run that resumes it: paths, intervals, workers, the number of epochs, and the
 # split of the global batch.
@@ -32,6 +34,7 @@ RESUMABLE_OVERRIDES = (
     "datasets.*.features.*",
     "*.data_root",
     "*.annotation_file",
+    "datasets.*.storage",
     "encoders.*",
     "extraction.*",
     "evaluation_datasets*",
@@ -217,23 +220,32 @@ def resume_content(config: RunConfig, folder: Path, fields: dict[str, Any], worl
 
 
 def _checkpoint_to_resume(configured: str | None, folder: Path) -> str | None:
-    if configured is None:
-        if any(folder.glob("checkpoint_*.pth")):
-            raise UserError(
-                f"{folder} contains the checkpoints of another run. Resume that run with --options run.resume_ckpt_path=auto, or"
-                " choose another run.job_id for this run."
-            )
-        return None
     if configured != "auto":
+        resumes_it = configured is not None and Path(configured).absolute().parent == folder.absolute()
+        if not resumes_it and (any(folder.glob("checkpoint_*.pth")) or (folder / LOG).exists()):
+            raise UserError(
+                f"{folder} contains another run. Resume it with --options run.resume_ckpt_path=auto, or choose another run.job_id"
+                " for this run."
+            )
         return configured
-    newest = checkpoint.newest(folder)
-    newest_time = newest.stat().st_mtime_ns if newest else 0
     for path in folder.glob("checkpoint_*.pth"):
-        if path.stat().st_mtime_ns > newest_time and not checkpoint.is_intact(path):
-            get_logger().warning("%s is damaged or incomplete and is skipped", path)
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, but this run saves checkpoints under such names. Move the folder elsewhere.")
+    newest, problems = checkpoints.newest(folder)
+    if newest is None and problems:
+        reasons = abbreviated((f"{path.name}: {problem}" for path, problem in problems.items()), "; ")
+        raise UserError(
+            f"run.resume_ckpt_path: auto: no checkpoint in {folder} can be used ({reasons}). Copy a checkpoint of this run there,"
+            " or choose another run.job_id to start a new run."
+        )
+    for path, problem in problems.items():
+        get_logger().warning("%s is skipped: %s", path, problem)
     if newest is None:
-        get_logger().info("resume_ckpt_path: auto: no complete checkpoint in %s, starting a new run", folder)
+        get_logger().info("resume_ckpt_path: auto: no checkpoint in %s, starting a new run", folder)
         return None
+    if checkpoint.is_intact(newest) is None:
+        text = "%s has no digest (%s), so it is unknown whether it was changed after it was saved"
+        get_logger().warning(text, newest, checkpoint.digest_path(newest).name)
     get_logger().info("resume_ckpt_path: auto: resuming from %s", newest)
     return str(newest)
 

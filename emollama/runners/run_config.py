@@ -77,6 +77,11 @@ class RunnerConfig:
     """Iterations between saves of checkpoint_last.pth. If null, checkpoints are only saved at the end of epochs."""
     keep_last: int | None = None
     """Number of most recent epoch checkpoints to keep. If null, all are kept."""
+    stop_after_minutes: float | None = None
+    """Time after which the run stops and saves a checkpoint, as after SIGTERM, so that it ends before a time limit of the batch
+    system. It counts from the start of the command. If null, there is no limit."""
+    hang_minutes: float | None = 30
+    """Minutes without progress after which a process prints the stacks of its threads and ends. If null, it waits forever."""
     resume_ckpt_path: str | None = None
     """Checkpoint to resume from. auto: the newest complete checkpoint in the folder of job_id."""
     allow_other_features: bool = False
@@ -116,6 +121,7 @@ class RunnerConfig:
         self.max_epoch = lr_schedules.total_epochs(self.stages, self.max_epoch)
         require_at_least(1, self, "max_epoch", "iters_per_epoch", "accum_grad_iters", "log_freq", "max_skipped_steps")
         require_at_least(1, self, "keep_last", "save_every_iters", "eval_epoch_interval", "early_stop_patience")
+        require_at_least(0.01, self, "hang_minutes", "stop_after_minutes")
         require_at_least(0, self, "num_workers", "warmup_steps", "seed", "show_clips")
         require_at_least(0, self, "init_lr", "min_lr", "warmup_lr", "weight_decay", "lr_decay_rate")
         if not 0 <= self.beta2 < 1 or (self.max_grad_norm is not None and not 0 < self.max_grad_norm < math.inf):

@@ -8,9 +8,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from functools import partial
-from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +19,21 @@ from emollama.config import RunConfig, write_yaml
 from emollama.data.batch import Batch
 from emollama.data.loader import TrainingSamples, mix_seed, step_batches, training_loader
 from emollama.distributed import process_group
+from emollama.distributed.heartbeat import beat
 from emollama.distributed.process_group import World
-from emollama.listing import listing
+from emollama.distributed.stop_requests import STOP_REQUESTS
+from emollama.errors import Stopped
+from emollama.folder_lock import released_after_error
 from emollama.logs.logger import get_logger, log_metrics, set_up
 from emollama.logs.run_log import RunLog
 from emollama.runners import summary
 from emollama.runners.build import checkpoint_paths
-from emollama.runners.evaluation import Evaluation
+from emollama.runners.checkpoints import RunCheckpoints
+from emollama.runners.evaluation import Evaluation, answer_settings
 from emollama.runners.preparation import ErrorCollector, Preparation
 from emollama.runners.run_config import RunnerConfig
 from emollama.runners.runner import WriteReport, no_report
+from emollama.runners.skipped_steps import SkippedSteps
 from emollama.runners.validation import Validation
 
 
@@ -41,7 +45,7 @@ class RunnerBase:
         training: True to call :meth:`train`, False to call :meth:`evaluate`.
 
     Raises:
-        UserError: If files, features, checkpoints or the environment have a problem. Nothing was written then.
+        UserError: If a check of :class:`Preparation` fails. Nothing was written then.
     """
 
     Config = RunnerConfig
@@ -53,15 +57,21 @@ class RunnerBase:
         set_up(self.world.is_main)
         for text in config.warnings if self.world.is_main else ():
             get_logger().warning("%s", text)
+        self.stop_requested = False
         preparation = self.prepare(config, self.world, training=training)
+        self.lock = preparation.lock
+        with released_after_error(self.lock):
+            self._build(preparation, training=training)
+
+    def _build(self, preparation: Preparation, *, training: bool) -> None:
+        """Build the model, and everything else that training needs."""
         self.folder, self.precision, self.prompt = preparation.folder, preparation.precision, preparation.prompt
         self.datasets, self.blocks, self.features = preparation.datasets, preparation.blocks, preparation.features
         self.members = preparation.build_models()
         self.model = self.members[0]
         self.prediction_runner = preparation.prediction_runner(self.members)
         self.task = self.prediction_runner.task
-        self.skipped: int = preparation.resumed["skipped"][0] if preparation.resumed else 0
-        self.consecutive_skipped: int = preparation.resumed["skipped"][1] if preparation.resumed else 0
+        self.skipped = SkippedSteps(*preparation.resumed["skipped"]) if preparation.resumed else SkippedSteps()
         if training:
             self._prepare_training(preparation)
 
@@ -94,7 +104,14 @@ class RunnerBase:
 
         Returns:
             The run's folder.
+
+        Raises:
+            Stopped: If a process was asked to stop. A checkpoint of the last step was saved.
         """
+        with self.lock, STOP_REQUESTS.deferred():
+            return self._train(write_report)
+
+    def _train(self, write_report: WriteReport) -> Path:
         cfg, start_time = self.cfg, time.monotonic()
         self.world.on_rank_zero(lambda: write_yaml(self.config, self.folder / "config.yaml"))
         summary.show_start(self, self.resumed_from, summary.training_steps(cfg, self.layout, self.first_step))
@@ -126,21 +143,22 @@ class RunnerBase:
 
         Raises:
             UserError: If a judge could not be reached. All answers and other scores were written.
+            Stopped: If a process was asked to stop. The answers were kept, and the same evaluation continues from them.
         """
+        with self.lock, STOP_REQUESTS.deferred():
+            return self._evaluate(write_report)
+
+    def _evaluate(self, write_report: WriteReport) -> list[Path]:
         summary.show_start(self)
         for member in self.members:
             member.eval()
         source = ", ".join(checkpoint_paths(self.config.model.ckpt)) or None
         result = self.folder / "result"
-        outcome = Evaluation(self.blocks, self.prediction_runner, source).run(result)
+        outcome = Evaluation(self.blocks, self.prediction_runner, source, answer_settings(self.config)).run(result)
         log_metrics(outcome.metrics)
         self.world.on_rank_zero(lambda: write_yaml(self.config, result / "config.yaml"))
         report = self._report(write_report)
-        if outcome.unreachable:
-            reasons = "; ".join(f"{block_name}: {reason}" for block_name, reason in outcome.unreachable.items())
-            raise self.world.user_error(
-                f"{reasons} The answers and all other scores are in {result}; to judge the answers later, use 'emollama score'."
-            )
+        outcome.require_judges(self.world, result)
         return [*outcome.files, report] if report else outcome.files
 
     def _report(self, write_report: WriteReport) -> Path | None:
@@ -152,7 +170,7 @@ class RunnerBase:
             return False
         if self.validation.should_evaluate(completed_steps):
             with log.paused():
-                self.validation.run(completed_steps, log, lambda: self._save(checkpoint.BEST, completed_steps))
+                self.validation.run(completed_steps, log, lambda: self.checkpoints.save(checkpoint.BEST, completed_steps))
                 self._report(write_report)
         if self.validation.should_stop_early and completed_steps < self.total_steps:
             text = "run.early_stop_patience: no better %s in %d evaluations; training ends early"
@@ -162,6 +180,8 @@ class RunnerBase:
     def _train_steps(self, log: RunLog, write_report: WriteReport) -> None:
         """Run the remaining steps, with checkpoints and evaluations when they are due."""
         batches = self._step_batches()
+        self.stop_requested = self.world.any(bool(STOP_REQUESTS.reason))
+        self._maybe_stop(self.first_step)
         ended = self._maybe_evaluate(self.first_step, log, write_report)
         for step in range(self.first_step, self.total_steps):
             if ended:
@@ -169,10 +189,11 @@ class RunnerBase:
             with log.waiting():
                 micro_batches = next(batches)
             values = self._step(step, micro_batches)
-            self._stop_after_skipped_steps(micro_batches)
+            self.skipped.require_below(self.cfg.max_skipped_steps, self.world, micro_batches)
             log.step(step, {"epoch": step // self.cfg.iters_per_epoch, **values}, samples=self.layout.global_batch)
-            self._maybe_save(step + 1)
+            self.checkpoints.maybe_save(step + 1)
             log.maybe_end_epoch(step + 1)
+            self._maybe_stop(step + 1)
             ended = self._maybe_evaluate(step + 1, log, write_report)
 
     def _step(self, step: int, micro_batches: list[Batch]) -> dict[str, float]:
@@ -184,8 +205,11 @@ class RunnerBase:
         norm = self.parallel.clip_grad_norm(self.cfg.max_grad_norm)
         tokens = sum(len(batch.input_ids) for batch in micro_batches)
         tokens_cut = sum(batch.tokens_cut for batch in micro_batches)
-        counts = torch.tensor([tokens, tokens_cut], dtype=torch.float64, device=loss.device)
-        mean_loss, tokens, tokens_cut = self.world.sum(torch.cat([loss[None], counts])).tolist()
+        stop = bool(STOP_REQUESTS.reason)
+        counts = torch.tensor([tokens, tokens_cut, stop], dtype=torch.float64, device=loss.device)
+        mean_loss, tokens, tokens_cut, stop = self.world.sum(torch.cat([loss[None], counts])).tolist()
+        # All ranks stop after the same step.
+        self.stop_requested = stop > 0
         grad_norm = float(norm)
         # Both values are reduced over the ranks, so every rank makes the same decision.
         finite = math.isfinite(mean_loss) and math.isfinite(grad_norm)
@@ -193,13 +217,12 @@ class RunnerBase:
             scaler.step(self.optimizer)
         scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.skipped += not finite
-        self.consecutive_skipped = 0 if finite else self.consecutive_skipped + 1
+        self.skipped.count(finite=finite)
         return {
             "loss": mean_loss,
             "lr": lr,
             "grad_norm": grad_norm,
-            "skipped_steps": self.skipped,
+            "skipped_steps": self.skipped.total,
             "tokens": int(tokens),
             "tokens_cut": int(tokens_cut),
         }
@@ -220,53 +243,37 @@ class RunnerBase:
                 # DDP averages gradients over the ranks, but the mean loss is a sum over the ranks: multiply by their number.
                 self.precision.scaler.scale(loss * (self.world.size / total).float()).backward()
             mean_loss += loss.detach() / total
+            beat()
         return mean_loss
 
     def _step_batches(self) -> Iterator[list[Batch]]:
         """Return an iterator over the micro-batches of each remaining step."""
+        workers, pin_memory = self.cfg.num_workers, self.world.device.type == "cuda"
         loader = training_loader(
-            self.samples,
-            self.layout,
-            first_step=self.first_step,
-            end_step=self.total_steps,
-            num_workers=self.cfg.num_workers,
-            pin_memory=self.world.device.type == "cuda",
+            self.samples, self.layout, self.first_step, self.total_steps, num_workers=workers, pin_memory=pin_memory
         )
         return step_batches(loader, self.cfg.accum_grad_iters)
 
-    def _stop_after_skipped_steps(self, micro_batches: list[Batch]) -> None:
-        if self.consecutive_skipped < self.cfg.max_skipped_steps:
+    def _maybe_stop(self, completed_steps: int) -> None:
+        """Save a checkpoint and stop if a process was asked to stop before the run is complete."""
+        if not self.stop_requested or (completed_steps == self.total_steps and self.validation is None):
             return
-        names = list(chain(*self.world.gather([name for batch in micro_batches for name in batch.names])))
-        raise self.world.user_error(
-            f"the loss or gradient was not finite in {self.consecutive_skipped} consecutive steps. Lower run.init_lr, set"
-            f" run.max_grad_norm, or check the features in the last step ({listing(names, 'sample')})"
-        )
+        self.checkpoints.save_if_new(completed_steps)
+        raise Stopped(f"{STOP_REQUESTS.agreed_reason(self.world)} after {completed_steps} of {self.total_steps} steps")
 
-    def _maybe_save(self, completed_steps: int) -> None:
-        """Save checkpoint_<epoch>.pth at the end of an epoch, and checkpoint_last.pth every ``save_every_iters`` steps."""
-        cfg = self.cfg
-        if completed_steps % cfg.iters_per_epoch == 0:
-            self._save(f"checkpoint_{completed_steps // cfg.iters_per_epoch - 1}.pth", completed_steps)
-            if cfg.keep_last:
-                self.world.on_rank_zero(partial(checkpoint.drop_old, self.folder, cfg.keep_last))
-        elif cfg.save_every_iters and completed_steps % cfg.save_every_iters == 0:
-            self._save(checkpoint.LAST, completed_steps)
-
-    def _save(self, name: str, completed_steps: int) -> None:
-        """Save a checkpoint after this number of steps. Every rank calls it."""
-        content = {
+    def _checkpoint_content(self, completed_steps: int) -> dict[str, Any]:
+        """Return the content of a checkpoint after this number of steps. Every rank calls it."""
+        return {
             "model": {self.model.stored_name(key): value for key, value in self.parallel.trainable_state().items()},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
             "step": completed_steps,
             "epoch": (completed_steps - 1) // self.cfg.iters_per_epoch,
-            "skipped": [self.skipped, self.consecutive_skipped],
+            "skipped": [self.skipped.total, self.skipped.consecutive],
             checkpoint.RESUME_FIELDS_KEY: self._resume_fields,
             "features": self.features,
             "config": self.config.unresolved(),
         }
-        self.world.on_rank_zero(lambda: checkpoint.save(self.folder / name, content))
 
     def _prepare_training(self, preparation: Preparation) -> None:
         cfg, resumed = self.cfg, preparation.resumed
@@ -278,13 +285,16 @@ class RunnerBase:
         # A Protocol cannot require a base class.
         assert isinstance(self.model, nn.Module)
         self.parallel = process_group.Parallel(self.model, self.world, cfg.parallel)
-        named = optim.trainable(self.model).items()
-        self.optimizer = optim.adamw(named, lr=cfg.init_lr, weight_decay=cfg.weight_decay, beta2=cfg.beta2)
+        self.optimizer = optim.adamw(
+            optim.trainable(self.model).items(), lr=cfg.init_lr, weight_decay=cfg.weight_decay, beta2=cfg.beta2
+        )
         self.resumed_from = str(resumed["path"]) if resumed else None
+        saved_step = self.first_step if resumed else None
+        self.checkpoints = RunCheckpoints(cfg, self.folder, self.world, self._checkpoint_content, saved_step)
         if resumed:
             self.optimizer.load_state_dict(resumed["optimizer"])
             self.precision.scaler.load_state_dict(resumed["scaler"])
         self.validation: Validation | None = None
         if cfg.evaluate:
-            evaluation = Evaluation(self.blocks, self.prediction_runner, None)
+            evaluation = Evaluation(self.blocks, self.prediction_runner, None, answer_settings(self.config))
             self.validation = Validation(cfg, evaluation, self.folder, self.first_step)

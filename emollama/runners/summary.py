@@ -188,7 +188,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _size(dataset: SampleDataset) -> str:
-    return f"{len(dataset.names()):,} samples, tasks {', '.join(dataset.pool.tasks)}"
+    return f"{len(dataset):,} samples, tasks {', '.join(dataset.pool.tasks)}"
 
 
 def _last_checkpoint(folder: Path) -> Path | None:

@@ -20,6 +20,7 @@ from emollama.logs.run_log import RunLog, entries_before
 from emollama.paths import atomic_write
 from emollama.registry import METRICS
 from emollama.run_folder import EVALUATIONS, RESULT, PredictionRecord, ValidationRecord, epoch_folder, json_line, parse_all
+from emollama.runners import checkpoints
 from emollama.runners.evaluation import Evaluation, EvaluationSet
 from emollama.suggestions import did_you_mean
 
@@ -117,10 +118,10 @@ class Validation:
             return False
         best, path = self._past[index], self._folder / checkpoint.BEST
         assert best.step is not None
-        if checkpoint.step_of(path) == best.step + 1:
+        if checkpoints.step_of(path) == best.step + 1:
             return True
         source = self._folder / f"checkpoint_{best.epoch}.pth"
-        if checkpoint.step_of(source) != best.step + 1:
+        if checkpoints.step_of(source) != best.step + 1:
             text = "epoch %d was the best, but its checkpoint is neither %s nor %s: the next evaluation counts as the best"
             get_logger().warning(text, best.epoch, path, source)
             return False

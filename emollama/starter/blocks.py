@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emollama.data.annotations import LABELS, SENTENCE_COLUMNS
+from emollama.data.annotations import DFEW_DIGITS, SENTENCE_COLUMNS, padded_name
+from emollama.data.label_map import LABELS
 from emollama.registry import DATASETS
 from emollama.starter.defaults import defaults
 from emollama.starter.draft import Draft
@@ -215,7 +216,7 @@ def _transcripts(draft: Draft, block: StarterBlock, clip_file: ClipFile) -> None
 def _features(draft: Draft, block: StarterBlock, clip_file: ClipFile) -> None:
     here = clip_file.path.parent.parent if block.type == "dfew" else clip_file.path.parent
     optional = draft.text.get(f"{block.path}.missing_features") in ("zero", "skip")
-    names = [name.zfill(5) for name in clip_file.names] if block.type == "dfew" else clip_file.names
+    names = [padded_name(name, DFEW_DIGITS) for name in clip_file.names] if block.type == "dfew" else clip_file.names
     # An evaluation block with optional features measures answers without some features. It must not get features from
     # another folder.
     beside_only = optional and not block.training

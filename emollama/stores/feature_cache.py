@@ -35,13 +35,18 @@ class FeatureCache:
 
     @staticmethod
     def cache_key(image_path: str) -> str:
-        """Return the key of an image, which is the path of its features below the folder.
+        """Return the key of an image file.
 
         Raises:
             OSError: If the image cannot be read.
         """
         with open(image_path, "rb") as file:
-            digest = hashlib.blake2b(file.read(), digest_size=16).hexdigest()
+            return FeatureCache.content_key(file.read())
+
+    @staticmethod
+    def content_key(image: bytes) -> str:
+        """Return the key of the bytes of an image file, which is the path of its features below the folder."""
+        digest = hashlib.blake2b(image, digest_size=16).hexdigest()
         return os.path.join(digest[:2], f"{digest[2:]}.npy")
 
     def read(self, key: str) -> np.ndarray | None:

@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from emollama.errors import UserError
+from emollama.errors import DownloadError, UserError
 from emollama.paths import PATHS, atomic_write, read_text
 from emollama.stores import tars
 
@@ -62,11 +62,12 @@ class Manifest:
         try:
             if "{" in path or not PATHS.isfile(path):
                 return None
-        except NotImplementedError:
-            # iopath cannot check whether a file exists at this remote location.
+            text = read_text(path)
+        except (NotImplementedError, DownloadError):
+            # It is not known whether this file, which is optional, exists at a remote location.
             return None
         try:
-            content = json.loads(read_text(path))
+            content = json.loads(text)
             if (content.pop("format"), content.pop("version")) != (FORMAT, VERSION):
                 raise ValueError("unknown format")
             attributes = {key: name for name, key in KEYS.items()}

@@ -176,7 +176,7 @@ def leftovers(output: Path) -> list[Path]:
     return sorted(path for path in output.absolute().parent.iterdir() if path.name.startswith(temporary_prefix(output)))
 
 
-def index_tars(path: str, output: Path | None) -> list[Path]:
+def index_tars(path: str, output: Path | None) -> dict[Path, dict[str, int]]:
     """Write the index of each tar shard, next to the shards or into a folder.
 
     Args:
@@ -184,7 +184,7 @@ def index_tars(path: str, output: Path | None) -> list[Path]:
         output: the folder for the indexes; None writes them next to the shards.
 
     Returns:
-        The paths of the shards' indexes.
+        Path of each shard's index -> number of members that are not arrays, by extension.
 
     Raises:
         UserError: If there are no shards, a shard has unsuitable members, or an index cannot be written.
@@ -194,7 +194,7 @@ def index_tars(path: str, output: Path | None) -> list[Path]:
     if duplicates := sorted({name for name in names if output and names.count(name) > 1}):
         text = f"several shards have the same name ({listing(duplicates, 'name')})"
         raise UserError(f"--output: {text}. Write their indexes into different folders.")
-    written = []
+    written = {}
     for shard, name in zip(shards, names, strict=True):
         local = tars.is_local(shard)
         if not local and output is None:
@@ -202,8 +202,9 @@ def index_tars(path: str, output: Path | None) -> list[Path]:
         location = None if output is None else os.path.abspath(shard) if local else shard
         target = (output or Path(shard).parent) / (name + tar_index.SUFFIX)
         try:
-            tar_index.write(tar_index.scan(PATHS.get_local_path(shard), shard, location), target)
-            written.append(target)
+            index = tar_index.scan(PATHS.get_local_path(shard), shard, location)
+            tar_index.write(index, target)
+            written[target] = index.skipped
         except OSError as error:
             raise UserError(f"{shard}: cannot write '{target}': {error}. Set a folder for the indexes with --output.") from None
     return written

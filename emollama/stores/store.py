@@ -14,11 +14,18 @@ from typing import Protocol
 
 import numpy as np
 
-from emollama.errors import UserError
+from emollama.errors import DownloadError, UserError
 from emollama.paths import PATHS, require_folder, sha256
+from emollama.remote.manager import is_remote, require_handler
 from emollama.stores import checksums, packed, tars
 from emollama.stores.conversion import require_npy
 from emollama.stores.npy import npy_header, read_npy
+
+# What to do about a folder at a URL.
+_PACK = (
+    "Pack it into tar shards (emollama pack --source FOLDER --output SHARDS --to tar), upload the files of SHARDS, and name the"
+    " tars, such as https://HOST/SHARDS/shard-{00000..00003}.tar; or name a local copy of the folder."
+)
 
 
 class ArrayStore(Protocol):
@@ -146,13 +153,20 @@ def open_store(path: str, key: str) -> ArrayStore:
         key: the configuration key that named the path, for messages.
 
     Raises:
-        UserError: If the path does not exist, its shards are unusable, or it contains feature files of another kind.
+        UserError: If the path does not exist, cannot be downloaded, its shards are unusable, or it contains feature files of
+            another kind.
     """
-    if tars.is_tar_path(path):
-        return tars.TarStore.open(path)
+    try:
+        if is_remote(path):
+            require_handler(path, key)
+        if tars.is_tar_path(path):
+            return tars.TarStore.open(path)
+    except DownloadError as error:
+        raise UserError(f"{key}: {error}") from None
     if os.path.isfile(path):
         raise UserError(f"{key}: '{path}' is a file; expected a folder with one file <name>.npy per clip, or shards.")
-    require_folder(path, key, "Correct the path." if key.startswith("--") else f"Correct the path, or set {key}: null.")
+    remedy = "Correct the path." if key.startswith("--") else f"Correct the path, or set {key}: null."
+    require_folder(path, key, remedy, if_remote=_PACK)
     folder = PATHS.get_local_path(path)
     if packed.is_packed(folder):
         return packed.PackedStore.open(folder)

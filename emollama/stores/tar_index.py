@@ -2,9 +2,9 @@
 
 :mod:`emollama.stores.tar_set` makes one index of the files of several shards.
 
-``train-000.tar.idx.npz`` is next to ``train-000.tar``, or in another folder and then contains the path of its tar. A shard may
-contain only .npy and .json files. Members that could execute code when they are read, or whose path leads out of its folder, are
-rejected when the index is written. Reading with an index creates only arrays of plain numbers.
+``train-000.tar.idx.npz`` is next to ``train-000.tar``, or in another folder and then contains the path of its tar. Only the .npy
+members of a shard are read. The index counts all other members by extension. Arrays of objects, links, and members whose path
+leads out of its folder are rejected when the index is written. Reading with an index creates only arrays of plain numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import posixpath
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,9 +24,11 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from emollama.errors import UserError
+from emollama.errors import DownloadError, FileAbsent, UserError
+from emollama.listing import abbreviated
 from emollama.paths import PATHS, atomic_write
 from emollama.stores.npy import npy_header
+from emollama.stores.tar_members import open_complete_tar, unsafe_member
 
 SUFFIX = ".idx.npz"
 # Version 1 has one more field per array, which is not read.
@@ -68,8 +70,9 @@ class TarIndex:
         tar: path of the shard; None if the shard is next to the index.
         size: size of the shard in bytes.
         layouts: the different layouts of its arrays.
-        endings: number of members by extension, which for webdataset starts at the first dot: ``{"npy": 8}`` or
+        endings: number of arrays by extension, which for webdataset starts at the first dot: ``{"npy": 8}`` or
             ``{"face.npy": 8, "video.npy": 8}``.
+        skipped: number of members that are not read, by the text after their last dot: ``{"json": 8, "cls": 8}``.
         names: the names of the arrays: those of the members without ``.npy``.
         entries: (n,) array with the fields ``kind`` (position in ``layouts``), ``offset`` (of the values in the shard) and
             ``check`` (CRC-32 of the headers).
@@ -80,6 +83,7 @@ class TarIndex:
     size: int
     layouts: tuple[Layout, ...]
     endings: dict[str, int]
+    skipped: dict[str, int]
     names: list[str]
     entries: np.ndarray
     checksums: np.ndarray | None = None
@@ -95,31 +99,45 @@ def scan(local: str, shown: str, tar: str | None = None, checksums: Mapping[str,
         checksums: name -> CRC-32 of the values, for arrays whose values need not be read.
 
     Raises:
-        UserError: If the file is not a tar or is truncated, or has a member of another kind. The message names the shard and the
-            member.
+        UserError: If the file is not a tar, is truncated or contains no array, or a member is unsafe or a damaged array. The
+            message names the shard and the member.
     """
-    try:
-        with tarfile.open(local, "r:") as shard, open(local, "rb") as file:
-            members = _read_members(shard, file, shown, checksums)
-            file.seek(shard.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise UserError(f"{shown}: truncated or damaged after {len(members)} arrays: no end mark. Write the shard again.")
-            size = file.seek(0, 2)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"{shown}: not a complete, uncompressed tar: {error}. Write it again, or decompress it.") from None
+    with open_complete_tar(local, shown) as (tar_members, file):
+        members, skipped = _read_members(tar_members, file, shown, checksums)
+        size = file.seek(0, 2)
     if not members:
-        raise UserError(f"{shown}: contains no .npy file. Correct the path, or write the shard again.")
+        others = f"; its members end with {_by_extension(skipped)}" if skipped else ""
+        raise UserError(f"{shown}: contains no .npy file{others}. Correct the path, or write the shard again.")
     layouts = {layout: index for index, layout in enumerate(dict.fromkeys(member.layout for member in members.values()))}
     rows = [(layouts[member.layout], member.offset, member.check) for member in members.values()]
     values = np.array([member.checksum for member in members.values()], np.uint32)
     endings = Counter(posixpath.basename(f"{name}.npy").partition(".")[2] for name in members)
-    return TarIndex(tar, size, tuple(layouts), dict(endings), list(members), np.array(rows, ENTRY), values)
+    return TarIndex(tar, size, tuple(layouts), dict(endings), dict(skipped), list(members), np.array(rows, ENTRY), values)
+
+
+def skipped_note(shards: Iterable[Mapping[str, int]]) -> str:
+    """Return a sentence about the members of several shards that are not read; "" if there are none.
+
+    Args:
+        shards: for each shard, the number of its skipped members by extension.
+    """
+    counts = sum(map(Counter, shards), Counter[str]())
+    if not counts:
+        return ""
+    total, some = counts.total(), _by_extension(counts)
+    return f"{total:,} members of the tar shards are not read, because their names do not end with .npy: {some}"
+
+
+def _by_extension(counts: Mapping[str, int]) -> str:
+    names = {extension: f".{extension}" if extension else "no extension" for extension in sorted(counts)}
+    return abbreviated(f"{name} ({counts[extension]:,})" for extension, name in names.items())
 
 
 def write(index: TarIndex, path: str | Path) -> None:
     """Write an index file."""
     layouts = layouts_to_json(index.layouts)
     metadata = {"version": VERSION, "tar": index.tar, "bytes": index.size, "layouts": layouts, "endings": index.endings}
+    metadata["skipped"] = index.skipped
     raw = [name.encode("utf-8", "surrogateescape") for name in index.names]
     about, names = (np.frombuffer(text, np.uint8) for text in (json.dumps(metadata).encode(), b"".join(raw)))
     ends = np.cumsum([len(name) for name in raw], dtype=np.uint64)
@@ -151,7 +169,11 @@ def read(path: str) -> TarIndex:
         _require_within(entries, layouts, metadata["bytes"])
         raw = (names[begin:end] for begin, end in pairwise([0, *ends]))
         decoded = [name.decode("utf-8", "surrogateescape") for name in raw]
-        return TarIndex(metadata["tar"], metadata["bytes"], layouts, metadata["endings"], decoded, entries, checksums)
+        # Indexes of earlier versions of this package have no "skipped": shards with other members had no index.
+        skipped = metadata.get("skipped", {})
+        return TarIndex(metadata["tar"], metadata["bytes"], layouts, metadata["endings"], skipped, decoded, entries, checksums)
+    except DownloadError:
+        raise
     except Exception as error:  # numpy and zipfile raise errors of many classes for a damaged file
         raise _unreadable(path, error) from None
 
@@ -161,13 +183,14 @@ def fingerprint(path: str) -> list[int]:
 
     Raises:
         UserError: If the file does not exist.
+        DownloadError: If the server of a remote file fails.
     """
     try:
         with open(PATHS.get_local_path(path), "rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - _DIRECTORY))
             return [size, zlib.crc32(file.read())]
-    except OSError as error:
+    except (OSError, FileAbsent) as error:
         raise _unreadable(path, error) from None
 
 
@@ -217,15 +240,16 @@ class _Member(NamedTuple):
     checksum: int
 
 
-def _read_members(shard: tarfile.TarFile, file: IO[bytes], shown: str, checksums: Mapping[str, int]) -> dict[str, _Member]:
-    """Return name -> description of each array."""
+def _read_members(
+    tar_members: Iterable[tarfile.TarInfo], file: IO[bytes], shown: str, checksums: Mapping[str, int]
+) -> tuple[dict[str, _Member], Counter[str]]:
+    """Return name -> description of each array, and the number of other members by extension."""
     members: dict[str, _Member] = {}
-    while (member := shard.next()) is not None:
-        # tarfile collects all members in memory.
-        shard.members.clear()  # type: ignore[attr-defined]
-        problem = _problem(member)
-        if problem is None and member.name.endswith(".json"):
-            problem = _json_problem(file, member)
+    skipped: Counter[str] = Counter()
+    for member in tar_members:
+        problem = unsafe_member(member)
+        if problem is None and member.isfile() and not member.name.endswith(".npy"):
+            skipped[posixpath.splitext(member.name)[1].removeprefix(".")] += 1
         elif problem is None and member.isfile():
             name = posixpath.normpath(member.name).removesuffix(".npy")
             try:
@@ -239,28 +263,7 @@ def _read_members(shard: tarfile.TarFile, file: IO[bytes], shown: str, checksums
                 members[name] = _Member(layout, offset, zlib.crc32(file.read(layout.head)), checksum)
         if problem is not None:
             raise UserError(f"{shown}: member '{member.name}' {problem}. Write the shard again without it.")
-    return members
-
-
-def _problem(member: tarfile.TarInfo) -> str | None:
-    if member.name.startswith("/") or ".." in member.name.split("/"):
-        return "has a path that leads out of its folder"
-    if member.isdir():
-        return None
-    if not member.isfile() or member.issparse():
-        return "is a link, a device or another special file"
-    if not member.name.endswith((".npy", ".json")):
-        return "is neither .npy nor .json"
-    return None
-
-
-def _json_problem(file: IO[bytes], member: tarfile.TarInfo) -> str | None:
-    file.seek(member.offset_data)
-    try:
-        json.loads(file.read(member.size))
-    except (ValueError, RecursionError) as error:
-        return f"is not JSON: {error}"
-    return None
+    return members, skipped
 
 
 def _crc32(file: IO[bytes], size: int) -> int:

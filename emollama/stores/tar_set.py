@@ -25,12 +25,15 @@ class Shard(NamedTuple):
         bytes: size of the shard.
         endings: as in :class:`emollama.stores.tar_index.TarIndex`.
         first: name of its first array.
+        skipped: as in :class:`emollama.stores.tar_index.TarIndex`.
     """
 
     tar: str | None
     bytes: int
     endings: dict[str, int]
     first: str
+    # Sets that an earlier version of this package has cached have no such field.
+    skipped: dict[str, int] = {}  # noqa: RUF012
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def shard_path(shard: Shard | TarIndex, path: str) -> str:
 def _build(paths: Sequence[str]) -> bytes:
     files = [tar_index.read(path) for path in paths]
     description = {
-        "shards": [Shard(shard.tar, shard.size, shard.endings, shard.names[0]) for shard in files],
+        "shards": [Shard(shard.tar, shard.size, shard.endings, shard.names[0], shard.skipped) for shard in files],
         "layouts": tar_index.layouts_to_json([layout for shard in files for layout in shard.layouts]),
     }
     try:

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from braceexpand import braceexpand
 
-from emollama.errors import UserError
+from emollama.errors import DownloadError, FileAbsent, UserError
 from emollama.paths import PATHS
+from emollama.remote.manager import is_remote
 from emollama.stores import tar_index
 from emollama.stores.index import Location
 from emollama.stores.tar_set import TarSet, open_set, shard_path
@@ -50,7 +51,7 @@ def list_shards(pattern: str) -> list[str]:
     """Return the tars of a path without a slot, in order; for a folder without tars, the indexes.
 
     Raises:
-        UserError: If there are no tars, or the braces in the path are not closed.
+        UserError: If there are no tars, the braces in the path are not closed, or a URL contains ``*``.
     """
     if names := sorted(_list_folder(pattern)):
         for extension in (".tar", tar_index.SUFFIX, *_TAR):
@@ -62,6 +63,8 @@ def list_shards(pattern: str) -> list[str]:
         expanded = list(braceexpand(pattern)) if "{" in pattern else [pattern]
     except ValueError:
         raise UserError(f"{pattern}: the braces are not closed. Correct the path.") from None
+    if is_remote(pattern) and "*" in pattern:
+        raise UserError(f"{pattern}: a URL cannot contain '*'. List the tars with braces, as in shard-{{00000..00003}}.tar.")
     shards = [shard for part in expanded for shard in (_glob(part) if "*" in part else [part])]
     if not shards:
         raise UserError(f"no tar '{pattern}' (current directory: {os.getcwd()}). Correct the path.")
@@ -81,6 +84,8 @@ def is_local(shard: str) -> bool:
     except NotImplementedError:
         # iopath cannot check whether a file exists at this remote location.
         exists = True
+    if not exists and is_remote(shard):
+        raise FileAbsent(f"'{shard}': there is no such file. Correct the URL, or upload the file.")
     if not exists:
         raise UserError(f"no tar '{shard}' (current directory: {os.getcwd()}). Correct the path.")
     return False
@@ -99,6 +104,7 @@ class TarStore:
         self._suffix = f".{slot}" if slot else ""
         self._shard = functools.lru_cache(MAX_OPEN_MAPS)(self._map_shard)
         self._checksums = functools.cache(self._read_checksums)
+        self._failed: dict[int, DownloadError] = {}  # shards that cannot be downloaded
 
     @classmethod
     def open(cls, path: str) -> TarStore:
@@ -107,6 +113,7 @@ class TarStore:
         Raises:
             UserError: If there are no shards, an index is missing or belongs to another shard, two shards have the same clip, or
                 no member has the slot.
+            DownloadError: If a remote shard does not exist, or an index cannot be downloaded.
         """
         pattern, slot = split_slot(path)
         matches = list_shards(pattern)
@@ -140,8 +147,8 @@ class TarStore:
         """Return a copy of a clip's array.
 
         Raises:
-            OSError, ValueError: If the clip does not exist, or its shard cannot be downloaded.
-            UserError: If the shard has changed since it was indexed.
+            OSError, ValueError: If the clip does not exist.
+            UserError: If the shard cannot be downloaded, or has changed since it was indexed.
         """
         shard_index, offset, kind_index, checksum = self._find(name)
         layout = self._layouts[kind_index]
@@ -185,6 +192,7 @@ class TarStore:
         Raises:
             OSError: As for :meth:`load`.
             UserError: If an index file cannot be read, or the size of the shard has changed since it was indexed.
+            DownloadError: If the shard or its index cannot be downloaded.
         """
         shard_index, offset, kind_index, head_checksum = self._find(name)
         checksum = self._checksums(shard_index).get(name + self._suffix)
@@ -198,6 +206,11 @@ class TarStore:
         """Return the (len(names),) int64 shard number of each clip; -1 for unknown clips."""
         return self._index.shards([name + self._suffix for name in names])
 
+    @property
+    def skipped(self) -> dict[str, dict[str, int]]:
+        """Shard -> number of members that are not arrays, by extension. They are not read."""
+        return {shard: about.skipped for shard, about in zip(self._shards, self._descriptions, strict=True) if about.skipped}
+
     def _find(self, name: str) -> Location:
         location = self._index.find(name + self._suffix)
         if location is None:
@@ -209,7 +222,15 @@ class TarStore:
         return {} if index.checksums is None else dict(zip(index.names, index.checksums.tolist(), strict=True))
 
     def _map_shard(self, shard_index: int) -> mmap.mmap:
-        with open(PATHS.get_local_path(self._shards[shard_index]), "rb") as file:
+        if shard_index in self._failed:
+            raise self._failed[shard_index]
+        try:
+            path = PATHS.get_local_path(self._shards[shard_index])
+        except DownloadError as error:
+            # Several attempts failed. Each clip of the shard would make as many.
+            self._failed[shard_index] = error
+            raise
+        with open(path, "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if len(data) != self._descriptions[shard_index].bytes:
             raise _stale_index(self._shards[shard_index])

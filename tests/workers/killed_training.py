@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from emollama.runners.runner_base import RunnerBase
+from emollama.runners.checkpoints import RunCheckpoints
 
-STEPS, save = int(sys.argv.pop(1)), RunnerBase._maybe_save
+STEPS, save = int(sys.argv.pop(1)), RunCheckpoints.maybe_save
 
 
 def save_unless_killed(self: Any, step: int) -> None:
@@ -21,5 +21,5 @@ def save_unless_killed(self: Any, step: int) -> None:
     save(self, step)
 
 
-RunnerBase._maybe_save = save_unless_killed  # type: ignore[method-assign]
+RunCheckpoints.maybe_save = save_unless_killed  # type: ignore[method-assign]
 runpy.run_path(str(Path(__file__).parents[2] / "train.py"), run_name="__main__")

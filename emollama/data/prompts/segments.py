@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from emollama.data.prompts.template import Fragment
 from emollama.data.prompts.tokenizer_check import outside
-from emollama.data.text_checks import HALF_CHARACTER, escaped, is_encodable
+from emollama.data.text_checks import escaped, is_encodable
 from emollama.errors import UserError
+from emollama.text_encoding import HALF_CHARACTER
 
 MAX_CACHED_TEXTS = 256
 MAX_SHOWN = 200  # characters of a text in a message

@@ -1,0 +1,181 @@
+"""An array store that reads the images in tars, which the model encodes itself, and their captions."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import numpy as np
+
+from emollama.data.problems import Problem
+from emollama.datasets.image_text_index import ImageTextIndex, open_index, parse_text, read_member
+from emollama.errors import UserError
+from emollama.listing import LINES, abbreviated
+from emollama.logs.console import Progress
+from emollama.media.image_files import read_image
+from emollama.media.image_transforms import blip2_image
+from emollama.paths import PATHS
+from emollama.stores.tars import list_shards
+
+
+@dataclass(frozen=True)
+class ImageTars:
+    """The samples of several tars, numbered tar by tar. Implements ``emollama.stores.store.ArrayStore``.
+
+    The name of a sample is the path of its tar below their common folder, without the extension, and its key:
+    ``00000/000000012``. Names are composed when they are needed, because a list of all takes gigabytes for millions of samples.
+
+    Attributes:
+        path: the configured tars.
+        tars: the paths of the tars.
+        indexes: the index of each tar.
+        side: width and height to which images are resized, in pixels.
+    """
+
+    path: str
+    tars: Sequence[str]
+    indexes: Sequence[ImageTextIndex]
+    side: int
+
+    @classmethod
+    def open(cls, patterns: Sequence[str], side: int, key: str) -> ImageTars:
+        """Open tars, and index those that are new or have changed.
+
+        Args:
+            patterns: folders of tars, tars, or several tars as ``{00000..00012}.tar`` or ``*.tar``.
+            side: width and height to which images are resized, in pixels.
+            key: the configuration key that named the tars, for messages.
+
+        Raises:
+            UserError: If tars do not exist or cannot be used. The message lists all of them.
+        """
+        tars = [os.path.normpath(tar) if "://" not in tar else tar for pattern in patterns for tar in list_shards(pattern)]
+        if len(set(tars)) < len(tars):
+            raise UserError(f"{key}: '{Counter(tars).most_common(1)[0][0]}' appears twice. Remove one of them.")
+        if other := next((tar for tar in tars if not tar.endswith(".tar")), None):
+            raise UserError(f"{key}: '{other}' is not an uncompressed tar (.tar). Correct the path, or decompress the file.")
+        indexes, errors = [], []
+        # Threads would not be faster, because indexing is limited by Python itself.
+        with Progress(len(tars), "indexing tars", unit="tars") as bar:
+            for tar in tars:
+                try:
+                    indexes.append(open_index(tar))
+                except UserError as error:
+                    errors.append(str(error))
+                bar.update(1)
+        if errors:
+            text = errors[0] if len(errors) == 1 else f"{len(errors)} tars cannot be used:{LINES}{abbreviated(errors, LINES)}"
+            raise UserError(f"{key}: {text}")
+        return cls(", ".join(patterns), tars, indexes, side)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def name(self, index: int) -> str:
+        """Return the name of a sample."""
+        tar, sample = self._find(index)
+        return f"{self._prefixes[tar]}/{self.indexes[tar].key(sample)}"
+
+    def caption(self, index: int) -> str:
+        """Read the caption of a sample.
+
+        Raises:
+            UserError: If the tar has changed.
+        """
+        try:
+            return parse_text(self._bytes(index, "text"))
+        except (OSError, ValueError) as error:
+            tar = self.tars[self._find(index)[0]]
+            raise UserError(f"{tar}, sample '{self.name(index)}': {error}. The tar has changed; start the run again.") from None
+
+    def image(self, index: int) -> bytes:
+        """Read the image file of a sample.
+
+        Raises:
+            OSError: If the tar cannot be read.
+        """
+        return self._bytes(index, "image")
+
+    def tar_ids(self) -> np.ndarray:
+        """Return the (len(self),) int64 number of each sample's tar."""
+        return np.repeat(np.arange(len(self.indexes)), [len(index) for index in self.indexes])
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield a problem for each sample without a usable image or caption."""
+        for tar, prefix, index in zip(self.tars, self._prefixes, self.indexes, strict=True):
+            for sample in index.unusable:
+                text = f"{tar}, sample '{sample.key}': {sample.reason}"
+                yield Problem(sample.kind, text, (f"{prefix}/{sample.key}",))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._numbers
+
+    def names(self) -> Iterable[str]:
+        """Return no names: all samples of the tars are in use or left out on purpose."""
+        return ()
+
+    def load(self, name: str) -> np.ndarray:
+        """Read the pixels, (1, 3 x side x side) float32.
+
+        Raises:
+            OSError: If the tar cannot be read.
+            UnusableMedia: If the image cannot be decoded.
+        """
+        return self.pixels(self.image(self._numbers[name]))
+
+    def pixels(self, image: bytes) -> np.ndarray:
+        """Decode an image file to normalised pixels, (1, 3 x side x side) float32.
+
+        Raises:
+            UnusableMedia: If the image cannot be decoded.
+        """
+        return blip2_image(read_image(image), self.side).reshape(1, -1).numpy()
+
+    def header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
+        """Return shape and dtype. The image was opened when its tar was indexed."""
+        return (1, 3 * self.side**2), np.dtype(np.float32)
+
+    def location(self, name: str) -> str:
+        """Return tar and name, for messages."""
+        return f"{self.tars[self._find(self._numbers[name])[0]]}, sample '{name}'"
+
+    def stamp(self, name: str) -> tuple[int, ...]:
+        """Return nothing, because a check of an indexed image is not worth being cached."""
+        return ()
+
+    def is_intact(self, name: str) -> None:
+        """Return None, because images have no recorded digests."""
+
+    def shard_ids(self, names: Sequence[str]) -> np.ndarray | None:
+        """Return the (len(names),) int64 number of each sample's tar."""
+        return np.array([self._find(self._numbers[name])[0] for name in names], np.int64)
+
+    def _bytes(self, index: int, member: str) -> bytes:
+        tar, sample = self._find(index)
+        fields = self.indexes[tar].samples[sample]
+        with open(PATHS.get_local_path(self.tars[tar]), "rb") as file:
+            return read_member(file, int(fields[member]), int(fields[f"{member}_bytes"]))
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """Return the number of a sample's tar, and of the sample in it."""
+        tar = bisect_right(self._ends, index)
+        return tar, index - (self._ends[tar - 1] if tar else 0)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(len(index) for index in self.indexes))
+
+    @cached_property
+    def _prefixes(self) -> list[str]:
+        common = os.path.commonpath([os.path.dirname(tar) for tar in self.tars])
+        return [os.path.relpath(tar, common).removesuffix(".tar") for tar in self.tars]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        """Name -> number of the sample; only check-data reads samples by name."""
+        return {self.name(index): index for index in range(len(self))}

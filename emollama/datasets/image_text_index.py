@@ -1,0 +1,224 @@
+"""The index of one tar of images with captions: the positions of its images and captions, and the samples that cannot be used.
+
+The tars are those of img2dataset and webdataset: a sample consists of ``<key>.jpg``, ``.jpeg`` or ``.png`` and ``<key>.json``, an
+object with ``caption``. As in webdataset, a key ends at the first dot of the member's name. Nothing but images and JSON is ever
+decoded. A tar with members that webdataset would unpickle is rejected, and other members, such as ``<key>.txt``, are ignored.
+
+An index is written once into the user's cache folder, because creating it reads the whole tar.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import posixpath
+import tarfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+from zipfile import BadZipFile
+
+import numpy as np
+
+from emollama.data.captions import parse_caption
+from emollama.errors import UserError
+from emollama.media.image_files import EXTENSIONS, probe_image
+from emollama.media.source import UnusableMedia
+from emollama.paths import PATHS, atomic_write, cache_folder
+from emollama.stores.tar_members import open_complete_tar, unsafe_member
+from emollama.stores.tars import is_local
+
+_CACHE = "image-text-1"  # subfolder of the user's cache folder; with the version of the file format
+_PICKLES = ("pkl", "pickle", "pyd", "pth", "pt")
+_SAMPLE = np.dtype([("image", "<u8"), ("image_bytes", "<u8"), ("text", "<u8"), ("text_bytes", "<u8")])
+_Extent = tuple[int, int]  # position of the first byte of a member in its tar, and number of bytes
+
+
+@dataclass(frozen=True)
+class UnusableSample:
+    """A sample without a usable image or caption.
+
+    Attributes:
+        key: its key.
+        kind: "image" or "caption".
+        reason: what is wrong with it.
+    """
+
+    key: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ImageTextIndex:
+    """The index of a tar.
+
+    Attributes:
+        samples: (n,) array of the usable samples with the fields ``image``, ``image_bytes``, ``text`` and ``text_bytes``: the
+            position and size of the image and of the JSON object in the tar.
+        keys: the keys of the usable samples, UTF-8, without separators.
+        ends: (n,) position in ``keys`` at which each key ends.
+        unusable: the other samples.
+        digest: hash of the keys and captions of the usable samples.
+    """
+
+    samples: np.ndarray
+    keys: bytes
+    ends: np.ndarray
+    unusable: tuple[UnusableSample, ...]
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def key(self, index: int) -> str:
+        """Return the key of a usable sample."""
+        begin = int(self.ends[index - 1]) if index else 0
+        return self.keys[begin : int(self.ends[index])].decode("utf-8", "surrogateescape")
+
+
+def open_index(tar: str) -> ImageTextIndex:
+    """Return the index of a tar from the user's cache folder, and create it first if the tar is new or has changed.
+
+    Raises:
+        UserError: If the tar does not exist, is damaged, or contains a member that must not be read. The message names the tar.
+    """
+    is_local(tar)
+    try:
+        local = PATHS.get_local_path(tar)
+        fingerprint = _fingerprint(local)
+    except OSError as error:
+        raise UserError(f"{tar}: cannot be read: {error.strerror or error}. Correct the path or its permissions.") from None
+    cached = None
+    # Without a home folder there is no cache folder.
+    with suppress(RuntimeError):
+        cached = cache_folder() / _CACHE / f"{fingerprint}.npz"
+    if cached is not None and (index := _read(cached)) is not None:
+        return index
+    index = _scan(local, tar)
+    if cached is not None:
+        # The index is only created again the next time if it cannot be written.
+        with suppress(OSError):
+            _write(index, cached)
+    return index
+
+
+def parse_text(content: bytes) -> str:
+    """Return the caption in the JSON object of a sample.
+
+    Raises:
+        ValueError: If there is no caption. The message says why.
+    """
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its .json is not JSON ({error})") from None
+    if not isinstance(fields, dict) or not fields.get("caption"):
+        raise ValueError('its .json has no "caption"')
+    return parse_caption(fields["caption"])
+
+
+def _fingerprint(local: str) -> str:
+    status = os.stat(local)
+    fields = [os.path.realpath(local), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:32]
+
+
+def _scan(local: str, shown: str) -> ImageTextIndex:
+    images: dict[str, _Extent] = {}
+    texts: dict[str, _Extent] = {}
+    with open_complete_tar(local, shown) as (members, file):
+        for member in members:
+            if problem := _add(member, images, texts):
+                raise UserError(f"{shown}: member '{member.name}' {problem}. Write the tar again without it.")
+        index = _check_samples(file, images, texts)
+    if not images or not texts:
+        missing = "image (.jpg, .jpeg, .png)" if not images else ".json"
+        raise UserError(f"{shown}: the tar contains no {missing}. Correct the path, or write the tar again.")
+    return index
+
+
+def _add(member: tarfile.TarInfo, images: dict[str, _Extent], texts: dict[str, _Extent]) -> str | None:
+    """Add an image or a JSON file to the samples. Return what is wrong with the member, or None."""
+    if problem := unsafe_member(member):
+        return problem
+    if member.isdir():
+        return None
+    folder, name = posixpath.split(posixpath.normpath(member.name))
+    stem, _, extension = name.partition(".")
+    if extension.lower().rpartition(".")[2] in _PICKLES:
+        return "is a pickle, which could execute code when it is read"
+    extents = images if f".{extension.lower()}" in EXTENSIONS else texts if extension.lower() == "json" else None
+    key = posixpath.join(folder, stem)
+    if extents is not None:
+        if key in extents:
+            return "is a second image or a second .json of its sample"
+        extents[key] = member.offset_data, member.size
+    return None
+
+
+def _check_samples(file: IO[bytes], images: Mapping[str, _Extent], texts: Mapping[str, _Extent]) -> ImageTextIndex:
+    """Check each sample, and return the index."""
+    usable: list[tuple[int, int, int, int]] = []
+    keys: list[bytes] = []
+    unusable: list[UnusableSample] = []
+    digest = hashlib.sha256()
+    for key in dict.fromkeys([*images, *texts]):
+        raw = key.encode("utf-8", "surrogateescape")
+        try:
+            caption = _caption(file, texts.get(key))
+        except ValueError as error:
+            unusable.append(UnusableSample(key, "caption", str(error)))
+            continue
+        if reason := _image_problem(file, images.get(key)):
+            unusable.append(UnusableSample(key, "image", reason))
+            continue
+        usable.append((*images[key], *texts[key]))
+        keys.append(raw)
+        digest.update(json.dumps([raw.hex(), caption]).encode())
+    ends = np.cumsum([len(raw) for raw in keys], dtype=np.uint64)
+    return ImageTextIndex(np.array(usable, _SAMPLE), b"".join(keys), ends, tuple(unusable), digest.hexdigest()[:16])
+
+
+def _caption(file: IO[bytes], extent: _Extent | None) -> str:
+    if extent is None:
+        raise ValueError("it has no .json with a caption")
+    return parse_text(read_member(file, *extent))
+
+
+def _image_problem(file: IO[bytes], extent: _Extent | None) -> str | None:
+    if extent is None:
+        return "it has no image (.jpg, .jpeg, .png)"
+    try:
+        probe_image(read_member(file, *extent))
+    except UnusableMedia as error:
+        return f"its image cannot be read: {error}"
+    return None
+
+
+def read_member(file: IO[bytes], offset: int, size: int) -> bytes:
+    """Return the bytes of a member of a tar."""
+    file.seek(offset)
+    return file.read(size)
+
+
+def _write(index: ImageTextIndex, path: Path) -> None:
+    about = {"digest": index.digest, "unusable": [[item.key, item.kind, item.reason] for item in index.unusable]}
+    about_bytes, keys = np.frombuffer(json.dumps(about).encode(), np.uint8), np.frombuffer(index.keys, np.uint8)
+    with atomic_write(path, "wb", durable=False) as file:
+        np.savez(file, about=about_bytes, samples=index.samples, keys=keys, ends=index.ends)
+
+
+def _read(path: Path) -> ImageTextIndex | None:
+    """Read an index from the cache folder; None if there is none or the file is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            about = json.loads(arrays["about"].tobytes())
+            samples, keys, ends = arrays["samples"].astype(_SAMPLE), arrays["keys"].tobytes(), arrays["ends"]
+        unusable = tuple(UnusableSample(*fields) for fields in about["unusable"])
+        return ImageTextIndex(samples, keys, ends, unusable, about["digest"])
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile):
+        return None

@@ -1,0 +1,142 @@
+"""Requests to stop a run: the signals SIGTERM and SIGUSR1, which batch systems send before they end a job, and a time limit.
+
+While a run is prepared, a request raises :class:`Stopped` at once, because there is nothing to save. During training and
+evaluation it is deferred: the run looks at :attr:`StopRequests.reason` after each step and each batch. A second signal ends the
+process at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from emollama.distributed.worker_variables import integer, is_worker
+from emollama.errors import Stopped
+
+if TYPE_CHECKING:
+    from emollama.distributed.process_group import World
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# Batch systems send a signal to all processes of a job, and the launcher passes the one that it gets on to its workers. Signals
+# that reach a worker within this number of seconds are the same request.
+SAME_REQUEST_SECONDS = 5.0
+
+
+class StopRequests:
+    """The requests to stop this process."""
+
+    def __init__(self) -> None:
+        self._signal = ""
+        self._deadline = float("inf")
+        self._deferred = False
+
+    @property
+    def reason(self) -> str:
+        """The name of the signal, or of the key with the time limit, that asks this process to stop; "" if nothing does."""
+        return self._signal or ("run.stop_after_minutes" if time.monotonic() > self._deadline else "")
+
+    def agreed_reason(self, world: World) -> str:
+        """Return why the run stops, in words, if any process was asked to stop. Every rank calls it."""
+        return f"stopped by {next(filter(None, world.gather(self.reason)))}"
+
+    @contextmanager
+    def handled(self, minutes: float | None = None) -> Iterator[None]:
+        """Handle the signals in this context. Outside the main thread, it only applies the time limit.
+
+        Args:
+            minutes: the time limit from now on, or None.
+
+        Raises:
+            Stopped: If this process gets a signal in this context, outside :meth:`deferred`.
+        """
+        self._signal, self._deadline = "", time.monotonic() + 60 * minutes if minutes is not None else float("inf")
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        # Python runs its handlers in the main thread, which can be blocked in a library. A thread sees the signals at once.
+        received, sent = os.pipe()
+        os.set_blocking(sent, False)
+        wakeup = signal.set_wakeup_fd(sent, warn_on_full_buffer=False)
+        threading.Thread(target=_end_at_second_signal, args=(received,), name="emollama: second signal", daemon=True).start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            os.close(sent)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._signal, self._deadline = "", float("inf")
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """In this context, a signal only sets :attr:`reason`."""
+        before, self._deferred = self._deferred, True
+        try:
+            yield
+        finally:
+            self._deferred = before
+
+    @contextmanager
+    def immediate(self) -> Iterator[None]:
+        """In this context, inside :meth:`deferred`, a signal raises :class:`Stopped` again; so does an earlier one.
+
+        Raises:
+            Stopped: If this process was asked to stop.
+        """
+        before, self._deferred = self._deferred, False
+        try:
+            if self.reason and before:
+                raise Stopped(f"stopped by {self.reason}")
+            yield
+        finally:
+            self._deferred = before
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._signal = self._signal or signal.Signals(number).name
+        if not self._deferred:
+            raise Stopped(f"stopped by {self._signal}")
+
+
+STOP_REQUESTS = StopRequests()
+
+
+def _end_at_second_signal(received: int) -> None:
+    """Read the numbers of signals from a pipe until it is closed; end this process at the second request to stop."""
+    first = None
+    with os.fdopen(received, "rb", buffering=0) as pipe:
+        while numbers := pipe.read(64):
+            for number in filter(SIGNALS.__contains__, numbers):
+                if first is None:
+                    first = time.monotonic()
+                    if not _a_process_has_ended():
+                        continue
+                elif is_worker() and time.monotonic() - first < SAME_REQUEST_SECONDS:
+                    continue
+                with suppress(OSError, ValueError):
+                    sys.stderr.flush()
+                os._exit(128 + number)
+
+
+def _a_process_has_ended() -> bool:
+    """Return whether another process of this machine has ended, because the launcher then ends the run, which cannot be saved.
+
+    The processes of a run are the children of its launcher with different values of LOCAL_RANK.
+    """
+    if not is_worker():
+        return False
+    parent, ranks = os.getppid(), set()
+    with suppress(OSError):
+        for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+            with suppress(OSError):
+                variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+                ranks |= {variable for variable in variables if variable.startswith(b"LOCAL_RANK=")}
+    return 0 < len(ranks) < integer("LOCAL_WORLD_SIZE", 1)

@@ -1,0 +1,1 @@
+"""Files at remote locations: how they are downloaded, and the copies that are kept of them."""

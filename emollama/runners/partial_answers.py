@@ -1,0 +1,101 @@
+"""The answers of an unfinished evaluation on disk, from which the same evaluation continues after an interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import uint8
+
+from emollama.logs.logger import get_logger
+from emollama.optim import HasParameters, trainable
+from emollama.run_folder import PredictionRecord
+
+Batch = tuple[int, ...]  # positions of a batch's items in the list of all items
+
+
+class PartialAnswers:
+    """The finished batches of one block and one process: a file with a header line and one line per batch.
+
+    The file is used only if it belongs to the same evaluation. Lines that are incomplete are ignored. If the file cannot be
+    written, the evaluation continues without it.
+
+    Args:
+        folder: the folder of the evaluation's results.
+        block_name: name of the config block.
+        identity: a digest of everything on which the answers depend (:func:`identity_of`).
+        rank: rank of this process.
+        size: number of processes.
+    """
+
+    def __init__(self, folder: Path, block_name: str, identity: str, rank: int, size: int) -> None:
+        self._path = folder / f".answers_{block_name}_{rank}_of_{size}.jsonl"
+        self._header = {"identity": identity}
+        self._writable = True
+
+    def read(self) -> dict[Batch, list[PredictionRecord]]:
+        """Return the answers of the batches that are finished, and prepare the file for further ones."""
+        batches = self._read()
+        # The file is written again, because its last line can be incomplete.
+        self._write("w", [self._header, *(_line(items, answers) for items, answers in batches.items())])
+        return batches
+
+    def append(self, items: Sequence[int], answers: Sequence[PredictionRecord]) -> None:
+        """Add a finished batch."""
+        self._write("a", [_line(items, answers)])
+
+    def remove(self) -> None:
+        """Delete the file after the evaluation."""
+        if self._path.is_file():
+            self._path.unlink()
+
+    def _read(self) -> dict[Batch, list[PredictionRecord]]:
+        try:
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+            if not lines or json.loads(lines[0]) != self._header:
+                return {}
+        except (OSError, ValueError):
+            return {}
+        batches = {}
+        for line in lines[1:]:
+            try:
+                content = json.loads(line)
+                batches[tuple(content["items"])] = [PredictionRecord(**row) for row in content["answers"]]
+            except (ValueError, KeyError, TypeError):
+                continue
+        return batches
+
+    def _write(self, mode: str, lines: Sequence[dict[str, Any]]) -> None:
+        if not self._writable:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open(mode, encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+        except OSError as error:
+            self._writable = False
+            text = "%s cannot be written (%s): after an interruption, this evaluation would start again"
+            get_logger().warning(text, self._path, error.strerror)
+
+
+def _line(items: Sequence[int], answers: Sequence[PredictionRecord]) -> dict[str, Any]:
+    return {"items": list(items), "answers": list(map(asdict, answers))}
+
+
+def identity_of(settings: Any, members: Sequence[HasParameters]) -> str:
+    """Return a digest of an evaluation: its settings, and the values of the tensors that were trained.
+
+    Args:
+        settings: JSON values of the configuration and the data.
+        members: the model, or the members of an ensemble.
+    """
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for member in members:
+        for name, parameter in sorted(trainable(member).items()):
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().contiguous().flatten().view(uint8).numpy().tobytes())
+    return digest.hexdigest()

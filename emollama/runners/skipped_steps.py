@@ -1,0 +1,49 @@
+"""The steps of a training run that were skipped, because their loss or gradient was not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+from emollama.data.batch import Batch
+from emollama.distributed.process_group import World
+from emollama.listing import listing
+
+
+class SkippedSteps:
+    """Counts skipped steps.
+
+    Args:
+        total: the skipped steps of the run so far.
+        consecutive: the skipped steps since the last one that was not skipped.
+
+    Attributes:
+        total, consecutive: the current numbers, which checkpoints contain.
+    """
+
+    def __init__(self, total: int = 0, consecutive: int = 0) -> None:
+        self.total, self.consecutive = total, consecutive
+
+    def count(self, *, finite: bool) -> None:
+        """Count a step."""
+        self.total += not finite
+        self.consecutive = 0 if finite else self.consecutive + 1
+
+    def require_below(self, limit: int, world: World, micro_batches: Sequence[Batch]) -> None:
+        """Check the number of consecutive skipped steps. Every rank calls it.
+
+        Args:
+            limit: ``run.max_skipped_steps``.
+            world: the processes.
+            micro_batches: the samples of the last step on this rank, for the message.
+
+        Raises:
+            UserError: If the limit is reached.
+        """
+        if self.consecutive < limit:
+            return
+        names = list(chain(*world.gather([name for batch in micro_batches for name in batch.names])))
+        raise world.user_error(
+            f"the loss or gradient was not finite in {self.consecutive} consecutive steps. Lower run.init_lr, set"
+            f" run.max_grad_norm, or check the features in the last step ({listing(names, 'sample')})"
+        )

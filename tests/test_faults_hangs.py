@@ -1,0 +1,65 @@
+"""Processes that hang, fail or are killed, in real processes."""
+
+from __future__ import annotations
+
+import pytest
+from running import ROOT, command, environment, golden_config, read_jsonl
+
+pytestmark = pytest.mark.faults
+SCRIPT = str(ROOT / "tests/workers/faulty_training.py")
+SHORT = 0.1  # minutes without progress after which these runs end
+
+
+def train(launch, folder, fault, rank=1, step=3, processes=2, minutes=SHORT, **run):
+    config = golden_config(folder, run={"hang_minutes": minutes, "iters_per_epoch": 6, **run})
+    return launch(SCRIPT, fault, str(rank), str(step), "--cfg-path", str(config), processes=processes)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_without_progress_prints_all_stacks_and_ends(processes, tmp_path, launch):
+    completed = train(launch, tmp_path, "hang", rank=processes - 1, processes=processes)
+    assert completed.returncode == 1
+    assert "in fault" in completed.stderr and "time.sleep" not in completed.stdout
+    assert completed.stderr.count("error: no process of this run made progress for 0.1 minutes (run.hang_minutes)") == 1
+    for rank in range(processes) if processes > 1 else ():
+        assert f"process {rank} of {processes}: no progress for 0.1 minutes; the stacks of all threads:" in completed.stderr
+
+
+def test_a_library_that_blocks_all_threads_is_ended_with_its_stack(tmp_path, launch):
+    completed = train(launch, tmp_path, "hang in a library", rank=0, processes=1)
+    assert completed.returncode == 1 and "in fault" in completed.stderr and "Timeout" in completed.stderr
+
+
+def test_processes_wait_for_the_slow_work_of_one_that_reports_progress(tmp_path, launch):
+    completed = train(launch, tmp_path, "slow", rank=0)
+    assert completed.returncode == 0, completed.stderr
+    assert len(read_jsonl(tmp_path / "out/run/log.jsonl")) == 6
+
+
+def test_hang_minutes_null_disables_the_watchdog(tmp_path, launch):
+    completed = train(launch, tmp_path, "none", processes=1, minutes=None)
+    assert completed.returncode == 0 and (tmp_path / "out/run/checkpoint_0.pth").is_file()
+
+
+def test_only_the_error_of_the_failing_process_is_shown(tmp_path, launch):
+    completed = train(launch, tmp_path, "error")
+    assert completed.returncode == 1 and completed.stderr.count("Traceback") == 1
+    assert completed.stderr.rstrip().endswith("ValueError: the fault of the test")
+
+
+def test_a_killed_process_is_reported_without_a_traceback_of_the_network(tmp_path, launch):
+    completed = train(launch, tmp_path, "kill")
+    assert completed.returncode == 1 and "Traceback" not in completed.stderr
+    assert completed.stderr.count("error: process 0 of 2 lost its connection to another process, which was probably killed") == 1
+
+
+def test_torchrun_restarts_a_killed_process_and_the_run_resumes(tmp_path):
+    import subprocess
+
+    config = golden_config(tmp_path, run={"iters_per_epoch": 4, "save_every_iters": 1, "resume_ckpt_path": "auto"})
+    line = command(SCRIPT, "kill@0", "1", "2", "--cfg-path", str(config), processes=2)
+    line.insert(3, "--max-restarts=1")
+    completed = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert completed.returncode == 0, completed.stderr
+    assert f"resuming from {tmp_path / 'out/run/checkpoint_last.pth'}" in completed.stderr
+    assert [row["step"] for row in read_jsonl(tmp_path / "out/run/log.jsonl")] == [0, 1, 2, 3]
