@@ -39,7 +39,7 @@ IMPORTS = {
     "run_folder": "json_io",
     "distributed.worker_variables": "errors variables",
     "logs.console": "distributed errors logs.bars logs.verbosity",
-    "remote": "errors variables",
+    "remote": "distributed errors variables",
     "paths": "errors remote text_encoding variables",
     "folder_lock": "errors paths",
     "precision": "dtypes",
