@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
+from emollama import disk
 from emollama.distributed.worker_errors import WorkerCrash, format_traceback, record_errors, should_print
 from emollama.distributed.worker_variables import integer, is_worker
 from emollama.errors import Interrupted, OutputClosed, RemoteUserError, UserError
@@ -98,7 +99,7 @@ def _run_and_flush(main: Callable[[], None]) -> None:
 
     Raises:
         OutputClosed: If the program that reads the output has ended.
-        UserError: If the output cannot be written.
+        UserError: If the output cannot be written, or the program raised an error of the file system that the user can correct.
         BaseException: If the program raised it.
     """
     try:
@@ -119,6 +120,10 @@ def _run_and_flush(main: Callable[[], None]) -> None:
         if _is_closed(sys.stdout) or _is_closed(sys.stderr):
             raise OutputClosed("the program that reads the output has ended") from None
         raise
+    except OSError as error:
+        if (problem := disk.user_error(error)) is None:
+            raise
+        raise problem from error
 
 
 def _flush() -> None:

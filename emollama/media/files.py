@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from emollama.disk import remedy
 from emollama.errors import UserError
 from emollama.paths import require_folder
 
@@ -27,7 +28,7 @@ def find_videos(folder: str | os.PathLike[str], key: str) -> dict[str, Path]:
     require_folder(os.fspath(folder), key)
 
     def raise_unreadable(error: OSError) -> None:
-        raise UserError(f"{key}: cannot read the folder '{error.filename}' ({error.strerror}). Correct its permissions.")
+        raise UserError(f"{key}: cannot read the folder '{error.filename}' ({error.strerror}). {remedy(error)}")
 
     videos: dict[str, Path] = {}
     for root, folders, files in os.walk(folder, onerror=raise_unreadable):

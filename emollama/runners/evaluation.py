@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,9 @@ from emollama.evaluation.prediction_files import write_metrics, write_prediction
 from emollama.evaluation.predictions import Prediction
 from emollama.evaluation.scoring import Scoring
 from emollama.listing import abbreviated, listing
+from emollama.logs.log_files import WriteFailures
 from emollama.logs.logger import get_logger
-from emollama.run_folder import PredictionRecord, predictions_file
+from emollama.run_folder import PredictionRecord, metrics_file, predictions_file
 from emollama.runners.build import is_ensemble
 from emollama.runners.datasets import build_datasets
 from emollama.runners.prediction_runner import PredictionRunner
@@ -140,17 +142,23 @@ class Evaluation:
     prediction_runner: PredictionRunner
     source: str | None
 
-    def run(self, folder: Path) -> Outcome:
+    def run(self, folder: Path, failures: WriteFailures | None = None) -> Outcome:
         """Predict and score every block, and write predictions and metrics into a folder.
 
         If a judge cannot be reached, its metrics are None.
+
+        Args:
+            folder: the folder.
+            failures: records errors of writing, which then do not end the evaluation.
         """
         world = self.prediction_runner.world
         outcome = Outcome({}, {}, [], {})
         for block_name, block in self.blocks.items():
             predictions = self.prediction_runner.predict(block_name, block.dataset, block.options)
-            outcome.files.extend(world.on_rank_zero(partial(write_predictions, folder, block_name, predictions)))
-            metrics, unreachable, path = world.on_rank_zero(partial(self._score, folder, block_name, block, predictions))
+            write = partial(_write_predictions, folder, block_name, predictions, failures)
+            outcome.files.extend(world.on_rank_zero(write))
+            score = partial(self._score, folder, block_name, predictions, failures)
+            metrics, unreachable, path = world.on_rank_zero(score)
             outcome.metrics.update(metrics)
             outcome.unreachable.update(unreachable)
             outcome.files.append(path)
@@ -158,7 +166,7 @@ class Evaluation:
         return outcome
 
     def _score(
-        self, folder: Path, block_name: str, block: EvaluationSet, predictions: Sequence[PredictionRecord]
+        self, folder: Path, block_name: str, predictions: Sequence[PredictionRecord], failures: WriteFailures | None
     ) -> tuple[dict[str, float | None], dict[str, str], Path]:
         """Return metrics by their full names, the reason if the judge could not be reached, and the metrics file.
 
@@ -167,8 +175,10 @@ class Evaluation:
         """
         inputs = [Prediction(row.name, row.task, row.prediction, row.reference, row.loss) for row in predictions]
         try:
-            scores = block.scoring.score(inputs, tolerant=True)
-            path = write_metrics(folder, block_name, scores, self.source)
+            scores = self.blocks[block_name].scoring.score(inputs, tolerant=True)
+            path = folder / metrics_file(block_name)
+            with _tolerated(failures, path):
+                write_metrics(folder, block_name, scores, self.source)
         except ComponentFailed as error:
             path = folder / predictions_file(block_name)
             text = f"{error} The predictions are in {path}; to score them later, use 'emollama score'."
@@ -179,3 +189,15 @@ class Evaluation:
         reasons = [score.judge["unreachable"] for score in scores.values() if "unreachable" in score.judge]
         unreachable = {block_name: reasons[0]} if reasons else {}
         return metrics, unreachable, path
+
+
+def _tolerated(failures: WriteFailures | None, path: Path) -> AbstractContextManager[None]:
+    return nullcontext() if failures is None else failures.tolerated(path)
+
+
+def _write_predictions(
+    folder: Path, block_name: str, predictions: Sequence[PredictionRecord], failures: WriteFailures | None
+) -> list[Path]:
+    with _tolerated(failures, folder / predictions_file(block_name)):
+        return write_predictions(folder, block_name, predictions)
+    return []

@@ -22,12 +22,13 @@ from emollama.distributed.process_group import World
 from emollama.errors import RemoteUserError, UserError
 from emollama.logs import tracking
 from emollama.logs.logger import get_logger
-from emollama.paths import new_job_id, require_writable
+from emollama.paths import new_job_id
 from emollama.precision import Precision
 from emollama.runners import provenance
 from emollama.runners.build import build_models, checkpoint_paths, checkpoint_tensors
 from emollama.runners.datasets import batch_size, build_datasets, training_blocks, warn_of_untrained_slots
 from emollama.runners.evaluation import EvaluationSet, build_blocks, warn_of_training_samples
+from emollama.runners.folder_check import check_run_folder
 from emollama.runners.prediction_runner import PredictionRunner
 from emollama.runners.resume import require_job_id, resume_content, run_fields, sampling_fields
 from emollama.runners.validation import monitored_metric
@@ -154,7 +155,7 @@ class Preparation:
                 on_rank_zero(tracking.require)
         if self.clips is None:
             with self._collect_errors:
-                on_rank_zero(lambda: require_writable(self.folder, "run.output_dir"))
+                on_rank_zero(lambda: check_run_folder(self.folder))
         with self._collect_errors:
             on_rank_zero(lambda: require_language_model(model.llama_model))
             prompt_format = self.config.model_class.prompt_format

@@ -219,10 +219,11 @@ def _checkpoint_to_resume(configured: str | None, folder: Path) -> str | None:
     if configured != "auto":
         return configured
     newest = checkpoint.newest(folder)
-    newest_time = newest.stat().st_mtime_ns if newest else 0
+    newest_time, newest_step = (newest.stat().st_mtime_ns, checkpoint.step_of(newest)) if newest else (0, 0)
     for path in folder.glob("checkpoint_*.pth"):
-        if path.stat().st_mtime_ns > newest_time and not checkpoint.is_intact(path):
-            get_logger().warning("%s is damaged or incomplete and is skipped", path)
+        is_newer = path.stat().st_mtime_ns > newest_time or checkpoint.step_of(path) >= newest_step
+        if path != newest and is_newer and not checkpoint.is_intact(path):
+            get_logger().warning("%s is damaged or incomplete and is skipped: %s", path, checkpoint.damage(path))
     if newest is None:
         get_logger().info("resume_ckpt_path: auto: no complete checkpoint in %s, starting a new run", folder)
         return None

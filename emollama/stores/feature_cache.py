@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from emollama.disk import remedy
 from emollama.errors import UserError
 from emollama.paths import atomic_write, require_writable
 from emollama.stores.manifest import FILE, Manifest, differences
@@ -60,7 +61,7 @@ class FeatureCache:
             with atomic_write(os.path.join(self.folder, key), "wb", durable=False) as file:
                 np.save(file, vectors)
         except OSError as error:
-            _warn_once(self.folder, str(error.strerror))
+            _warn_once(self.folder, str(error.strerror), remedy(error, "set another folder"))
 
     def require_same_manifest(self, manifest: Manifest, key: str, *, write: bool) -> None:
         """Check that the cached features were computed as this manifest says.
@@ -90,10 +91,11 @@ class FeatureCache:
             try:
                 manifest.write(self.folder)
             except OSError as error:
-                raise UserError(f"{key}: cannot write in '{self.folder}': {error.strerror}. Set another folder.") from None
+                what = remedy(error, "set another folder")
+                raise UserError(f"{key}: cannot write in '{self.folder}': {error.strerror}. {what}") from None
 
 
 @cache
-def _warn_once(folder: str, reason: str) -> None:
-    text = "%s: features cannot be cached (%s) and are computed again each time. Free disk space, or set another folder."
-    logging.getLogger("emollama").warning(text, folder, reason)
+def _warn_once(folder: str, reason: str, what: str) -> None:
+    text = "%s: features cannot be cached (%s) and are computed again each time. %s"
+    logging.getLogger("emollama").warning(text, folder, reason, what)

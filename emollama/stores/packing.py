@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from emollama.disk import reason, remedy
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
 from emollama.paths import PATHS, temporary_prefix
@@ -204,7 +205,8 @@ def index_tars(path: str, output: Path | None) -> list[Path]:
             tar_index.write(tar_index.scan(PATHS.get_local_path(shard), shard, location), target)
             written.append(target)
         except OSError as error:
-            raise UserError(f"{shard}: cannot write '{target}': {error}. Set a folder for the indexes with --output.") from None
+            what = remedy(error, "set a folder for the indexes with --output")
+            raise UserError(f"{shard}: cannot write '{target}': {reason(error)}. {what}") from None
     return written
 
 
@@ -232,7 +234,7 @@ def _names(store: ArrayStore) -> Iterator[str]:
 
 
 def _raise_unreadable(error: OSError) -> None:
-    raise UserError(f"--source: cannot read '{error.filename}': {error.strerror}. Correct its permissions.")
+    raise UserError(f"--source: cannot read '{error.filename}': {error.strerror}. {remedy(error)}")
 
 
 def _lines(problems: list[str]) -> str:

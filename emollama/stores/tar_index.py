@@ -25,6 +25,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from emollama.errors import UserError
+from emollama.json_io import parse_json
 from emollama.paths import PATHS, atomic_write
 from emollama.stores.npy import npy_header
 
@@ -128,7 +129,7 @@ def read(path: str) -> TarIndex:
     """
     try:
         with np.load(PATHS.get_local_path(path), allow_pickle=False) as arrays:
-            metadata: dict[str, Any] = json.loads(arrays["about"].tobytes())
+            metadata: dict[str, Any] = parse_json(arrays["about"].tobytes())
             if metadata["version"] not in (1, VERSION):
                 raise ValueError(f"version {metadata['version']}, expected 1 to {VERSION}")
             entries, ends, names = arrays["entries"], arrays["ends"].tolist(), arrays["names"].tobytes()
@@ -234,8 +235,8 @@ def _problem(member: tarfile.TarInfo) -> str | None:
 def _json_problem(file: IO[bytes], member: tarfile.TarInfo) -> str | None:
     file.seek(member.offset_data)
     try:
-        json.loads(file.read(member.size))
-    except (ValueError, RecursionError) as error:
+        parse_json(file.read(member.size))
+    except ValueError as error:
         return f"is not JSON: {error}"
     return None
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from braceexpand import braceexpand
 
+from emollama.disk import remedy
 from emollama.errors import UserError
 from emollama.paths import PATHS
 from emollama.stores import tar_index
@@ -188,9 +189,11 @@ class TarStore:
             raise FileNotFoundError(f"no member '{name}{self._suffix}.npy' in {self.path}")
         return location
 
-    def _map_shard(self, shard_index: int) -> mmap.mmap:
+    def _map_shard(self, shard_index: int) -> mmap.mmap | bytes:
         with open(PATHS.get_local_path(self._shards[shard_index]), "rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            # An empty file cannot be mapped.
+            is_empty = not os.fstat(file.fileno()).st_size
+            data = b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if len(data) != self._descriptions[shard_index].bytes:
             raise _stale_index(self._shards[shard_index])
         return data
@@ -202,7 +205,7 @@ class TarStore:
             data = self._shard(shard_index)
         except OSError as error:
             raise UserError(
-                f"{self._shards[shard_index]}: cannot be read: {error.strerror}. Correct the file or its permissions."
+                f"{self._shards[shard_index]}: cannot be read: {error.strerror or error}. {remedy(error, 'correct the path')}"
             ) from None
         if first is None or zlib.crc32(data[first.offset - self._layouts[first.kind].head : first.offset]) != first.checksum:
             raise _stale_index(self._shards[shard_index])
