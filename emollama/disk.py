@@ -73,7 +73,7 @@ def remedy(error: BaseException, alternative: str = "") -> str:
 def user_error(error: OSError) -> UserError | None:
     """Return the user error for an error of the file system that the user can correct; None for others.
 
-    It is a safety net: where the configuration key or option is found, a message names it, too.
+    It is a safety net: where the configuration key or option is known, a message names it, too.
     """
     if error.errno not in CORRECTABLE or error.filename is None:
         return None

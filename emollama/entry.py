@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
-from emollama import disk
+from emollama import disk, memory
 from emollama.distributed.worker_errors import WorkerCrash, format_traceback, record_errors, should_print
 from emollama.distributed.worker_variables import integer, is_worker
 from emollama.errors import Interrupted, OutputClosed, RemoteUserError, UserError
@@ -99,7 +99,8 @@ def _run_and_flush(main: Callable[[], None]) -> None:
 
     Raises:
         OutputClosed: If the program that reads the output has ended.
-        UserError: If the output cannot be written, or the program raised an error of the file system that the user can correct.
+        UserError: If the output cannot be written, or the program raised an error of memory, or one of the file system that the
+            user can correct.
         BaseException: If the program raised it.
     """
     try:
@@ -120,8 +121,9 @@ def _run_and_flush(main: Callable[[], None]) -> None:
         if _is_closed(sys.stdout) or _is_closed(sys.stderr):
             raise OutputClosed("the program that reads the output has ended") from None
         raise
-    except OSError as error:
-        if (problem := disk.user_error(error)) is None:
+    except (OSError, RuntimeError, MemoryError) as error:
+        problem = memory.user_error(error) or (disk.user_error(error) if isinstance(error, OSError) else None)
+        if problem is None:
             raise
         raise problem from error
 

@@ -8,13 +8,20 @@ from itertools import chain
 from operator import attrgetter
 from typing import Any
 
-from emollama.components import Model, Task
+from emollama.components import EvaluationItem, Model, Task
 from emollama.data.dataset import SampleDataset
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.distributed.process_group import World
 from emollama.logs.console import Progress
+from emollama.logs.logger import get_logger
 from emollama.precision import Precision
 from emollama.run_folder import PredictionRecord
+from emollama.runners import out_of_memory
+
+TOO_LARGE = (
+    "evaluation block %s: out of memory (%s) with batch_size %d. The evaluation continues with smaller batches, and the answers"
+    " are the same. A smaller batch_size avoids the failed attempts."
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,9 @@ class PredictionRunner:
 
         Returns:
             The predictions, sorted by name and task; all ranks get the same list.
+
+        Raises:
+            UserError: If memory is exhausted by a batch of one item. Larger batches are halved; the answers are the same.
         """
         items = self.task.evaluation_items(dataset, options)
         texts = [dataset.user_text(item.index, item.task, item.instruction) for item in items]
@@ -57,8 +67,32 @@ class PredictionRunner:
         own = [items[index] for index in by_length[self.world.rank :: self.world.size]]
         predictions: list[PredictionRecord] = []
         with Progress(len(own), f"answering {block_name}", enabled=self.world.is_main) as bar, self.precision.autocast():
-            for first in range(0, len(own), dataset.cfg.batch_size):
-                part = own[first : first + dataset.cfg.batch_size]
-                predictions += self.task.predict(self.members, self.prompt, dataset, options, part, self.seed)
-                bar.update(len(part))
+            size = dataset.cfg.batch_size
+            while part := own[len(predictions) : len(predictions) + size]:
+                answers = self._predict_batch(dataset, options, part)
+                if isinstance(answers, list):
+                    predictions += answers
+                    bar.update(len(part))
+                    continue
+                if len(part) == 1:
+                    name, tokens = dataset.names()[part[0].index], lengths[items.index(part[0])]
+                    raise out_of_memory.prediction_error(answers, block_name, name, tokens, self.world)
+                if size == dataset.cfg.batch_size:
+                    get_logger().warning(TOO_LARGE, block_name, out_of_memory.first_line(answers), size)
+                size = len(part) // 2
         return sorted(chain(*self.world.gather(predictions)), key=attrgetter("name", "task"))
+
+    def _predict_batch(
+        self, dataset: SampleDataset, options: Any, batch: Sequence[EvaluationItem]
+    ) -> list[PredictionRecord] | Exception:
+        """Return the predictions for a batch, or the error if memory is exhausted."""
+        try:
+            return self.task.predict(self.members, self.prompt, dataset, options, batch, self.seed)
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not out_of_memory.is_out_of_memory(error):
+                raise
+            # The frames of the traceback refer to the tensors of the batch.
+            failure = error.with_traceback(None)
+            failure.__context__ = failure.__cause__ = None
+        out_of_memory.free_unused()
+        return failure

@@ -13,7 +13,6 @@ from emollama.dtypes import AmpDtype
 from emollama.errors import require_at_least
 from emollama.registry import LR_SCHEDULES
 
-
 MAX_NAME, MAX_BYTES = 200, 255  # characters of run.job_id, and bytes of a name in most file systems
 
 

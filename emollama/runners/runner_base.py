@@ -24,7 +24,7 @@ from emollama.distributed.process_group import World
 from emollama.listing import listing
 from emollama.logs.logger import get_logger, log_metrics, set_up
 from emollama.logs.run_log import RunLog
-from emollama.runners import summary
+from emollama.runners import out_of_memory, summary
 from emollama.runners.build import checkpoint_paths
 from emollama.runners.evaluation import Evaluation
 from emollama.runners.preparation import ErrorCollector, Preparation
@@ -168,7 +168,8 @@ class RunnerBase:
                 break
             with log.waiting():
                 micro_batches = next(batches)
-            values = self._step(step, micro_batches)
+            with out_of_memory.reported(micro_batches, step, self.config, self.world):
+                values = self._step(step, micro_batches)
             self._stop_after_skipped_steps(micro_batches)
             log.step(step, {"epoch": step // self.cfg.iters_per_epoch, **values}, samples=self.layout.global_batch)
             self._maybe_save(step + 1)

@@ -209,7 +209,9 @@ def _next_command(folder: Path, config: RunConfig, checkpoint: Path, processes: 
 
     def line(command: str, path: str, options: list[str]) -> str:
         number = ["--nproc", str(processes)] if processes > 1 else []
-        return shlex.join(["emollama", command, "--cfg-path", path, *number, "--options", option_of("model.ckpt", str(checkpoint)), *options])
+        return shlex.join(
+            ["emollama", command, "--cfg-path", path, *number, "--options", option_of("model.ckpt", str(checkpoint)), *options]
+        )
 
     files = dict.fromkeys(source for source in config.sources.values() if source not in ("default", "--options"))
     options = _path_options(config)
