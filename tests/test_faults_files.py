@@ -104,7 +104,8 @@ def replace_by_a_list(path):
 
 
 def replace_by_wrong_types(path):
-    path.write_text(json.dumps(dict.fromkeys(("step", "epoch", "metrics", "name", "tasks", "run", "version"), [3.5])) + "\n")
+    keys = ("step", "epoch", "metrics", "name", "tasks", "run", "version")
+    path.write_text(json.dumps({key: [3.5] for key in keys}) + "\n", encoding="utf-8")
 
 
 def nest_deeply(path):

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
+import signal
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+import small_disks
 import torch
 from helpers import GOLDEN, golden_tree, write
+from small_disks import small_disk
 
+from emollama.data.batch import collate
+from emollama.data.workers import check_shared_memory
+from emollama.errors import UserError
 from emollama.models.packed_llm import PackedLLM
+from emollama.stores.store import NpyFolder
 
 pytestmark = pytest.mark.faults
 
@@ -118,3 +128,105 @@ def test_an_evaluation_names_a_sample_that_does_not_fit_alone(tmp_path, emollama
     ).groups()
     assert name in NAMES and int(tokens) > 20
     assert "Lower evaluation_datasets.answers.max_new_tokens" in completed.stderr
+
+
+# Shared memory and data workers
+
+
+def with_workers(folder, **run):
+    tree = golden_tree(folder)
+    tree["datasets"]["golden"] |= {"batch_size": 3}
+    tree["run"] |= {"num_workers": 2, "iters_per_epoch": 4} | run
+    return write(folder, tree)
+
+
+def test_the_shared_memory_of_data_workers_is_compared_with_the_free_space(golden_dataset, golden_prompt):
+    samples = [golden_prompt.tokenize(golden_dataset.record(index, "emotion", "Which emotion is it?")) for index in range(3)]
+    batch = collate(samples)
+    bytes_of = sum(packed.values.nbytes for packed in batch.slots.values())
+    assert bytes_of > 100_000
+    with small_disk("1m") as folder:
+        check_shared_memory([batch], num_workers=2, processes=1, accumulate=1, folder=folder)
+        (folder / "other").write_bytes(bytes(500_000))
+        with pytest.raises(UserError) as error:
+            check_shared_memory([batch], num_workers=2, processes=1, accumulate=1, folder=folder)
+        check_shared_memory([batch], num_workers=0, processes=1, accumulate=1, folder=folder)
+    assert re.search(
+        rf"^{folder} has 0\.5 MiB of free shared memory, but data workers need about 0\.[6-9] MiB: 1 processes", str(error.value)
+    )
+    assert "Lower run.num_workers" in str(error.value) and "docker run --shm-size=1g, or --ipc=host" in str(error.value)
+
+
+MOUNTS = "tests/workers/small_mounts.py"
+
+
+def test_too_little_shared_memory_is_reported_before_the_model_is_loaded(tmp_path, launch):
+    small_disks.require()
+    completed = launch(MOUNTS, "/dev/shm=300k", "--", "-m", "emollama", "train", "--cfg-path", with_workers(tmp_path))
+    assert completed.returncode == 1
+    assert "error: /dev/shm has 0.3 MiB of free shared memory, but data workers need about" in completed.stderr
+    assert "loading the language model" not in completed.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("free", "problem"), [(0, "there is no shared memory for"), (160_000, r"\) ran out of shared memory")])
+def test_shared_memory_that_another_program_fills_ends_the_run_with_the_remedy(tmp_path, launch, free, problem):
+    small_disks.require()
+    script = "tests/workers/filled_shared_memory.py"
+    completed = launch(MOUNTS, "/dev/shm=2m", "--", script, with_workers(tmp_path), str(free))
+    assert completed.returncode == 1
+    assert re.search(problem, completed.stderr) and "MiB free. Lower run.num_workers" in completed.stderr, completed.stderr
+    assert "Traceback" not in completed.stderr
+
+
+@pytest.fixture
+def in_workers(monkeypatch):
+    """Call a function in data workers when they read the features of a clip."""
+    load, process = NpyFolder.load, os.getpid()
+
+    def act(function, name):
+        def changed(self, clip):
+            if os.getpid() != process and clip == name:
+                function()
+            return load(self, clip)
+
+        monkeypatch.setattr(NpyFolder, "load", changed)
+
+    return act
+
+
+def failed(emollama, path):
+    completed = emollama("train", "--cfg-path", path)
+    assert completed.returncode == 1 and "Traceback" not in completed.stderr
+    return completed.stderr[completed.stderr.index("error: ") :]
+
+
+def test_a_killed_data_worker_is_reported_with_its_sample(tmp_path, emollama, in_workers):
+    in_workers(lambda: os.kill(os.getpid(), signal.SIGKILL), NAMES[4])
+    message = failed(emollama, with_workers(tmp_path))
+    assert re.search(rf"data worker \d \(process \d+\) was killed by SIGKILL while it read sample '{NAMES[4]}'", message)
+    assert "Lower run.num_workers or datasets.*.batch_size, or raise the memory limit." in message
+
+
+def test_a_data_worker_that_crashes_is_reported_with_its_sample(tmp_path, emollama, in_workers):
+    in_workers(lambda: os.kill(os.getpid(), signal.SIGSEGV), NAMES[4])
+    message = failed(emollama, with_workers(tmp_path))
+    assert f"was ended by a signal (Segmentation fault) while it read sample '{NAMES[4]}'" in message
+
+
+def test_a_data_worker_without_memory_is_reported_with_the_remedy(tmp_path, emollama, in_workers):
+    in_workers(lambda: np.empty(2**50), NAMES[4])
+    message = failed(emollama, with_workers(tmp_path))
+    assert message.startswith("error: a data worker ran out of memory: ") and "Unable to allocate" in message
+    assert "Lower run.num_workers or datasets.*.batch_size." in message
+
+
+def test_data_workers_that_deliver_nothing_end_the_run_with_the_sample_and_the_line(tmp_path, emollama, in_workers):
+    reading, writing = os.pipe()  # nothing is ever written
+    in_workers(partial(os.read, reading, 1), NAMES[0])
+    message = failed(emollama, with_workers(tmp_path, hang_minutes=0.2))
+    os.close(reading)
+    os.close(writing)
+    assert "the data workers delivered no batch for 0.2 minutes (run.hang_minutes)" in message
+    assert re.search(
+        rf"worker \d \(process \d+\) reads sample '{NAMES[0]}':\n    .*test_faults_memory\.py, line \d+, in changed", message
+    )

@@ -30,6 +30,7 @@ IMPORTS = {
     "json_io": "",
     "component_errors": "errors",
     "disk": "errors",
+    "memory": "errors",
     "logs.bars": "",
     "logs.verbosity": "",
     "optim": "",
@@ -48,7 +49,7 @@ IMPORTS = {
     "logs": "disk errors json_io logs.console logs.verbosity paths run_folder",
     "tensor_files": "",
     "distributed.launcher": "distributed.worker_errors distributed.worker_variables errors logs.console variables",
-    "entry": "disk distributed.worker_errors distributed.worker_variables errors logs.console logs.verbosity variables",
+    "entry": "disk distributed.worker_errors distributed.worker_variables errors logs.console logs.verbosity memory variables",
     "config.omegaconf_errors": "suggestions",
     "config.nested": "config.omegaconf_errors",
     "registration": "config.nested errors interface_check listing suggestions",
@@ -60,7 +61,7 @@ IMPORTS = {
     "checkpoint_average": "errors listing",
     "checkpoint": "checkpoint_files disk errors listing optim paths",
     "config": "config.omegaconf_errors config.packaged disk errors listing paths registration registry suggestions",
-    "data": "config.packaged data.batch disk errors listing logs.console paths stores suggestions",
+    "data": "config.packaged data.batch disk errors listing logs.console memory paths stores suggestions",
     "evaluation": "component_errors data disk errors listing logs.console paths registry run_folder suggestions",
     "media": "data disk errors paths",
     "components": "data data.batch evaluation run_folder stores",
@@ -77,7 +78,7 @@ IMPORTS = {
     " registry stores suggestions tensor_files",
     "runners": "checkpoint checkpoint_average checkpoint_files component_errors components config data data.batch disk"
     " distributed.process_group distributed.worker_variables dtypes encoders errors evaluation interface_check"
-    " listing logs logs.console lr_schedules optim paths planning precision registry run_folder stores"
+    " listing logs logs.console lr_schedules memory optim paths planning precision registry run_folder stores"
     " suggestions",
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning runners",
     "convert": "checkpoint checkpoint_average errors listing models paths stores tensor_files",

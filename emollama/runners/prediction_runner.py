@@ -14,6 +14,7 @@ from emollama.data.prompts.prompt import PromptFormat
 from emollama.distributed.process_group import World
 from emollama.logs.console import Progress
 from emollama.logs.logger import get_logger
+from emollama.memory import first_line, is_out_of_memory
 from emollama.precision import Precision
 from emollama.run_folder import PredictionRecord
 from emollama.runners import out_of_memory
@@ -78,7 +79,7 @@ class PredictionRunner:
                     name, tokens = dataset.names()[part[0].index], lengths[items.index(part[0])]
                     raise out_of_memory.prediction_error(answers, block_name, name, tokens, self.world)
                 if size == dataset.cfg.batch_size:
-                    get_logger().warning(TOO_LARGE, block_name, out_of_memory.first_line(answers), size)
+                    get_logger().warning(TOO_LARGE, block_name, first_line(answers), size)
                 size = len(part) // 2
         return sorted(chain(*self.world.gather(predictions)), key=attrgetter("name", "task"))
 
@@ -89,7 +90,7 @@ class PredictionRunner:
         try:
             return self.task.predict(self.members, self.prompt, dataset, options, batch, self.seed)
         except (RuntimeError, MemoryError, OSError) as error:
-            if not out_of_memory.is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             # The frames of the traceback refer to the tensors of the batch.
             failure = error.with_traceback(None)

@@ -15,10 +15,12 @@ from emollama.checkpoint_files import require_checkpoint_file, require_language_
 from emollama.components import Model
 from emollama.config import RunConfig
 from emollama.data.dataset import ClipsToPredict, SampleDataset
-from emollama.data.loader import BatchLayout
+from emollama.data.loader import BatchLayout, TrainingSamples, first_batch
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.sampling import MixtureSampler
+from emollama.data.workers import check_shared_memory
 from emollama.distributed.process_group import World
+from emollama.distributed.worker_variables import integer
 from emollama.errors import RemoteUserError, UserError
 from emollama.logs import tracking
 from emollama.logs.logger import get_logger
@@ -130,6 +132,7 @@ class Preparation:
         if training:
             with self._collect_errors:
                 self._prepare_steps()
+                self.world.rank_zero_first(self._check_shared_memory)
         if problems:
             return
         with self._collect_errors:
@@ -232,6 +235,16 @@ class Preparation:
                 f"run.max_epoch: the checkpoint to resume from is at step {self.first_step}, but this run ends at step {total}."
                 " Increase run.max_epoch."
             )
+
+    def _check_shared_memory(self) -> None:
+        """Check that /dev/shm has space for the batches of the data workers on this machine."""
+        run = self.config.run
+        if not run.num_workers:
+            return
+        samples = TrainingSamples(list(self.datasets.values()), self.prompt, self.sampler)
+        processes = integer("LOCAL_WORLD_SIZE", self.processes)
+        batch = first_batch(samples, self.layout, self.first_step)
+        check_shared_memory([batch], num_workers=run.num_workers, processes=processes, accumulate=run.accum_grad_iters)
 
     def _checkpoint_tensors(self) -> list[dict[str, Tensor]]:
         return checkpoint_tensors(self.config, self.precision, self.resumed, self.features, training=self.training)

@@ -101,6 +101,8 @@ class RunnerConfig:
     ends early."""
     show_clips: int = 3
     """Number of samples per block whose answers are logged after each evaluation. They are always the same samples."""
+    hang_minutes: float = 30.0
+    """Minutes without progress after which a process prints the stacks of its threads and ends."""
 
     def __post_init__(self) -> None:
         if isinstance(self.save_best, str):
@@ -127,6 +129,14 @@ class RunnerConfig:
             )
         if self.job_id is not None:
             require_job_id(self.job_id)
+
+
+def hang_seconds(cfg: RunnerConfig) -> float:
+    """Return the time in seconds after which a process stops waiting for a batch of its data workers.
+
+    It is shorter than ``hang_minutes``, because the error then names the sample that a worker reads.
+    """
+    return 0.8 * 60 * cfg.hang_minutes
 
 
 def require_job_id(job_id: str) -> None:

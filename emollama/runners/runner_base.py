@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from emollama import checkpoint, lr_schedules, optim
 from emollama.config import RunConfig, write_yaml
 from emollama.data.batch import Batch
-from emollama.data.loader import TrainingSamples, mix_seed, step_batches, training_loader
+from emollama.data.loader import TrainingSamples, WorkerOptions, mix_seed, step_batches, training_loader
+from emollama.data.workers import worker_errors
 from emollama.distributed import process_group
 from emollama.distributed.process_group import World
 from emollama.listing import listing
@@ -28,7 +29,7 @@ from emollama.runners import out_of_memory, summary
 from emollama.runners.build import checkpoint_paths
 from emollama.runners.evaluation import Evaluation
 from emollama.runners.preparation import ErrorCollector, Preparation
-from emollama.runners.run_config import RunnerConfig
+from emollama.runners.run_config import RunnerConfig, hang_seconds
 from emollama.runners.runner import WriteReport, no_report
 from emollama.runners.validation import Validation
 
@@ -110,7 +111,8 @@ class RunnerBase:
             if cfg.wandb_log:
                 self.world.on_rank_zero(lambda: log.track(cfg.wandb_project, self.config.unresolved()))
             log.hyper_parameters(summary.hyper_parameters(self.config), summary.scalar_tags(self.blocks))
-            self._train_steps(log, write_report)
+            with worker_errors(self.samples.reports, self.samples.description, hang_seconds(cfg)):
+                self._train_steps(log, write_report)
         best = self.validation.best() if self.validation else None
         summary.show_end(self, time.monotonic() - start_time, self._report(write_report), best)
         return self.folder
@@ -225,14 +227,8 @@ class RunnerBase:
 
     def _step_batches(self) -> Iterator[list[Batch]]:
         """Return an iterator over the micro-batches of each remaining step."""
-        loader = training_loader(
-            self.samples,
-            self.layout,
-            first_step=self.first_step,
-            end_step=self.total_steps,
-            num_workers=self.cfg.num_workers,
-            pin_memory=self.world.device.type == "cuda",
-        )
+        options = WorkerOptions(self.cfg.num_workers, self.world.device.type == "cuda", hang_seconds(self.cfg))
+        loader = training_loader(self.samples, self.layout, options, first_step=self.first_step, end_step=self.total_steps)
         return step_batches(loader, self.cfg.accum_grad_iters)
 
     def _stop_after_skipped_steps(self, micro_batches: list[Batch]) -> None:

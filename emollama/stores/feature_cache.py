@@ -75,17 +75,17 @@ class FeatureCache:
             UserError: If the features were computed differently (the message lists the differences), there is no readable
                 manifest, or the folder is not writable.
         """
-        remedy = f"Delete '{self.folder}' to compute the features again, or set another folder."
+        delete = f"Delete '{self.folder}' to compute the features again, or set another folder."
         try:
             stored = Manifest.read(self.folder)
         except UserError:
             raise UserError(
-                f"{key}: cannot read {FILE} in the folder, which records how its features were computed. {remedy}"
+                f"{key}: cannot read {FILE} in the folder, which records how its features were computed. {delete}"
             ) from None
         if stored is not None and (different := differences(stored.fields(), manifest.fields())):
-            raise UserError(f"{key}: the features in the folder were computed differently: {'; '.join(different)}. {remedy}")
+            raise UserError(f"{key}: the features in the folder were computed differently: {'; '.join(different)}. {delete}")
         if stored is None and any(Path(self.folder).glob("*/*.npy")):
-            raise UserError(f"{key}: the folder has features but no {FILE} that records how they were computed. {remedy}")
+            raise UserError(f"{key}: the folder has features but no {FILE} that records how they were computed. {delete}")
         require_writable(Path(self.folder), key)
         if stored is None and write:
             try:
