@@ -105,6 +105,20 @@ def require_readable(path: str, key: str) -> None:
         raise unreadable(path, key, error) from None
 
 
+def require_accessible(path: str, key: str) -> None:
+    """Check that permissions do not hide a path, which may not exist.
+
+    Raises:
+        UserError: If they do. The message names the configuration key.
+    """
+    try:
+        os.stat(path)
+    except PermissionError as error:
+        raise unreadable(path, key, error) from None
+    except OSError:
+        return
+
+
 def unreadable(path: str | os.PathLike[str], key: str, error: OSError) -> UserError:
     """Return the error for a file or folder that exists and cannot be read; ``key`` is the configuration key that names it."""
     return UserError(f"{key}: cannot read '{os.fspath(path)}': {error.strerror or error}. {remedy(error)}")

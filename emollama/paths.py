@@ -107,13 +107,10 @@ def require_folder(path: str, key: str, remedy: str = "Correct the path.") -> st
         UserError: If the folder does not exist. The message names the configuration key.
     """
     if not path_exists(PATHS.isdir, path, key):
-        try:
-            os.stat(path)
-        except PermissionError as error:
-            raise disk.unreadable(path, key, error) from None
-        except (OSError, ValueError):
-            pass
+        with suppress(ValueError):  # a name with a null character
+            disk.require_accessible(path, key)
         raise not_found(key, path, remedy, what="folder")
+    disk.require_readable(path, key)
     return path
 
 
@@ -280,6 +277,9 @@ def new_folder(output: str | Path, sources: Iterable[str | Path] = (), key: str 
             os.close(descriptor)
         os.replace(temporary, folder)
     except OSError as error:
+        # Errors of other files, such as one that is copied, have their own path.
+        if error.filename and not Path(os.fsdecode(error.filename)).is_relative_to(temporary):
+            raise
         text = f"{key}: cannot write '{output}': {disk.reason(error)}. {disk.remedy(error, 'specify another folder')}"
         raise UserError(text) from None
     finally:

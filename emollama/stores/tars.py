@@ -229,6 +229,9 @@ def _list_folder(path: str) -> list[str]:
     except NotImplementedError:
         # iopath cannot list this remote location.
         return []
+    except PermissionError:
+        # A later check reports it with the configuration key.
+        return []
 
 
 def _glob(pattern: str) -> list[str]:
