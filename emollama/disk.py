@@ -34,26 +34,26 @@ def system_error(error: BaseException) -> OSError | None:
     Not every library raises it: torch raises another error while it handles that of the system, and libraries in Rust only
     mention its number in their message.
     """
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError):
-            return cause
-        if number := re.search(r"\(os error (\d+)\)", str(cause)):
+    current: BaseException | None = error
+    while current is not None:
+        if isinstance(current, OSError):
+            return current
+        if number := re.search(r"\(os error (\d+)\)", str(current)):
             return OSError(int(number[1]), os.strerror(int(number[1])))
-        cause = cause.__cause__ or cause.__context__
+        current = current.__cause__ or current.__context__
     return None
 
 
 def reason(error: BaseException) -> str:
     """Return the system's description of an error, such as ``No space left on device``, or the first line of its message."""
-    found = system_error(error)
-    return (found and found.strerror) or str(error).strip().partition("\n")[0].rstrip(". ") or type(error).__name__
+    cause = system_error(error)
+    return (cause and cause.strerror) or str(error).strip().partition("\n")[0].rstrip(". ") or type(error).__name__
 
 
 def is_full(error: BaseException) -> bool:
     """Return whether a file could not be written because the disk is full or a quota is used up."""
-    found = system_error(error)
-    return found is not None and found.errno in FULL
+    cause = system_error(error)
+    return cause is not None and cause.errno in FULL
 
 
 def remedy(error: BaseException, alternative: str = "") -> str:
@@ -63,8 +63,8 @@ def remedy(error: BaseException, alternative: str = "") -> str:
         error: the error, or an exception that it caused. Its number is unknown if a library has discarded it.
         alternative: what also helps, such as ``specify another folder``.
     """
-    found = system_error(error)
-    own = REMEDIES.get(found.errno) if found and found.errno else "check the free disk space and the permissions"
+    cause = system_error(error)
+    own = REMEDIES.get(cause.errno) if cause and cause.errno else "check the free disk space and the permissions"
     ways = [way for way in (own, alternative) if way]
     text = ", or ".join(ways) or "use another path"
     return f"{text[0].upper()}{text[1:]}."

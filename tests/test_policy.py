@@ -55,7 +55,7 @@ IMPORTS = {
     "registration": "config.nested errors interface_check listing suggestions",
     "registry": "registration",
     "stores": "disk errors json_io listing paths",
-    "checkpoint_files": "component_configs errors paths registry",
+    "checkpoint_files": "component_configs disk errors paths registry",
     "config.packaged": "errors listing paths suggestions variables",
     "lr_schedules": "registry suggestions",
     "checkpoint_average": "errors listing",

@@ -126,8 +126,8 @@ class WorkerReports:
 
     def workers(self) -> dict[int, int]:
         """Return worker -> pid."""
-        found = {int(path.stem): _read(path) for path in sorted(Path(str(self.folder)).glob("*.pid"))}
-        return {worker: int(pid) for worker, pid in found.items() if pid}
+        pids = {int(path.stem): _read(path) for path in sorted(Path(str(self.folder)).glob("*.pid"))}
+        return {worker: int(pid) for worker, pid in pids.items() if pid}
 
     def sample(self, worker: int) -> int:
         """Return the global index of the sample that a worker reads or was reading when it ended; -1 if there is none."""

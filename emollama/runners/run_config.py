@@ -23,7 +23,8 @@ class RunnerConfig:
     output_dir: str = "checkpoints/save_checkpoint"
     """Folder in which each run has its own folder."""
     job_id: str | None = None
-    """Name of this run's folder in output_dir. If null, the current time is used."""
+    """Name of this run's folder in output_dir: at most 200 printable characters, without / and not starting with a dot. If null,
+    the current time is used."""
     seed: int = 42
     """Random seed of initial weights, sample order, choice of tasks and instructions, and dropout."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
