@@ -100,7 +100,8 @@ def require_readable(path: str, key: str) -> None:
     if "://" in path:
         return
     try:
-        os.close(os.open(path, os.O_RDONLY))
+        # A named pipe without a writer must not block.
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
     except OSError as error:
         raise unreadable(path, key, error) from None
 

@@ -98,10 +98,11 @@ class WorkerReports:
         if self.folder is None:
             return
         with suppress(OSError):  # without these files, messages contain less
-            Path(self.folder, f"{worker}.pid").write_text(str(os.getpid()), encoding="utf-8")
             self._sample = open(Path(self.folder, f"{worker}.sample"), "wb", buffering=0)  # noqa: SIM115
             stack = open(Path(self.folder, f"{worker}.stack"), "w", encoding="utf-8")  # noqa: SIM115
             faulthandler.register(signal.SIGUSR2, file=stack, all_threads=False)
+            # Last: without a handler, SIGUSR2 would end the worker.
+            Path(self.folder, f"{worker}.pid").write_text(str(os.getpid()), encoding="utf-8")
 
         def end(error: Exception, batch: object) -> None:
             # Python would only print the error, and the process would wait for this batch forever.
@@ -167,7 +168,8 @@ def worker_errors(reports: WorkerReports, name_of: Callable[[int], str], hang_se
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        text = str(error)
+        # torch sometimes replaces its error that names the signal.
+        text = f"{error} {error.__cause__ or ''}".strip()
         # An exception of the dataset, whose message contains the worker's traceback.
         if "in DataLoader worker process" in text:
             if not is_out_of_memory(error) and "MemoryError in DataLoader" not in text:

@@ -24,6 +24,8 @@ def check_run_folder(folder: Path) -> None:
         UserError: If not, or if a folder has the name of a file. The message names the path.
     """
     require_writable(folder, KEY)
+    if folder.is_dir():
+        require_readable(str(folder), KEY)
     for path in (path for pattern in FILES for path in sorted(folder.glob(pattern))):
         require_no_folder(path)
         require_readable(str(path), KEY)

@@ -68,11 +68,12 @@ class PredictionRunner:
         own = [items[index] for index in by_length[self.world.rank :: self.world.size]]
         predictions: list[PredictionRecord] = []
         with Progress(len(own), f"answering {block_name}", enabled=self.world.is_main) as bar, self.precision.autocast():
-            size = dataset.cfg.batch_size
-            while part := own[len(predictions) : len(predictions) + size]:
+            first, size = 0, dataset.cfg.batch_size
+            while part := own[first : first + size]:
                 answers = self._predict_batch(dataset, options, part)
                 if isinstance(answers, list):
                     predictions += answers
+                    first += len(part)
                     bar.update(len(part))
                     continue
                 if len(part) == 1:
