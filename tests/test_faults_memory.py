@@ -160,9 +160,11 @@ def test_the_shared_memory_of_data_workers_is_compared_with_the_free_space(golde
 MOUNTS = "tests/workers/small_mounts.py"
 
 
-def test_too_little_shared_memory_is_reported_before_the_model_is_loaded(tmp_path, launch):
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["train", "dry run"])
+def test_too_little_shared_memory_is_reported_before_the_model_is_loaded(tmp_path, launch, more):
     small_disks.require()
-    completed = launch(MOUNTS, "/dev/shm=300k", "--", "-m", "emollama", "train", "--cfg-path", with_workers(tmp_path))
+    line = ["-m", "emollama", "train", "--cfg-path", with_workers(tmp_path), *more]
+    completed = launch(MOUNTS, "/dev/shm=300k", "--", *line)
     assert completed.returncode == 1
     assert "error: /dev/shm has 0.3 MiB of free shared memory, but data workers need about" in completed.stderr
     assert "loading the language model" not in completed.stderr and not (tmp_path / "out").exists()

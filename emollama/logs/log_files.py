@@ -131,8 +131,10 @@ class TensorBoard:
     def _recorded(self) -> Iterator[None]:
         try:
             yield
-        # The file systems that TensorBoard supports raise errors of their own.
         except Exception as error:
+            # If TensorFlow is installed, TensorBoard writes through it, and the errors of writing are TensorFlow's.
+            if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] != "tensorflow":
+                raise
             self._failures.add(self._folder, error)
             failed, self._writer = self._writer, None
             if failed is not None:
