@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import resource
@@ -19,6 +20,7 @@ from small_disks import small_disk
 from emollama.data.batch import collate
 from emollama.data.workers import check_shared_memory
 from emollama.errors import UserError
+from emollama.memory import is_out_of_memory
 from emollama.models.packed_llm import PackedLLM
 from emollama.stores.store import NpyFolder
 
@@ -95,6 +97,24 @@ def test_the_advice_leaves_out_what_is_already_set(tmp_path, emollama, hungry):
     assert f"The micro-batch is the sample '{NAMES[0]}' with" in completed.stderr
     advice = completed.stderr[completed.stderr.index("To need less memory") :]
     assert not re.search("batch_size|use_grad_checkpoint|amp", advice)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (MemoryError(), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (ValueError("out of memory"), False),
+    ],
+    ids=repr,
+)
+def test_errors_of_memory_are_recognized(error, expected):
+    assert is_out_of_memory(error) is expected
 
 
 # Evaluation
