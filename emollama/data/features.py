@@ -22,6 +22,7 @@ from torch import Tensor
 from emollama.data.problems import Problem
 from emollama.data.slots import IMAGE, PATCH, PIXELS, FrameSelection, SlotShape
 from emollama.data.validation_cache import ValidationCache
+from emollama.disk import REMEDIES, remedy
 from emollama.errors import DownloadError, UserError
 from emollama.logs.console import Progress
 from emollama.remote.manager import is_remote
@@ -200,7 +201,8 @@ class Features:
             raise UserError(f"{self.key}: {error}") from None
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise UserError(self._complaint(name, f"cannot be read: {reason}")) from None
+            what = remedy(error) if isinstance(error, OSError) and error.errno in REMEDIES else None
+            raise UserError(self._complaint(name, f"cannot be read: {reason}", what)) from None
 
     def _finite(self, name: str, array: np.ndarray) -> np.ndarray:
         """Check an array and return it as float32, the dtype of training."""
@@ -252,8 +254,8 @@ class Features:
         length = f"{shape[0] - self._has_class_token}, if all arrays have this number of vectors, or null for any number"
         return f"{expected} (or set model.slots.{slot}.length: {length})"
 
-    def _complaint(self, name: str, problem: str) -> str:
-        return f"{self.store.location(name)} (slot {' + '.join(self.slots)}): {problem}. {self.remedy}"
+    def _complaint(self, name: str, problem: str, what: str | None = None) -> str:
+        return f"{self.store.location(name)} (slot {' + '.join(self.slots)}): {problem}. {what or self.remedy}"
 
     @property
     def _has_class_token(self) -> bool:
