@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from emollama.data.batch import IGNORED, Batch, Sample, collate
-from emollama.data.loader import BatchLayout, step_batches, training_loader
+from emollama.data.loader import BatchLayout, WorkerOptions, step_batches, training_loader
 from emollama.models.attention import NAME as PACKED
 from emollama.runners.runner_base import RunnerBase
 
@@ -128,14 +128,8 @@ def measure(step: Step, seconds: float, warmup: int) -> Timing:
 
 def own_step(runner: RunnerBase, batch_size: int) -> Step:
     """Return the runner's own optimizer step on batches of its data loader."""
-    loader = training_loader(
-        runner.samples,
-        BatchLayout(batch_size, accumulate=1, world=1, rank=0),
-        first_step=0,
-        end_step=9999,
-        num_workers=runner.cfg.num_workers,
-        pin_memory=ON_GPU,
-    )
+    layout, options = BatchLayout(batch_size, accumulate=1, world=1, rank=0), WorkerOptions(runner.cfg.num_workers, ON_GPU)
+    loader = training_loader(runner.samples, layout, options, first_step=0, end_step=9999)
     batches = step_batches(loader, 1)
 
     def step(number: int) -> StepCounts:

@@ -13,7 +13,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,11 +21,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from emollama import disk
 from emollama.checkpoint_files import other_architecture, require_checkpoint_file
 from emollama.errors import UserError
 from emollama.listing import listing
 from emollama.optim import HasParameters, trainable
-from emollama.paths import PATHS, atomic_write, read_text, sha256
+from emollama.paths import PATHS, atomic_write, sha256
 
 LAST = "checkpoint_last.pth"
 BEST = "checkpoint_best.pth"
@@ -46,7 +47,7 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         line = f"{sha256(temporary)}  {path.name}\n"
-        earlier = read_text(str(digest)) if digest.is_file() else ""
+        earlier = "".join(f"{stored}  {path.name}\n" for stored in _stored_digests(digest))
         # The file contains both digests while the checkpoint is replaced, so that one of them fits at any moment.
         with atomic_write(digest) as file:
             file.write(earlier + line)
@@ -56,7 +57,8 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
     except (OSError, RuntimeError) as error:
         with suppress(OSError):
             temporary.unlink()
-        raise UserError(f"{path} could not be written: {error}. Free some disk space; earlier checkpoints are intact.") from error
+        text = f"{path} could not be written: {disk.reason(error)}. {disk.remedy(error, 'set another run.output_dir')}"
+        raise UserError(f"{text} Earlier checkpoints are intact.") from error
 
 
 def copy(source: Path, target: Path) -> None:
@@ -66,7 +68,7 @@ def copy(source: Path, target: Path) -> None:
         UserError: If the source does not match its digest.
     """
     if is_intact(source) is False:
-        raise UserError(f"{source} was changed after it was saved: its SHA-256 differs from {digest_path(source)}")
+        raise UserError(damage(source))
     digest = sha256(source)
     with atomic_write(digest_path(target)) as file:
         file.write(f"{digest}  {target.name}\n")
@@ -80,11 +82,35 @@ def digest_path(path: str | Path) -> Path:
 
 
 def is_intact(path: str | Path) -> bool | None:
-    """Return whether a file matches its digest, or None if it has no digest."""
-    digest = str(digest_path(path))
-    if not PATHS.isfile(digest):
+    """Return whether a file matches its digest, or None if it has no digest.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    digest = digest_path(path)
+    if not os.path.lexists(digest):
         return None
-    return sha256(path) in {line.split()[0] for line in read_text(digest).splitlines() if line.strip()}
+    return sha256(path) in _stored_digests(digest)
+
+
+def damage(path: str | Path) -> str:
+    """Return a message about a file for which :func:`is_intact` returns False."""
+    digest = digest_path(path)
+    if _stored_digests(digest):
+        return f"{path} was changed after it was saved: its SHA-256 differs from {digest}. Use another checkpoint."
+    return (
+        f"{path}: {digest} is damaged, because it contains no SHA-256. If you know that the checkpoint is intact, delete"
+        " that file. Otherwise use another checkpoint."
+    )
+
+
+def _stored_digests(digest: Path) -> list[str]:
+    """Return the digests in a file of digests; an empty list if it does not exist or is damaged."""
+    try:
+        lines = digest.read_bytes().splitlines()
+    except (FileNotFoundError, IsADirectoryError):
+        return []
+    return [match[1].decode() for line in lines if (match := re.match(rb"([0-9a-f]{64})\b", line))]
 
 
 def read(path: str, key: str) -> dict[str, Any]:
@@ -100,9 +126,7 @@ def read(path: str, key: str) -> dict[str, Any]:
     """
     require_checkpoint_file(path, key)
     if is_intact(path) is False:
-        raise UserError(
-            f"{key}: {path} was changed after it was saved: its SHA-256 differs from {path}.sha256. Use another checkpoint."
-        )
+        raise UserError(f"{key}: {damage(path)}")
     try:
         content = torch.load(PATHS.get_local_path(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -243,29 +267,6 @@ def _require_match(
         problems.append(f"{details} (do {', '.join(model.shape_keys)} differ?)")
     if problems:
         raise UserError(f"checkpoint {path}: {other_architecture(parameters, stored, model.architecture)}{'; '.join(problems)}")
-
-
-def mean(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Average the tensors of several files in float64, and return them in the dtypes of the first file.
-
-    Raises:
-        UserError: If the files do not contain the same tensors.
-    """
-    # The files are summed one by one, so that only one of them is in memory in addition to the sums.
-    rest = iter(parts)
-    first = next(rest)
-    sums = {name: tensor.double() for name, tensor in first.items()}
-    count = 1
-    for part in rest:
-        count += 1
-        different = sorted(part.keys() ^ sums.keys())
-        if different:
-            raise UserError(
-                f"these checkpoints cannot be averaged, because only some of them contain {listing(different, 'tensor')}"
-            )
-        for name, tensor in part.items():
-            sums[name] += tensor
-    return {name: (sums.pop(name) / count).to(tensor.dtype) for name, tensor in first.items()}
 
 
 def _matches(name: str, globs: tuple[str, ...] | list[str]) -> bool:

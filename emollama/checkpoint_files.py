@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emollama.component_configs import RecognizesCheckpoints
+from emollama.disk import require_readable
 from emollama.errors import UserError
 from emollama.paths import PATHS, not_a_file, path_exists, require_folder
 from emollama.registry import MODELS
@@ -22,13 +23,16 @@ _STAGES = {  # stage of training in a checkpoint's path -> its configuration
 
 
 def require_language_model(path: str) -> str:
-    """Check that the folder of ``model.llama_model`` exists, and return its path.
+    """Check that the folder of ``model.llama_model`` exists and that its files can be read, and return its path.
 
     Raises:
-        UserError: If it is not a folder.
+        UserError: If it is not a folder, or a file cannot be read.
     """
     text = "Download a Hugging Face causal language model (config.json, weights, tokenizer) and set the path of its folder."
-    return require_folder(path, "model.llama_model", text)
+    key = "model.llama_model"
+    for file in sorted(Path(require_folder(path, key, text)).iterdir()):
+        require_readable(str(file), key)
+    return path
 
 
 def require_checkpoint_file(path: str, key: str) -> str:

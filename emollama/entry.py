@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
+from emollama import disk, memory
 from emollama.distributed.worker_errors import WorkerCrash, printed_text, record_errors, should_print, write_stop
 from emollama.distributed.worker_variables import integer, is_worker
 from emollama.errors import Interrupted, OutputClosed, RemoteUserError, Stopped, UserError
@@ -103,7 +104,8 @@ def _run_and_flush(main: Callable[[], None]) -> None:
 
     Raises:
         OutputClosed: If the program that reads the output has ended.
-        UserError: If the output cannot be written.
+        UserError: If the output cannot be written, or the program raised an error of memory, or one of the file system that the
+            user can correct.
         BaseException: If the program raised it.
     """
     try:
@@ -124,6 +126,11 @@ def _run_and_flush(main: Callable[[], None]) -> None:
         if _is_closed(sys.stdout) or _is_closed(sys.stderr):
             raise OutputClosed("the program that reads the output has ended") from None
         raise
+    except (OSError, RuntimeError, MemoryError) as error:
+        problem = memory.user_error(error) or (disk.user_error(error) if isinstance(error, OSError) else None)
+        if problem is None:
+            raise
+        raise problem from error
 
 
 def _flush() -> None:

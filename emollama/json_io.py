@@ -56,15 +56,30 @@ def numbers(value: Any) -> dict[str, float | None]:
     return {name: number(item) for name, item in mapping(value).items()}
 
 
+def parse_json(raw: str | bytes) -> Any:
+    """Parse JSON.
+
+    Raises:
+        ValueError: If the text is not JSON or not UTF-8, or if it is nested too deeply.
+    """
+    try:
+        return json.loads(raw)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_text(path: Path, notes: Notes) -> str:
     """Read a file as UTF-8, with U+FFFD for invalid bytes; "" if the file does not exist."""
-    if not path.exists():
-        return ""
     try:
-        return path.read_bytes().decode("utf-8-sig", "replace")
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return ""
     except OSError as error:
         notes.append(f"{path}: cannot be read: {error.strerror}")
         return ""
+    if not raw:
+        notes.append(f"{path}: the file is empty")
+    return raw.decode("utf-8-sig", "replace")
 
 
 def read_object(path: Path, notes: Notes) -> dict[str, Any]:
@@ -72,7 +87,7 @@ def read_object(path: Path, notes: Notes) -> dict[str, Any]:
     raw = read_text(path, notes)
     try:
         value = _parse(raw)
-    except (ValueError, RecursionError):
+    except ValueError:
         value = None
     if raw and not isinstance(value, dict):
         notes.append(f"{path}: left out, because it is not a JSON object")
@@ -95,7 +110,7 @@ def read_lines(path: Path, notes: Notes, most: int | None = None) -> list[dict[s
     for line in chosen:
         try:
             value = _parse(line)
-        except (ValueError, RecursionError):
+        except ValueError:
             value = None
         if isinstance(value, dict):
             rows.append(value)
@@ -108,7 +123,7 @@ def read_lines(path: Path, notes: Notes, most: int | None = None) -> list[dict[s
 
 def _parse(raw: str) -> Any:
     """Parse JSON. Lone surrogates become question marks, because UTF-8 files cannot contain them."""
-    value = json.loads(raw)
+    value = parse_json(raw)
     if "\\ud" in raw or "\\uD" in raw:
         value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     return value

@@ -9,11 +9,11 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from emollama import variables
+from emollama import disk, variables
 from emollama.errors import DownloadError, UserError
 from emollama.remote.manager import PATHS as PATHS
 from emollama.remote.manager import cache_folder as cache_folder
@@ -66,7 +66,8 @@ def not_a_file(key: str, path: str | os.PathLike[str], remedy: str = "Correct th
         link = f" (a symbolic link to '{os.readlink(path)}')" if os.path.islink(path) else ""
         if not link and getattr(error, "errno", None) in (None, errno.ENOENT, errno.ENOTDIR):
             return not_found(key, path, remedy)
-        return UserError(f"{key}: cannot read '{os.fspath(path)}'{link}: {getattr(error, 'strerror', error)}. {remedy}")
+        what = disk.remedy(error) if getattr(error, "errno", None) in disk.REMEDIES else remedy
+        return UserError(f"{key}: cannot read '{os.fspath(path)}'{link}: {getattr(error, 'strerror', error)}. {what}")
     kind = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
     return UserError(f"{key}: '{os.fspath(path)}' is {kind}. Specify a regular file.")
 
@@ -113,7 +114,10 @@ def require_folder(
     except NotImplementedError:
         raise UserError(f"{key}: '{path}' is not a single file, and folders cannot be read from a URL. {if_remote}") from None
     if not exists:
+        with suppress(ValueError):  # a name with a null character
+            disk.require_accessible(path, key)
         raise not_found(key, path, remedy, what="folder")
+    disk.require_readable(path, key)
     return path
 
 
@@ -127,6 +131,7 @@ def require_file(path: str, key: str, remedy: str = "Correct the path.") -> str:
         local_copy(path, key)
     elif not PATHS.isfile(path):
         raise not_a_file(key, path, remedy)
+    disk.require_readable(path, key)
     return path
 
 
@@ -177,7 +182,9 @@ def require_writable(folder: Path, key: str) -> None:
         # Raises if a name is too long.
         folder.is_dir()
     except OSError as error:
-        raise UserError(f"{key}: cannot write under '{existing}': {error.strerror}. Specify another folder.") from None
+        raise UserError(
+            f"{key}: cannot write under '{existing}': {error.strerror}. {disk.remedy(error, 'specify another folder')}"
+        ) from None
 
 
 @contextmanager
@@ -188,35 +195,24 @@ def atomic_write(path: str | Path, mode: str = "w", *, durable: bool = True) -> 
         path: the file. Its folder is created if it does not exist.
         mode: as for ``open``.
         durable: wait until the content is on disk. Without it, a power failure may leave a damaged file; the reader must check.
+
+    Raises:
+        OSError: If the file cannot be written. The error's ``filename`` is the path.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    try:
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "") as file:
-            yield file
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def restore_permissions(*paths: Path) -> None:
-    """Give files the permissions of a file that ``open`` creates in the same folder.
-
-    Some libraries write to a private temporary file (mode 0600) and rename it.
-    """
-    for folder in {path.parent for path in paths}:
-        # A new file shows what the umask and the folder's default access list allow. Reading the umask itself is not thread-safe.
-        probe = folder / f".permissions.tmp{os.getpid()}"
-        probe.touch()
-        mode = probe.stat().st_mode & 0o777
-        probe.unlink()
-        for path in paths:
-            if path.parent == folder:
-                path.chmod(mode)
+    with disk.named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "") as file:
+                yield file
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
 
 
 def require_new(output: str | Path, sources: Iterable[str | Path] = (), key: str = "--output") -> Path:
@@ -276,8 +272,11 @@ def new_folder(output: str | Path, sources: Iterable[str | Path] = (), key: str 
             os.close(descriptor)
         os.replace(temporary, folder)
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{key}: cannot write '{output}': {reason}. Free some space, or specify another folder.") from None
+        # Errors of other files, such as one that is copied, have their own path.
+        if error.filename and not Path(os.fsdecode(error.filename)).is_relative_to(temporary):
+            raise
+        text = f"{key}: cannot write '{output}': {disk.reason(error)}. {disk.remedy(error, 'specify another folder')}"
+        raise UserError(text) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

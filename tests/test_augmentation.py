@@ -8,7 +8,7 @@ import torch
 from helpers import FOLDERS, NAMES, golden_tree, loaded
 
 from emollama.data.augmentation import Augmentation
-from emollama.data.loader import BatchLayout, TrainingSamples, step_batches, training_loader
+from emollama.data.loader import BatchLayout, TrainingSamples, WorkerOptions, step_batches, training_loader
 from emollama.data.sampling import MixtureSampler
 from emollama.errors import UserError
 
@@ -264,7 +264,7 @@ def samples(build, golden_prompt):
 
 def loaded_samples(samples, split, first=0, end=3, workers=0):
     """(name, ids, feature vectors by slot) of the samples of these steps, in the order of the loader."""
-    loader = training_loader(samples, split, first_step=first, end_step=end, num_workers=workers, pin_memory=False)
+    loader = training_loader(samples, split, WorkerOptions(workers), first_step=first, end_step=end)
     collected = []
     for batch in (batch for step in step_batches(loader, split.accumulate) for batch in step):
         ids = [part.tolist() for part in batch.input_ids.split(batch.lengths)]

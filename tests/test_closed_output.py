@@ -64,7 +64,7 @@ def full_stdout(capfd, monkeypatch):
 
 
 FULL = (
-    "error: cannot write to standard output: No space left on device. Free some space, or redirect the output to another disk.\n"
+    "error: cannot write to standard output: No space left on device. Free disk space, or redirect the output to another disk.\n"
 )
 
 

@@ -358,7 +358,7 @@ def test_a_file_without_read_permission_is_refused_with_the_reason(tmp_path, mon
 
     monkeypatch.setattr("emollama.config.reading.read_text", forbidden)
     path = write(tmp_path, small())
-    with pytest.raises(UserError, match=rf"^--cfg-path: cannot read '{path}': Permission denied\.$"):
+    with pytest.raises(UserError, match=rf"^--cfg-path: cannot read '{path}': Permission denied\. Correct the permissions\.$"):
         config.load(path)
 
 

@@ -148,17 +148,21 @@ def test_an_unusable_demo_folder_is_refused_before_the_demo_restarts(tmp_path, m
         assert result.stderr == f"error: --folder: {text.format(here=tmp_path)}\n"
 
 
+# The advice if a library has discarded the reason.
+UNKNOWN = "Check the free disk space and the permissions"
+
+
 @pytest.mark.parametrize(
-    ("error", "reason"),
+    ("error", "reason", "remedy"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
-        (OSError("1000 requested and 16 written"), "1000 requested and 16 written"),  # numpy
-        (Exception("No space left on device (os error 28)"), r"No space left on device \(os error 28\)"),  # tokenizers
-        (RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos\nframe #0"), ".*unexpected pos"),  # torch.save
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device", "Free disk space"),
+        (OSError("1000 requested and 16 written"), "1000 requested and 16 written", UNKNOWN),  # numpy
+        (Exception("No space left on device (os error 28)"), "No space left on device", "Free disk space"),  # tokenizers
+        (RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos\nframe"), ".*unexpected pos", UNKNOWN),  # torch
     ],
     ids=["system", "numpy", "rust", "torch"],
 )
-def test_a_full_disk_is_reported_by_a_demo_with_its_folder(tmp_path, monkeypatch, error, reason):
+def test_a_full_disk_is_reported_by_a_demo_with_its_folder(tmp_path, monkeypatch, error, reason, remedy):
     def fail(*_, **__):
         raise error
 
@@ -166,7 +170,7 @@ def test_a_full_disk_is_reported_by_a_demo_with_its_folder(tmp_path, monkeypatch
     monkeypatch.setattr(demo, "make_videos", fail)
     monkeypatch.setattr(demo, "write_drawings", fail)
     for name, call in {"a": partial(demo.run_demo, processes=1), "b": demo.make_videos_demo, "c": demo.make_flickr_demo}.items():
-        text = rf"^--folder: cannot write '{tmp_path / name}': {reason}\. Free disk space, or specify another folder\.$"
+        text = rf"^--folder: cannot write '{tmp_path / name}': {reason}\. {remedy}, or specify another folder\.$"
         with pytest.raises(UserError, match=text):
             call(str(tmp_path / name), seed=0)
 

@@ -359,7 +359,7 @@ def test_table_and_chart_are_recreated_from_stored_results(copied, capsys):
     assert evaluate(capsys, run_folder, cfg, "--table-only") == text == (folder / "sweep.md").read_text()
     Image.open(folder / "sweep.png").verify()
     (folder / "epoch_0/result/metrics_both.json").unlink()
-    assert "1 missing metrics file: " in refused(capsys, run_folder, cfg, "--table-only")
+    assert "1 missing or damaged metrics file: " in refused(capsys, run_folder, cfg, "--table-only")
     before = since(folder)
     evaluate(capsys, run_folder, cfg)
     assert answered(folder, before) == {("epoch_0", "both")}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 from running import ROOT, command, environment, golden_config, read_jsonl
 
 pytestmark = pytest.mark.faults
 SCRIPT = str(ROOT / "tests/workers/faulty_training.py")
+NEEDS_TWO_GPUS = pytest.mark.skipif("__import__('torch').cuda.device_count() < 2", reason="fewer than two CUDA devices")
 SHORT = 0.1  # minutes without progress after which these runs end
 
 
@@ -53,10 +56,10 @@ def test_a_killed_process_is_reported_without_a_traceback_of_the_network(tmp_pat
     assert completed.stderr.count("error: process 0 of 2 lost its connection to another process, which was probably killed") == 1
 
 
-def test_torchrun_restarts_a_killed_process_and_the_run_resumes(tmp_path):
-    import subprocess
-
-    config = golden_config(tmp_path, run={"iters_per_epoch": 4, "save_every_iters": 1, "resume_ckpt_path": "auto"})
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_TWO_GPUS])])
+def test_torchrun_restarts_a_killed_process_and_the_run_resumes(device, tmp_path):
+    settings = {"iters_per_epoch": 4, "save_every_iters": 1, "resume_ckpt_path": "auto", "device": device}
+    config = golden_config(tmp_path, run=settings)
     line = command(SCRIPT, "kill@0", "1", "2", "--cfg-path", str(config), processes=2)
     line.insert(3, "--max-restarts=1")
     completed = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False)

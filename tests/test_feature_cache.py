@@ -74,7 +74,7 @@ def test_an_unwritable_disk_is_reported_once_and_stops_nothing(cache, image, cap
     for _ in range(3):
         cache.write(cache.cache_key(str(image)), FEATURES)
     (message,) = {id(record): record.getMessage() for record in caplog.records}.values()  # other tests may have added handlers
-    assert "features cannot be cached" in message and "set another folder" in message
+    assert "features cannot be cached" in message and "Set another folder" in message
 
 
 def test_a_new_cache_folder_receives_the_manifest_and_accepts_it_again(cache):

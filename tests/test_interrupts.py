@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import signal
+import threading
 
 import pytest
 from running import golden_config
@@ -89,6 +90,19 @@ def test_the_message_names_only_the_options_that_are_missing(options, saved, exp
     monkeypatch.setattr(RunnerBase, "__init__", stop)
     monkeypatch.setattr(running, "new_run_folder", lambda output_dir: ("chosen", []))
     assert interrupted(capfd, golden_config(tmp_path), *options, nproc=nproc) == expected
+
+
+def test_only_processes_that_do_the_work_are_watched(tmp_path, monkeypatch):
+    watched = []
+
+    def note(*_, **__):
+        watched.append("emollama: watchdog" in {thread.name for thread in threading.enumerate()})
+
+    monkeypatch.setattr(running, "launch", note)
+    monkeypatch.setattr(running, "_run", note)
+    for nproc in ("1", "2"):
+        main(["train", "--cfg-path", str(golden_config(tmp_path)), "--nproc", nproc])
+    assert watched == [True, False]
 
 
 def test_an_interrupted_evaluation_has_nothing_to_resume(tmp_path, monkeypatch, capfd):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import NAMES
 
-from emollama.data.loader import BatchLayout, TrainingSamples, step_batches, training_loader
+from emollama.data.loader import BatchLayout, TrainingSamples, WorkerOptions, step_batches, training_loader
 from emollama.data.sampling import MIXING_WINDOW, DatasetSampling, MixtureSampler
 from emollama.errors import UserError
 
@@ -120,7 +120,7 @@ def samples(golden_dataset, golden_prompt):
 
 def batches(samples, split=None, first=0, end=4, workers=0):
     split = split or BatchLayout(2, 1, 1, 0)
-    loader = training_loader(samples, split, first_step=first, end_step=end, num_workers=workers, pin_memory=False)
+    loader = training_loader(samples, split, WorkerOptions(workers), first_step=first, end_step=end)
     return [batch for step in step_batches(loader, split.accumulate) for batch in step]
 
 
@@ -195,7 +195,7 @@ def test_a_user_error_in_a_worker_is_raised_with_its_own_message(golden_dataset,
 
 
 def test_the_loader_has_a_length(samples):
-    loader = training_loader(samples, BatchLayout(1, 3, 2, 0), first_step=2, end_step=7, num_workers=0, pin_memory=False)
+    loader = training_loader(samples, BatchLayout(1, 3, 2, 0), WorkerOptions(), first_step=2, end_step=7)
     assert len(loader) == 15
 
 

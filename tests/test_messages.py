@@ -26,6 +26,7 @@ from emollama.distributed import process_group
 from emollama.errors import UserError
 from emollama.evaluation.predictions import Prediction
 from emollama.listing import LINES, abbreviated, listing
+from emollama.logs.log_files import WriteFailures
 from emollama.models.minigpt4 import MiniGPT4
 from emollama.paths import require_file, require_folder
 from emollama.registry import ENCODERS, MODELS
@@ -314,7 +315,7 @@ def test_an_unusable_synonym_file_is_reported_with_its_name(tmp_path, monkeypatc
     Path("words.csv").write_text("name,openset\na,['happy']\n")
     Path("metrics.json").write_text("[1]")
     text = refused_score("--predictions", "words.csv", "--truth", "words.csv", "--synonyms", "metrics.json")
-    assert text.startswith("metrics.json: expected a list of groups")
+    assert text.startswith("metrics.json: expected groups of words")
 
 
 # Files that do not exist
@@ -474,13 +475,13 @@ def two_blocks(tmp_path):
     blocks = build_blocks(loaded(tmp_path, tree), check=False)
     outcome = Outcome({"answers/emotion/loss": 1.0}, {}, [], {})
     prediction_runner = SimpleNamespace(world=process_group.start("cpu"), members=[nn.Linear(1, 1)])
-    return SimpleNamespace(blocks=blocks, prediction_runner=prediction_runner, run=lambda folder: outcome)
+    return SimpleNamespace(blocks=blocks, prediction_runner=prediction_runner, run=lambda *_: outcome)
 
 
 def test_evaluation_without_best_checkpoint_or_early_stopping_needs_no_metric(tmp_path, two_blocks):
     validation = Validation(RunnerConfig(evaluate=True, iters_per_epoch=1), two_blocks, tmp_path, 0)
     saved = []
-    validation.run(1, SimpleNamespace(evaluation=lambda *_: None), lambda: saved.append(1))
+    validation.run(1, SimpleNamespace(evaluation=lambda *_: None, failures=WriteFailures()), lambda: saved.append(1))
     [entry] = map(json.loads, (tmp_path / "eval.jsonl").read_text().splitlines())
     assert entry["metrics"] == {"answers/emotion/loss": 1.0} and entry["best"] is False
     assert not saved and not validation.should_stop_early and validation.best() is None
@@ -489,7 +490,7 @@ def test_evaluation_without_best_checkpoint_or_early_stopping_needs_no_metric(tm
 def test_the_loss_of_a_single_block_is_the_default_metric(tmp_path, two_blocks):
     two_blocks.blocks = {"answers": SimpleNamespace(scoring=SimpleNamespace(metrics={"emotion": ["loss", "waf"]}))}
     validation = Validation(RunnerConfig(evaluate=True, iters_per_epoch=1), two_blocks, tmp_path, 0)
-    validation.run(1, SimpleNamespace(evaluation=lambda *_: None), lambda: None)
+    validation.run(1, SimpleNamespace(evaluation=lambda *_: None, failures=WriteFailures()), lambda: None)
     assert validation.best() == ("answers/emotion/loss", 1.0, 0)
 
 
@@ -537,9 +538,11 @@ def test_a_block_name_may_contain_a_plus_sign(tmp_path):
     blocks = build_blocks(config, check=False)
     prediction_runner = SimpleNamespace(world=process_group.start("cpu"), members=[nn.Linear(1, 1)])
     outcome = Outcome({"refcoco+/emotion/waf": 0.5}, {}, [], {})
-    evaluation = SimpleNamespace(blocks=blocks, prediction_runner=prediction_runner, run=lambda folder: outcome)
+    evaluation = SimpleNamespace(blocks=blocks, prediction_runner=prediction_runner, run=lambda *_: outcome)
     saved = []
-    Validation(config.run, evaluation, tmp_path, 0).run(2, SimpleNamespace(evaluation=lambda *_: None), lambda: saved.append(1))
+    Validation(config.run, evaluation, tmp_path, 0).run(
+        2, SimpleNamespace(evaluation=lambda *_: None, failures=WriteFailures()), lambda: saved.append(1)
+    )
     assert saved == [1] and blocks["refcoco+"].scoring.key == "evaluation_datasets.refcoco+"
 
 

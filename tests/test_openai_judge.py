@@ -499,7 +499,7 @@ def test_building_a_judge_sends_no_request_and_writes_nothing(built, tmp_path):
 @pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\x00" + b"\xff" * 4000])
 def test_a_damaged_cache_is_reported_when_the_judge_is_built_and_not_changed(built, tmp_path, content):
     (tmp_path / "cache.sqlite3").write_bytes(content)
-    with pytest.raises(UserError, match=r"cache_path: .*cache\.sqlite3.*move a damaged file away"):
+    with pytest.raises(UserError, match=r"cache_path: .*cache\.sqlite3.*Move this damaged file away"):
         built("http://localhost/v1")
     assert (tmp_path / "cache.sqlite3").read_bytes() == content
 

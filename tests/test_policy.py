@@ -30,6 +30,8 @@ IMPORTS = {
     "json_io": "",
     "text_encoding": "errors",
     "component_errors": "errors",
+    "disk": "errors",
+    "memory": "errors",
     "logs.bars": "",
     "logs.verbosity": "",
     "optim": "",
@@ -38,56 +40,59 @@ IMPORTS = {
     "variables": "",
     "run_folder": "json_io",
     "distributed.worker_variables": "errors variables",
-    "logs.console": "distributed errors logs.bars logs.verbosity",
-    "remote": "errors variables",
-    "paths": "errors remote text_encoding variables",
+    "logs.console": "disk distributed errors logs.bars logs.verbosity",
+    "remote": "distributed errors variables",
+    "paths": "disk errors remote text_encoding variables",
     "folder_lock": "errors paths",
     "precision": "dtypes",
-    "demo.folder": "errors paths",
+    "demo.folder": "disk errors paths",
     "distributed.process_group": "distributed distributed.worker_variables errors optim",
     "distributed.stop_requests": "distributed.process_group distributed.worker_variables errors",
     "distributed.worker_errors": "distributed.worker_variables errors variables",
     "distributed.watchdog": "distributed distributed.worker_errors distributed.worker_variables errors",
     "listing": "paths",
-    "logs": "errors logs.console logs.verbosity paths run_folder",
-    "tensor_files": "paths",
+    "checkpoint_average": "errors listing",
+    "logs": "disk errors json_io logs.console logs.verbosity paths run_folder",
+    "tensor_files": "",
     "distributed.launcher": "distributed.worker_errors distributed.worker_variables errors logs.console variables",
-    "entry": "distributed.worker_errors distributed.worker_variables errors logs.console logs.verbosity variables",
+    "entry": "disk distributed.worker_errors distributed.worker_variables errors logs.console logs.verbosity memory variables",
     "config.omegaconf_errors": "suggestions",
     "config.nested": "config.omegaconf_errors",
     "registration": "config.nested errors interface_check listing suggestions",
     "registry": "registration",
-    "stores": "errors listing paths remote",
-    "checkpoint_files": "component_configs errors paths registry",
+    "stores": "disk errors json_io listing paths remote",
+    "checkpoint_files": "component_configs disk errors paths registry",
     "config.packaged": "errors listing paths suggestions variables",
     "lr_schedules": "registry suggestions",
-    "checkpoint": "checkpoint_files errors listing optim paths",
-    "config": "config.omegaconf_errors config.packaged errors listing paths registration registry suggestions",
-    "data": "config.packaged data.batch dtypes errors listing logs.console paths remote stores suggestions text_encoding",
-    "evaluation": "component_errors data errors listing logs.console paths registry run_folder suggestions",
-    "media": "data errors listing paths",
+    "checkpoint": "checkpoint_files disk errors listing optim paths",
+    "config": "config.omegaconf_errors config.packaged disk errors listing paths registration registry suggestions",
+    "data": "config.packaged data.batch disk dtypes errors listing logs.console memory paths remote stores suggestions"
+    " text_encoding",
+    "evaluation": "component_errors data disk errors listing logs.console paths registry run_folder suggestions",
+    "media": "data disk errors listing paths",
     "components": "data data.batch evaluation run_folder stores",
     "planning": "components config data data.batch logs.console precision",
     "datasets": "config data data.batch errors listing logs.console media paths stores suggestions",
     "encoders": "config data dtypes errors listing media paths",
-    "importers": "data errors listing logs.console media paths suggestions",
-    "reporting": "__init__ data errors evaluation json_io listing logs logs.console paths run_folder suggestions",
+    "importers": "data disk errors listing logs.console media paths suggestions",
+    "reporting": "__init__ data disk errors evaluation json_io listing logs logs.console paths run_folder suggestions",
     "starter": "config data demo.folder errors media paths registration registry stores",
     "demo": "data demo.folder encoders errors logs logs.console media paths run_folder tensor_files variables",
-    "extraction": "__init__ config data datasets distributed.process_group encoders errors listing logs logs.console media paths"
-    " stores",
-    "models": "checkpoint_files component_errors components config data data.batch dtypes encoders errors json_io listing paths"
-    " registry stores suggestions tensor_files",
-    "runners": "checkpoint checkpoint_files component_errors components config data data.batch distributed"
-    " distributed.process_group distributed.stop_requests distributed.worker_variables dtypes encoders errors evaluation"
-    " folder_lock interface_check listing logs logs.console lr_schedules"
-    " optim paths planning precision registry run_folder stores suggestions variables",
+    "extraction": "__init__ config data datasets disk distributed.process_group encoders errors listing logs logs.console media"
+    " paths stores",
+    "models": "checkpoint_files component_errors components config data data.batch dtypes encoders errors json_io listing"
+    " paths registry stores suggestions tensor_files",
+    "runners": "checkpoint checkpoint_average checkpoint_files component_errors components config data data.batch disk"
+    " distributed distributed.process_group distributed.stop_requests distributed.worker_variables dtypes encoders errors"
+    " evaluation folder_lock interface_check listing logs logs.console lr_schedules memory optim paths planning precision"
+    " registry run_folder stores suggestions variables",
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning remote runners",
-    "convert": "checkpoint errors listing models paths stores tensor_files",
-    "inference": "checkpoint checkpoint_files component_configs config data distributed.process_group encoders errors extraction"
-    " folder_lock json_io listing logs logs.console media optim paths precision reporting run_folder runners suggestions",
+    "convert": "checkpoint checkpoint_average errors listing models paths stores tensor_files",
+    "inference": "checkpoint checkpoint_files component_configs config data distributed.process_group encoders errors"
+    " extraction folder_lock json_io listing logs logs.console media optim paths precision reporting run_folder runners"
+    " suggestions",
     "tasks": "components data data.batch errors evaluation models run_folder",
-    "commands": "__init__ checks config convert data demo demo.folder distributed.launcher distributed.stop_requests"
+    "commands": "__init__ checks config convert data demo demo.folder disk distributed.launcher distributed.stop_requests"
     " distributed.watchdog distributed.worker_variables errors evaluation folder_lock importers inference listing logs"
     " logs.console logs.verbosity models paths planning registry reporting run_folder starter stores suggestions variables",
     "cli": "commands entry",

@@ -124,7 +124,7 @@ def _value(text: str) -> Any:
     """Parse a number, true, false, null or another JSON value; return anything else as text."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from emollama.disk import remedy
 from emollama.errors import UserError
 from emollama.logs.console import aligned, write
 
@@ -48,7 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
         with atomic_write(path) as file:
             file.write(starter.text)
     except OSError as error:
-        raise UserError(f"--output: cannot write '{output}': {error.strerror}. Specify another file.") from None
+        what = remedy(error, "specify another file")
+        raise UserError(f"--output: cannot write '{output}': {error.strerror}. {what}") from None
     lines = [f"Wrote {output} for {starter.folder}.", "Found:", *(f"  {line}" for line in starter.found_items)]
     if starter.missing_items:
         lines += ["Missing (search the file for MISSING):", *(f"  {line}" for line in starter.missing_items)]

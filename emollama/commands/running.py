@@ -52,7 +52,7 @@ def run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
         write(dry_run(config, training=training, processes=processes))
         return
     resumable = _resumable_training if training else _resumable_evaluation
-    with resumable(config.run), supervised(config.run):
+    with resumable(config.run), supervised(config.run, processes):
         if processes > 1:
             # Checked before worker processes start, which takes seconds.
             require_writable(Path(config.run.output_dir), "run.output_dir")
@@ -62,13 +62,14 @@ def run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
 
 
 @contextmanager
-def supervised(run: Any) -> Iterator[None]:
+def supervised(run: Any, processes: int) -> Iterator[None]:
     """Handle requests to stop, and end this process if it hangs.
 
     Args:
         run: the ``run`` block.
+        processes: number of processes that this one launches, each of which watches itself; 1 if this process does the work.
     """
-    with STOP_REQUESTS.handled(run.stop_after_minutes), watching(run.hang_minutes):
+    with STOP_REQUESTS.handled(run.stop_after_minutes), watching(run.hang_minutes if processes == 1 else None):
         yield
 
 

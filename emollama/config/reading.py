@@ -14,6 +14,7 @@ from omegaconf._yaml import get_yaml_loader
 from emollama.config.layers import TOP_LEVEL, is_plain
 from emollama.config.omegaconf_errors import UNREADABLE, yaml_problem
 from emollama.config.packaged import find_shipped
+from emollama.disk import unreadable
 from emollama.errors import UserError
 from emollama.paths import read_text
 
@@ -31,7 +32,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     try:
         text = read_text(existing_path)
     except OSError as error:
-        raise UserError(f"--cfg-path: cannot read '{path}': {error.strerror or error}.") from None
+        raise unreadable(path, "--cfg-path", error) from None
     keys = f"A configuration is a YAML mapping with the keys {', '.join(TOP_LEVEL)}."
     try:
         tree = yaml.load(io.StringIO(text), Loader=get_yaml_loader())
@@ -69,6 +70,16 @@ def read_options(options: list[str]) -> dict[str, Any]:
         return typing.cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.from_dotlist(options), resolve=False))
     except UNREADABLE as error:
         raise UserError(f"--options: {yaml_problem(error)}") from None
+
+
+def option_of(key: str, value: str) -> str:
+    """Return ``key=value`` for ``--options``, with quotes around a text that YAML would read as something else."""
+    try:
+        is_plain_text = yaml.load(value, Loader=get_yaml_loader()) == value
+    except yaml.YAMLError:
+        is_plain_text = False
+    quoted = value.replace("'", "''")
+    return f"{key}={value}" if is_plain_text else f"{key}='{quoted}'"
 
 
 def _check_option(option: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from emollama import checkpoint
+from emollama import checkpoint, checkpoint_average
 from emollama.convert.inspection import layout_difference
 from emollama.convert.weights import ADAPTERS, ADAPTERS_CONFIG, PROJECTORS, Weights, read
 from emollama.errors import UserError
@@ -52,7 +52,7 @@ def average(sources: list[str], output: str) -> None:
             epochs.append(other.entries.get("epoch"))
             yield other.tensors
 
-    content: dict[str, Any] = {"model": checkpoint.mean(parts()), "epoch": epochs, "averaged": list(sources)}
+    content: dict[str, Any] = {"model": checkpoint_average.mean(parts()), "epoch": epochs, "averaged": list(sources)}
     content |= _entries(first, "config")
     if features:
         content["features"] = features

@@ -75,7 +75,7 @@ def _read_safetensors(path: Path, key: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise not_a_file(key, path)
     if checkpoint.is_intact(path) is False:
-        raise UserError(f"{key}: {path} is damaged: its SHA-256 differs from {path}.sha256. Copy the file again.")
+        raise UserError(f"{key}: {checkpoint.damage(path)}")
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

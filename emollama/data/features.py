@@ -24,6 +24,7 @@ from emollama.data.checks_in_batches import in_batches
 from emollama.data.problems import Problem
 from emollama.data.slots import IMAGE, PIXELS, FrameSelection, Pooling, SlotShape
 from emollama.data.validation_cache import ValidationCache
+from emollama.disk import REMEDIES, remedy
 from emollama.dtypes import LARGEST
 from emollama.errors import DownloadError, UserError
 from emollama.logs.console import Progress
@@ -242,9 +243,10 @@ class Features:
             return read(name)
         except DownloadError as error:
             raise UserError(f"{self.key}: {error}") from None
-        except (OSError, ValueError, MemoryError) as error:
+        except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise UserError(self._complaint(name, f"cannot be read: {reason}")) from None
+            what = remedy(error) if isinstance(error, OSError) and error.errno in REMEDIES else None
+            raise UserError(self._complaint(name, f"cannot be read: {reason}", what)) from None
 
     def _finite(self, name: str, array: np.ndarray) -> np.ndarray:
         """Check an array and return it as float32, the dtype of training."""
@@ -277,8 +279,8 @@ class Features:
         """Number of vectors in an array; None for any number of at least one."""
         return None if self.pooling else self.shape.num_vectors
 
-    def _complaint(self, name: str, problem: str, remedy: str | None = None) -> str:
-        return f"{self.store.location(name)} (slot {' + '.join(self.slots)}): {problem}. {remedy or self.remedy}"
+    def _complaint(self, name: str, problem: str, what: str | None = None) -> str:
+        return f"{self.store.location(name)} (slot {' + '.join(self.slots)}): {problem}. {what or self.remedy}"
 
 
 def feature_cache(shape: SlotShape) -> FeatureCache | None:

@@ -15,6 +15,7 @@ from emollama.data.batch import Batch, Sample, collate
 from emollama.data.dataset import SampleDataset
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.sampling import MixtureSampler
+from emollama.data.workers import PREFETCH, WorkerReports, require_space_for_workers
 from emollama.errors import UserError
 
 
@@ -25,13 +26,20 @@ class TrainingSamples(Dataset[Sample]):
         self.datasets = datasets
         self.prompt = prompt
         self.sampler = sampler
+        self.reports = WorkerReports()
 
     def __getitem__(self, index: int) -> Sample:
         ref = self.sampler.at(index)
         dataset = self.datasets[ref.dataset]
         task, instruction = dataset.pool.draw(ref.rng)
-        sample = self.prompt.tokenize(dataset.record(ref.index, task, instruction, ref.rng), rng=ref.rng)
+        with self.reports.reading(index):
+            sample = self.prompt.tokenize(dataset.record(ref.index, task, instruction, ref.rng), rng=ref.rng)
         return replace(sample, dropout_seed=ref.dropout_seed)
+
+    def description(self, index: int) -> str:
+        """Return the name of the sample with a global index, for messages."""
+        ref = self.sampler.at(index)
+        return f"sample '{list(self.datasets[ref.dataset].names())[ref.index]}'"
 
 
 @dataclass(frozen=True)
@@ -77,20 +85,45 @@ class _BatchSampler:
         return max(0, end_step - first_step) * layout.accumulate
 
 
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How a process loads its batches.
+
+    Attributes:
+        num_workers: number of data workers; 0 loads in this process.
+        pin_memory: whether batches are copied to page-locked memory.
+        hang_seconds: time after which the process stops waiting for a batch of a worker; 0 waits forever.
+    """
+
+    num_workers: int = 0
+    pin_memory: bool = False
+    hang_seconds: float = 0.0
+
+
 def training_loader(
-    samples: TrainingSamples, layout: BatchLayout, first_step: int, end_step: int, *, num_workers: int, pin_memory: bool
+    samples: TrainingSamples, layout: BatchLayout, options: WorkerOptions, *, first_step: int, end_step: int
 ) -> DataLoader[Batch]:
     """Return a data loader of all remaining steps."""
+    num_workers = options.num_workers
+    if num_workers:
+        samples.reports.open()
     return DataLoader(
         samples,  # type: ignore[arg-type]
         batch_sampler=_BatchSampler(layout, first_step, end_step),
         collate_fn=collate,
         num_workers=num_workers,
-        pin_memory=pin_memory,
+        prefetch_factor=PREFETCH if num_workers else None,
+        pin_memory=options.pin_memory,
+        timeout=options.hang_seconds if num_workers else 0,
         # Without a generator of its own, the loader would draw a seed from torch's global generator.
         generator=torch.Generator().manual_seed(0),
-        worker_init_fn=_one_thread,
+        worker_init_fn=samples.reports.start,
     )
+
+
+def first_batch(samples: TrainingSamples, layout: BatchLayout, first_step: int) -> Batch:
+    """Return the first micro-batch of this rank from a step on, loaded in this process."""
+    return collate([samples[index] for index in next(layout.sample_indices(first_step, first_step + 1))])
 
 
 def mix_seed(*numbers: int) -> int:
@@ -102,19 +135,19 @@ def step_batches(loader: DataLoader[Batch], accumulate: int) -> Iterator[list[Ba
     """Yield the list of ``accumulate`` micro-batches of each step.
 
     Raises:
-        UserError: If a data worker raised it. The message does not contain the worker's traceback.
+        UserError: If data workers cannot be started, or if one raised it; the message does not contain the worker's traceback.
     """
     if loader.num_workers:
         # A forked worker would collect the parent's garbage. The destructor of a decoded video frame then waits forever for
         # threads that exist only in the parent.
         gc.collect()
-    batches = iter(loader)
+        require_space_for_workers(loader.num_workers)
+    try:
+        batches = iter(loader)
+    except OSError as error:
+        raise UserError(f"data workers cannot be started: {error.strerror or error}. Lower run.num_workers.") from error
     try:
         while step := list(islice(batches, accumulate)):
             yield step
     except UserError as error:
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)

@@ -1,7 +1,8 @@
 """A cache of successful checks, so that unchanged files are not checked again.
 
 Only files that passed are cached, in the user's cache folder (``$XDG_CACHE_HOME``, or ``~/.cache``). Without a writable cache
-folder, everything is checked each time.
+folder, everything is checked each time. The first line of a cache file is the digest of the rest, so that a damaged file is not
+used.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,13 +40,10 @@ class ValidationCache:
         digest = hashlib.sha256(json.dumps([VERSION, *settings]).encode()).hexdigest()[:24]
         try:
             path = cache_folder() / f"{kind}-{digest}.json"
-            entries = json.loads(path.read_text(encoding="utf-8"))
         except RuntimeError:
             # The user has no home directory.
             return cls(Path(os.devnull))
-        except (OSError, ValueError):
-            entries = {}
-        return cls(path, entries if isinstance(entries, dict) else {})
+        return cls(path, _read(path))
 
     def get(self, name: str, stamp: Stamp) -> str | None:
         """Return the cached result for a name and stamp; None if there is no such result or the stamp is empty."""
@@ -59,5 +58,27 @@ class ValidationCache:
     def save(self) -> None:
         """Write new results to the cache file, if the cache folder is writable."""
         if self._modified and self.path != Path(os.devnull):
-            with contextlib.suppress(OSError), atomic_write(self.path) as file:
-                json.dump(self.entries, file)
+            content = json.dumps(self.entries).encode()
+            with contextlib.suppress(OSError), atomic_write(self.path, "wb") as file:
+                file.write(_digest(content) + b"\n" + content)
+
+
+def _read(path: Path) -> dict[str, str]:
+    """Return the entries of a cache file; none if it does not exist or is damaged."""
+    try:
+        digest, _, content = path.read_bytes().partition(b"\n")
+        problem = "it is damaged" if _digest(content) != digest else ""
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        problem = str(error.strerror)
+    if problem:
+        text = "%s: this cache cannot be used (%s); everything is checked again"
+        logging.getLogger("emollama").warning(text, path, problem)
+        return {}
+    entries: dict[str, str] = json.loads(content)
+    return entries
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from emollama.disk import reason, remedy
 from emollama.errors import UserError
 from emollama.paths import require_utf8, require_writable
 
@@ -94,15 +95,15 @@ def disk_errors(root: Path) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OSError) and not any(sign in str(error) for sign in FAILED_WRITES):
             raise
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise UserError(f"--folder: cannot write '{root}': {reason}. Free disk space, or specify another folder.") from error
+        what = remedy(error, "specify another folder")
+        raise UserError(f"--folder: cannot write '{root}': {reason(error)}. {what}") from error
 
 
 def demo_in(folder: Path) -> str | None:
     """Return the demo that wrote a folder: ``corpus``, ``videos`` or ``captions``; None if no demo did."""
     try:
         mark = json.loads((folder / MARK_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(mark, dict) or mark.get("what") != WHAT:
         return None

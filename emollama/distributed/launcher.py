@@ -151,8 +151,9 @@ def launch(arguments: argparse.Namespace, processes: int, *, when_interrupted: s
             local_addr=HOST,
             logs_specs=DefaultLogsSpecs(log_dir=str(logs)),
             signals_to_handle=",".join(number.name for number in SIGNALS),
-            shutdown_timeout=SHUTDOWN_SECONDS,
         )
+        # PyTorch 2.11 has no such attribute: it kills the workers 30 seconds after a signal.
+        config.shutdown_timeout = SHUTDOWN_SECONDS
         try:
             elastic_launch(config, sys.executable)("-u", *_program(), *argv)
         except ChildFailedError as error:

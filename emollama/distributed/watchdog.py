@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from emollama.distributed.heartbeat import beats
@@ -46,7 +47,9 @@ def watching(minutes: float | None) -> Iterator[None]:
 
 
 class _Watchdog:
-    """The progress of all processes is the sum of their heartbeats, in the store of the process group.
+    """The progress of all processes is the sum of their heartbeats and of the bytes that they read from disks.
+
+    The sum is in the store of the process group.
 
     A process that waits for another one makes no progress itself, but does not hang as long as the other one does.
     """
@@ -55,7 +58,7 @@ class _Watchdog:
         self._limit, self._end = limit, end
         self._poll = min(POLL_SECONDS, limit / 10)
         self._store: Any = None
-        self._published = beats()
+        self._published = beats() + _bytes_read()
 
     def run(self) -> None:
         """Look at the progress until the context ends."""
@@ -80,8 +83,8 @@ class _Watchdog:
             )
 
     def _progress(self) -> tuple[int, int]:
-        """Return the heartbeats of this process and the sum of those of all processes."""
-        own = beats()
+        """Return the progress of this process and the sum of that of all processes."""
+        own = beats() + _bytes_read()
         total = self._count("heartbeats", own - self._published)
         if total is not None:
             self._published = own
@@ -123,6 +126,15 @@ class _Watchdog:
                 sys.stderr.write(f"error: {error}\n")
                 sys.stderr.flush()
         os._exit(EXIT_STATUS)
+
+
+def _bytes_read() -> int:
+    """Return the number of bytes that this process has read from disks, which is its progress while it loads large weights."""
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/io").read_text().splitlines():
+            if line.startswith("read_bytes:"):
+                return int(line.partition(":")[2])
+    return 0
 
 
 def _connect() -> Any:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from emollama.disk import is_full, remedy
 from emollama.errors import UserError
 from emollama.logs.logger import get_logger
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -28,12 +26,11 @@ def write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in FULL:
+        if is_full(error):
             text = f"{path}: the disk is full ({error.strerror}). Finished arrays remain, and no file is incomplete."
-            raise UserError(f"{text} Free disk space and run the same command again.") from None
-        raise UserError(
-            f"{path}: cannot write: {error.strerror or error}. Correct this and run the same command again."
-        ) from None
+        else:
+            text = f"{path}: cannot write: {error.strerror or error}."
+        raise UserError(f"{text} {remedy(error)} Then run the same command again.") from None
 
 
 @contextmanager

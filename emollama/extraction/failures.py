@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from emollama.data.csv_files import restore_formula, write_csv
+from emollama.disk import remedy
 from emollama.errors import UserError
 from emollama.paths import read_text
 
@@ -43,7 +44,7 @@ def read(output: Path) -> list[ExtractionFailure]:
     """Read the failures of earlier extractions; return an empty list if the file does not exist.
 
     Raises:
-        UserError: If the file was not written by an extraction.
+        UserError: If the file cannot be read, or was not written by an extraction.
     """
     path = output / FILE
     if not path.is_file():
@@ -53,6 +54,8 @@ def read(output: Path) -> list[ExtractionFailure]:
         if tuple(header) != ExtractionFailure._fields:
             raise ValueError(f"its header is {','.join(header)}")
         return [ExtractionFailure(*map(restore_formula, row)) for row in rows]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}. {remedy(error)}") from None
     except (csv.Error, ValueError, TypeError) as error:
         text = f"{path}: not a list of failed clips in the format of this command ({error})."
         raise UserError(f"{text} Rename it, because the extraction writes a file with this name.") from None

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from emollama.data.problems import Problem
 from emollama.data.text_checks import escaped
+from emollama.disk import remedy
 from emollama.errors import UserError
 from emollama.importers.collector import OnProblem
 from emollama.importers.flickr30k import Collection, Image
@@ -161,8 +162,8 @@ def write(folder: Path, splits: Splits, collection: Collection, settings: Mappin
     except OSError as error:
         for path in finished:
             path.unlink()
-        text = f"--output: cannot write to '{folder}': {error.strerror or error}"
-        raise UserError(f"{text}. Free disk space, or specify another folder.") from None
+        text = f"--output: cannot write to '{folder}': {error.strerror or error}. {remedy(error, 'specify another folder')}"
+        raise UserError(text) from None
     return report
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from emollama.data.annotations import NAME_COLUMNS
 from emollama.data.csv_files import read_csv
 from emollama.data.problems import Problem
+from emollama.disk import remedy
 from emollama.errors import UserError
 from emollama.importers.collector import Collector
 
@@ -111,7 +112,7 @@ def files_below(folder: str, collector: Collector) -> Iterator[Path]:
 
     def report_unreadable(error: OSError) -> None:
         text = f"{error.filename}: the folder cannot be read ({error.strerror}), so its files are missing."
-        collector.report(Problem("folder", f"{text} Correct its permissions."))
+        collector.report(Problem("folder", f"{text} {remedy(error)}"))
 
     for root, folders, files in os.walk(folder, onerror=report_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -27,6 +27,7 @@ from emollama.errors import UserError
 from emollama.folder_lock import FolderLock
 from emollama.inference.fingerprint import changes, compared, fingerprint_of
 from emollama.inference.run_checkpoints import Start
+from emollama.json_io import Notes
 from emollama.listing import abbreviated
 from emollama.logs.logger import get_logger, set_up
 from emollama.optim import trainable
@@ -122,7 +123,10 @@ class CheckpointEvaluation:
             UserError: If a checkpoint is missing or damaged, or the output cannot be written or belongs to another run.
         """
         require_writable(self._output, "--output")
-        earlier = read_records(self._output)
+        notes: Notes = []
+        earlier = read_records(self._output, notes)
+        for note in notes:
+            get_logger().warning("%s", note)
         if others := sorted({row.run for row in earlier} - {self._run_name}):
             raise UserError(
                 f"--output: '{self._output}' contains the evaluation of another run, {abbreviated(others)}. Specify another"
@@ -155,7 +159,7 @@ class CheckpointEvaluation:
 
     def _pending(self, *, again: bool) -> list[tuple[CheckpointRow, list[str]]]:
         """Return the rows to evaluate, each with its blocks. Log why rows that have a record are evaluated again."""
-        earlier = {row.label: row for row in read_records(self._output) if row.basis}
+        earlier = {row.label: row for row in read_records(self._output, []) if row.basis}
         for row in earlier.values():
             # Without the record, the table has no such row until its metrics exist again.
             if missing(self._output, row):
@@ -165,7 +169,8 @@ class CheckpointEvaluation:
         for row in self._rows:
             recorded, blocks = earlier.get(row.label), row.blocks
             if recorded is not None and not again:
-                changed = {label: [f"the metrics of block {label} are missing"] for label in missing(self._output, row)}
+                lost = missing(self._output, row)
+                changed = {label: [f"the metrics of block {label} are missing ({path})"] for label, path in lost.items()}
                 changed |= changes(recorded, row)
                 for reason in chain(*changed.values()):
                     reasons.setdefault(reason, []).append(row.label)
@@ -259,5 +264,5 @@ def _digest_of(path: str, label: str) -> str:
     if not Path(path).is_file():
         raise not_found(label, path, f"Correct the path, or specify another file with --checkpoints {label}=FILE.")
     if checkpoint.is_intact(path) is False:
-        raise UserError(f"{label}: {path} is damaged: its SHA-256 differs from {path}.sha256. Copy the file again.")
+        raise UserError(f"{label}: {checkpoint.damage(path)}")
     return sha256(path)

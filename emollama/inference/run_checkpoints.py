@@ -39,6 +39,8 @@ def start_of(folder: Path) -> Start:
     if not path.is_file():
         raise UserError(f"--run-folder: '{folder}' is not the folder of a run: it has no {CONFIG}. Name output_dir/<job_id>.")
     tree = parse_config(read_text(str(path))) or {}
+    if damaged := [key for key in ("model", "run") if not mapping(tree.get(key))]:
+        raise UserError(f"--run-folder: {path} is incomplete: it has no block '{damaged[0]}'. Copy the file again.")
     needed = {key: tree[key] for key in ("imports", "paths", "model") if tree.get(key)}
     seed = {key: value for key, value in mapping(tree.get("run")).items() if key == "seed"}
     config = from_dict(needed | {"run": seed}, str(path))

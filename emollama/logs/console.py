@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Self, TypeVar
 
+from emollama.disk import remedy
 from emollama.distributed.heartbeat import beat
 from emollama.errors import UserError
 from emollama.logs.verbosity import SETTINGS
@@ -72,8 +73,8 @@ def output_errors() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        text = f"cannot write to standard output: {error.strerror}. Free some space, or redirect the output to another disk."
-        raise UserError(text) from None
+        what = remedy(error, "redirect the output to another disk")
+        raise UserError(f"cannot write to standard output: {error.strerror}. {what}") from None
 
 
 def end_bars() -> None:

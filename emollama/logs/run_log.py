@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import resource
 import time
@@ -15,14 +14,14 @@ from typing import Any, Self
 import torch
 
 from emollama.logs.console import Progress, duration
+from emollama.logs.entries import entries_before
+from emollama.logs.log_files import LogFile, TensorBoard, WriteFailures
 from emollama.logs.logger import get_logger, log_metrics
 from emollama.logs.tracking import Tracking
 from emollama.paths import atomic_write
 from emollama.run_folder import LOG, PredictionRecord, StepRecord, json_line
 
 SHOWN_REFERENCES = 2  # number of reference captions of an image that are shown
-# If an interrupt prevents the wake-up of TensorBoard's writer thread, the end of the run waits for up to this number of seconds.
-FLUSH_SECONDS = 5
 
 
 class TrainingBar(Progress):
@@ -34,7 +33,8 @@ class TrainingBar(Progress):
 class RunLog:
     """Logs metrics of a run: one JSON object per line in log.jsonl, scalars in TensorBoard, lines and a bar on the console.
 
-    It is a context manager that closes all files at its end.
+    It is a context manager that closes all files at its end. If a file of the log cannot be written, for example because the disk
+    is full, there is a warning, and the training continues.
 
     Args:
         folder: folder of the run.
@@ -43,6 +43,12 @@ class RunLog:
         epoch_steps: number of steps of an epoch.
         log_freq: number of steps between log entries.
         enabled: False on ranks other than 0, which log nothing.
+
+    Attributes:
+        failures: handles errors of writing files of the log.
+
+    Raises:
+        OSError: If the files cannot be created.
     """
 
     def __init__(
@@ -57,17 +63,14 @@ class RunLog:
         self._warned_of_cuts = False
         self._tracking: Tracking | None = None
         self._session_end: Any = None
+        self.failures = WriteFailures()
         if enabled:
-            path = folder / LOG
-            entries = entries_before(path, first_step)
-            with atomic_write(path) as file:
+            self._path = folder / LOG
+            entries = entries_before(self._path, first_step)
+            with atomic_write(self._path) as file:
                 file.writelines(map(json_line, entries))
-            self._file = path.open("a", encoding="utf-8")
-            # Imported here because it is slow, and only rank 0 needs it.
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(folder), purge_step=first_step, flush_secs=FLUSH_SECONDS)
-            self._events: Any = self._board.file_writer
+            self._file = LogFile(self._path)
+            self._board = TensorBoard(folder, first_step, self.failures)
 
     def __enter__(self) -> Self:
         # The bar is created here and not in __init__, so that __exit__ removes it and shows the cursor after an interrupt.
@@ -78,9 +81,10 @@ class RunLog:
         self._bar.close()
         if self._enabled:
             if self._session_end is not None and kind is None:
-                self._events.add_summary(self._session_end)
+                self._board.summaries(self._session_end)
             self._board.close()
-            self._file.close()
+            with self.failures.tolerated(self._path):
+                self._file.close()
         if self._tracking:
             self._tracking.close(failed=kind is not None)
 
@@ -105,8 +109,7 @@ class RunLog:
 
         # SummaryWriter.add_hparams would create a run of its own; these events belong to the run's folder.
         experiment, session_start, self._session_end = hparams(dict(values), dict.fromkeys(metrics, 0.0))
-        self._events.add_summary(experiment)
-        self._events.add_summary(session_start)
+        self._board.summaries(experiment, session_start)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -196,8 +199,9 @@ class RunLog:
                 reference = _one_line(prediction.reference)
                 name, task, answer = prediction.name, prediction.task, prediction.prediction
                 get_logger().info("%s (%s): %s  | reference: %s", name, task, answer, reference)
-                self._board.add_text(f"eval/{block}/{task}/{name}", f"{answer}\n\n*reference:* {reference}", step)
-        self._board.flush()
+                tag, text = f"eval/{block}/{task}/{name}", f"{answer}\n\n*reference:* {reference}"
+                self._board.write(lambda writer, tag=tag, text=text: writer.add_text(tag, text, step))  # type: ignore[misc]
+        self._board.write(lambda writer: writer.flush())
 
     def _warn_of_cuts(self, step: int, tokens: int) -> None:
         """Warn once if tokens were cut."""
@@ -213,13 +217,12 @@ class RunLog:
     def _write(self, step: int, values: dict[str, Any]) -> None:
         # A custom runner may log other values, too.
         assert {field.name for field in fields(StepRecord)} <= {"step", *values}
-        self._file.write(json_line({"step": step, **values}))
-        self._file.flush()
+        with self.failures.tolerated(self._path):
+            self._file.append(json_line({"step": step, **values}))
         self._scalars(step, {f"train/{name}": value for name, value in values.items() if name != "epoch"})
 
     def _scalars(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        self._board.scalars(step, values)
         if self._tracking:
             self._tracking.scalars(step, values)
 
@@ -250,18 +253,3 @@ def _peak_memory_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def entries_before(path: Path, step: int) -> list[dict[str, Any]]:
-    """Read the entries of a log with one JSON object per line that belong to earlier steps; incomplete lines are skipped."""
-    if not path.is_file():
-        return []
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if entry["step"] < step:
-            entries.append(entry)
-    return entries

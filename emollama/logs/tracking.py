@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import threading
 from pathlib import Path
 from typing import Any
 
 from emollama.errors import UserError
-from emollama.paths import atomic_write, read_text
+from emollama.paths import atomic_write
 
 ID = "wandb_id.txt"  # file in the run's folder with the id of its run at Weights & Biases
 FAILED_UPLOAD = 2.0  # seconds for the upload after an error; the launcher ends this process soon afterwards
@@ -47,7 +48,7 @@ class Tracking:
 
     def __init__(self, folder: Path, project: str, config: dict[str, Any], *, resumed: bool) -> None:
         wandb, id_path = _library(), folder / ID
-        run_id = read_text(str(id_path)).strip() if resumed and id_path.is_file() else secrets.token_hex(4)
+        run_id = (stored_id(id_path) if resumed else None) or secrets.token_hex(4)
         settings = {"console": "off", "finish_timeout": UPLOAD}
         try:
             self._run: Any = wandb.init(
@@ -94,6 +95,19 @@ class Tracking:
         self._run = None
         text = "logging to Weights & Biases has stopped: %s. log.jsonl and TensorBoard contain all values."
         logging.getLogger("emollama").warning(text, _reason(error))
+
+
+def stored_id(path: Path) -> str | None:
+    """Return the id of a run that an earlier process has stored; None, after a warning, if the file is damaged."""
+    try:
+        stored = path.read_bytes().strip()
+    except FileNotFoundError:
+        return None
+    if re.fullmatch(rb"[A-Za-z0-9_-]{1,64}", stored):
+        return stored.decode()
+    text = "%s does not contain the id of a run, so that a new run is started at Weights & Biases"
+    logging.getLogger("emollama").warning(text, path)
+    return None
 
 
 def _library() -> Any:

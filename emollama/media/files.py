@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from emollama.disk import remedy
 from emollama.errors import UserError
 from emollama.listing import listing
 from emollama.paths import require_folder
@@ -49,7 +50,7 @@ def find_videos(folder: str | os.PathLike[str], key: str) -> VideoFiles:
     require_folder(os.fspath(folder), key)
 
     def raise_unreadable(error: OSError) -> None:
-        raise UserError(f"{key}: cannot read the folder '{error.filename}' ({error.strerror}). Correct its permissions.")
+        raise UserError(f"{key}: cannot read the folder '{error.filename}' ({error.strerror}). {remedy(error)}")
 
     videos: dict[str, Path] = {}
     others: list[Path] = []

@@ -12,6 +12,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from emollama.disk import unreadable
 from emollama.errors import UserError
 from emollama.media.source import UnusableMedia
 from emollama.paths import require_local
@@ -84,6 +85,8 @@ def _reason(source: ImageSource, error: Exception) -> str:
         return "the file does not exist"
     if not source or (not isinstance(source, bytes) and os.path.isfile(source) and os.path.getsize(source) == 0):
         return "the file is empty"
+    if isinstance(error, PermissionError):
+        return "it cannot be read (permission denied)"
     if isinstance(error, UnidentifiedImageError):
         return "it is not an image"
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
@@ -109,8 +112,9 @@ def image_files(folder: str, names: Iterable[str], key: str) -> dict[str, str]:
     try:
         listed = {entry.name for entry in os.scandir(folder)}
     except OSError as error:
-        reason = "no folder" if isinstance(error, FileNotFoundError | NotADirectoryError) else f"{error.strerror}:"
-        raise UserError(f"{key}: {reason} '{folder}' (current directory: {os.getcwd()}). Correct the path.") from None
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise unreadable(folder, key, error) from None
+        raise UserError(f"{key}: no folder '{folder}' (current directory: {os.getcwd()}). Correct the path.") from None
     files = ((name, next((file for file in _candidates(name) if _exists(folder, file, listed)), None)) for name in names)
     return {name: file for name, file in files if file is not None}
 

@@ -150,6 +150,8 @@ def read_peft_config(path: str) -> dict[str, Any]:
         stored = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
+    except RecursionError:
+        raise UserError(f"{path}: the JSON is nested too deeply") from None
     if not isinstance(stored, dict) or "peft_type" not in stored:
         raise UserError(f"{path} has no key 'peft_type', so it is not an adapter configuration of peft")
     if stored["peft_type"] != "LORA":

@@ -5,7 +5,6 @@ Shape letters: r = LoRA rank, I and O = input and output features of an adapted 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from emollama.errors import UserError
+from emollama.json_io import parse_json
 from emollama.listing import listing
 from emollama.models.adapters import AdaptedLayers, Adapters, build_base
 from emollama.paths import read_text
@@ -70,9 +70,9 @@ def _weight_files(folder: Path) -> list[str]:
             " safetensors, load and save the model with transformers."
         )
     try:
-        names = sorted(set(json.loads(read_text(str(folder / INDEX)))["weight_map"].values()))
+        names = sorted(set(parse_json(read_text(str(folder / INDEX)))["weight_map"].values()))
         outside = [name for name in names if Path(name).name != name or Path(name).suffix != ".safetensors"]
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"--llama-model: {folder / INDEX} is damaged. Download it again.") from None
     if outside:
         raise UserError(

@@ -19,6 +19,7 @@ import torch
 
 from emollama.data.validation_cache import ValidationCache
 from emollama.errors import UserError
+from emollama.json_io import parse_json
 from emollama.models import attention, copy_properties, llm, packing_comparisons
 from emollama.models.configs import PackingKey
 from emollama.models.packing_comparisons import Forward, packed_logits, padded_logits
@@ -177,7 +178,7 @@ def _versions() -> list[str]:
 def _stored(text: str | None) -> Packing | None:
     """Return the result of an entry of the cache; None for an entry that is missing or that another version wrote."""
     try:
-        return None if text is None else Packing(**json.loads(text))
+        return None if text is None else Packing(**parse_json(text))
     except (ValueError, TypeError):
         return None
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
+from emollama.distributed.heartbeat import beat
 from emollama.errors import DownloadError, FileAbsent, ServerFailure, UserError
 from emollama.remote.downloads import Version
 from emollama.variables import HTTP_TIMEOUT
@@ -196,6 +197,7 @@ def _copy(response: Response, file: BinaryIO, size: int | None, timeout: float) 
         if not chunk:
             return
         file.write(chunk)
+        beat()
 
 
 def _reason(error: Exception, timeout: float) -> str:

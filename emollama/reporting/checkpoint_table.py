@@ -11,7 +11,7 @@ from typing import Any
 
 from emollama.data.csv_files import write_csv
 from emollama.errors import UserError
-from emollama.json_io import Notes, read_object
+from emollama.json_io import Notes, mapping, read_object
 from emollama.listing import abbreviated, listing
 from emollama.paths import PACKAGE, atomic_write
 from emollama.reporting.metric_table import MetricValue, best_subjects, metric_value, tables
@@ -86,15 +86,21 @@ class CheckpointTable:
     notes: Notes = field(default_factory=list)
 
 
-def read_records(folder: Path) -> list[CheckpointRow]:
-    """Read the evaluated models in order: the start of the training, epochs, then files that the user named."""
-    rows = [parse(CheckpointRow, content) for path in folder.glob(f"*/{RECORD}") if (content := read_object(path, []))]
+def read_records(folder: Path, notes: Notes) -> list[CheckpointRow]:
+    """Read the evaluated models in order: the start of the training, epochs, then files that the user named.
+
+    Args:
+        folder: folder of the results.
+        notes: receives messages about records that cannot be read.
+    """
+    rows = [parse(CheckpointRow, content) for path in folder.glob(f"*/{RECORD}") if (content := read_object(path, notes))]
     return sorted(rows, key=lambda row: (row.epoch is None, row.epoch or 0, row.label))
 
 
 def missing(folder: Path, row: CheckpointRow) -> dict[str, str]:
-    """Return the metrics files, by block, that a row needs and that do not exist."""
-    return {block: str(path) for block in row.blocks if not (path := _metrics_file(folder, row, block)).is_file()}
+    """Return the metrics files, by block, that a row needs and that do not exist or are damaged."""
+    paths = {block: _metrics_file(folder, row, block) for block in row.blocks}
+    return {block: str(path) for block, path in paths.items() if not mapping(read_object(path, []).get("tasks"))}
 
 
 def _metrics_file(folder: Path, row: CheckpointRow, block: str) -> Path:
@@ -113,15 +119,16 @@ def read_checkpoint_table(folder: Path, basis: Fingerprint | None = None) -> Che
     """
     notes: Notes = []
     basis = basis or parse(CheckpointSummary, read_object(folder / SUMMARY, notes)).basis
-    records = read_records(folder)
+    records = read_records(folder, notes)
     rows = [row for row in records if row.basis == basis]
     if not rows:
         remedy = "Run the command without --table-only, or specify the folder with --output."
-        raise UserError(f"'{folder}' contains no evaluated checkpoints. {remedy}")
+        problems = "".join(f" {note}." for note in notes)
+        raise UserError(f"'{folder}' contains no evaluated checkpoints.{problems} {remedy}")
     if left_out := [row.label for row in records if row not in rows]:
         notes.append(f"left out, because they were evaluated with another configuration or other data: {abbreviated(left_out)}")
     if missing_files := list(chain(*(missing(folder, row).values() for row in rows))):
-        raise UserError(f"{listing(missing_files, 'missing metrics file')}. Run the command without --table-only.")
+        raise UserError(f"{listing(missing_files, 'missing or damaged metrics file')}. Run the command without --table-only.")
     values_by_key = {row.label: dict(_metrics(folder, row, notes)) for row in rows}
     keys = list(dict.fromkeys(chain(*values_by_key.values())))
     if not keys:

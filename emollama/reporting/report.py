@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from emollama.disk import remedy
 from emollama.errors import UserError
 from emollama.json_io import text
 from emollama.logs.logger import get_logger
@@ -76,7 +78,7 @@ def write_report_if_possible(folder: Path) -> Path | None:
     except Exception as error:
         # A run of several days must not fail because a chart cannot be drawn.
         text = "cannot write the report: %s: %s. Try again with: emollama report %s"
-        get_logger().warning(text, type(error).__name__, error, folder)
+        get_logger().warning(text, type(error).__name__, error, shlex.quote(str(folder)))
         return None
 
 
@@ -101,8 +103,8 @@ def _write(folder: Path, page: str, pictures: dict[str, bytes]) -> Path:
         with atomic_write(folder / NAME) as file:
             file.write(page)
     except OSError as error:
-        remedy = "Free disk space, or copy the run to another disk."
-        raise UserError(f"cannot write '{folder / NAME}': {error.strerror}. {remedy}") from None
+        what = remedy(error, "copy the run to another disk")
+        raise UserError(f"cannot write '{folder / NAME}': {error.strerror}. {what}") from None
     return folder / NAME
 
 

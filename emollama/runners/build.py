@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emollama import checkpoint
+from emollama import checkpoint, checkpoint_average
 from emollama.checkpoint_files import require_checkpoint_file, require_language_model
 from emollama.components import Model
 from emollama.config import RunConfig
@@ -117,7 +117,7 @@ def checkpoint_tensors(
         for note in notes:
             get_logger().info("%s", note)
         members.append(content["model"])
-    return members if ensemble or len(members) < 2 else [checkpoint.mean(members)]
+    return members if ensemble or len(members) < 2 else [checkpoint_average.mean(members)]
 
 
 def _sources(config: RunConfig, resumed: dict[str, Any] | None) -> tuple[list[str], list[str]]:

@@ -66,7 +66,7 @@ def newest(folder: Path) -> tuple[Path | None, dict[Path, str]]:
     for path in sorted(steps.keys() - problems.keys(), key=lambda path: (-steps[path], path.name == checkpoint.BEST)):
         if checkpoint.is_intact(path) is not False:
             return path, problems
-        problems[path] = f"its SHA-256 differs from {checkpoint.digest_path(path).name}"
+        problems[path] = checkpoint.damage(path).rstrip(".")
     return None, problems
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,8 +24,9 @@ from emollama.evaluation.prediction_files import write_metrics, write_prediction
 from emollama.evaluation.predictions import Prediction
 from emollama.evaluation.scoring import Scoring
 from emollama.listing import abbreviated, listing
+from emollama.logs.log_files import WriteFailures
 from emollama.logs.logger import get_logger
-from emollama.run_folder import PredictionRecord, predictions_file
+from emollama.run_folder import PredictionRecord, metrics_file, predictions_file
 from emollama.runners.build import is_ensemble
 from emollama.runners.datasets import build_datasets
 from emollama.runners.partial_answers import PartialAnswers, identity_of
@@ -164,11 +166,15 @@ class Evaluation:
     source: str | None
     settings: Any
 
-    def run(self, folder: Path) -> Outcome:
+    def run(self, folder: Path, failures: WriteFailures | None = None) -> Outcome:
         """Predict and score every block, and write predictions and metrics into a folder.
 
         If a judge cannot be reached, its metrics are None. Until all blocks are complete, the folder also contains the answers of
         each process, so that an interrupted evaluation continues from them.
+
+        Args:
+            folder: the folder.
+            failures: records errors of writing, which then do not end the evaluation.
 
         Raises:
             Stopped: If a process was asked to stop.
@@ -182,8 +188,10 @@ class Evaluation:
             partial_answers = PartialAnswers(folder, block_name, identity_of(settings, ()), world.rank, world.size)
             unfinished.append(partial_answers)
             predictions = self.prediction_runner.predict(block_name, block.dataset, block.options, partial_answers)
-            outcome.files.extend(world.on_rank_zero(partial(write_predictions, folder, block_name, predictions)))
-            metrics, unreachable, path = world.on_rank_zero(partial(self._score, folder, block_name, block, predictions))
+            write = partial(_write_predictions, folder, block_name, predictions, failures)
+            outcome.files.extend(world.on_rank_zero(write))
+            score = partial(self._score, folder, block_name, predictions, failures)
+            metrics, unreachable, path = world.on_rank_zero(score)
             outcome.metrics.update(metrics)
             outcome.unreachable.update(unreachable)
             outcome.files.append(path)
@@ -193,7 +201,7 @@ class Evaluation:
         return outcome
 
     def _score(
-        self, folder: Path, block_name: str, block: EvaluationSet, predictions: Sequence[PredictionRecord]
+        self, folder: Path, block_name: str, predictions: Sequence[PredictionRecord], failures: WriteFailures | None
     ) -> tuple[dict[str, float | None], dict[str, str], Path]:
         """Return metrics by their full names, the reason if the judge could not be reached, and the metrics file.
 
@@ -205,8 +213,10 @@ class Evaluation:
         try:
             # A judge can take hours. Its answers are stored, so that nothing is lost if it is interrupted.
             with STOP_REQUESTS.immediate():
-                scores = block.scoring.score(inputs, tolerant=True)
-            path = write_metrics(folder, block_name, scores, self.source)
+                scores = self.blocks[block_name].scoring.score(inputs, tolerant=True)
+            path = folder / metrics_file(block_name)
+            with _tolerated(failures, path):
+                write_metrics(folder, block_name, scores, self.source)
         except ComponentFailed as error:
             path = folder / predictions_file(block_name)
             text = f"{error} The predictions are in {path}; to score them later, use 'emollama score'."
@@ -217,3 +227,15 @@ class Evaluation:
         reasons = [score.judge["unreachable"] for score in scores.values() if "unreachable" in score.judge]
         unreachable = {block_name: reasons[0]} if reasons else {}
         return metrics, unreachable, path
+
+
+def _tolerated(failures: WriteFailures | None, path: Path) -> AbstractContextManager[None]:
+    return nullcontext() if failures is None else failures.tolerated(path)
+
+
+def _write_predictions(
+    folder: Path, block_name: str, predictions: Sequence[PredictionRecord], failures: WriteFailures | None
+) -> list[Path]:
+    with _tolerated(failures, folder / predictions_file(block_name)):
+        return write_predictions(folder, block_name, predictions)
+    return []

@@ -8,16 +8,24 @@ from itertools import chain
 from operator import attrgetter
 from typing import Any
 
-from emollama.components import Model, Task
+from emollama.components import EvaluationItem, Model, Task
 from emollama.data.dataset import SampleDataset
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.distributed.process_group import World
 from emollama.distributed.stop_requests import STOP_REQUESTS
 from emollama.errors import Stopped
 from emollama.logs.console import Progress
+from emollama.logs.logger import get_logger
+from emollama.memory import first_line, is_out_of_memory
 from emollama.precision import Precision
 from emollama.run_folder import PredictionRecord
+from emollama.runners import out_of_memory
 from emollama.runners.partial_answers import PartialAnswers
+
+TOO_LARGE = (
+    "evaluation block %s: out of memory (%s) with batch_size %d. The evaluation continues with smaller batches, and the answers"
+    " are the same. A smaller batch_size avoids the failed attempts."
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class PredictionRunner:
 
         Raises:
             Stopped: If a process was asked to stop.
+            UserError: If memory is exhausted by a batch of one item. Larger batches are halved; the answers are the same.
         """
         items = self.task.evaluation_items(dataset, options)
         texts = [dataset.user_text(item.index, item.task, item.instruction) for item in items]
@@ -68,18 +77,26 @@ class PredictionRunner:
         predictions: list[PredictionRecord] = []
         stopped = False
         with Progress(len(own), f"answering {block_name}", enabled=self.world.is_main) as bar, self.precision.autocast():
-            for first in range(0, len(own), dataset.cfg.batch_size):
-                part = own[first : first + dataset.cfg.batch_size]
-                answers = finished.get(tuple(part))
+            first, size = 0, dataset.cfg.batch_size
+            while part := own[first : first + size]:
+                answers: list[PredictionRecord] | Exception | None = finished.get(tuple(part))
                 if answers is None:
                     if stopped := self._stop_requested():
                         break
-                    batch = [items[index] for index in part]
-                    answers = self.task.predict(self.members, self.prompt, dataset, options, batch, self.seed)
-                    if partial:
+                    answers = self._predict_batch(dataset, options, [items[index] for index in part])
+                    if partial and isinstance(answers, list):
                         partial.append(part, answers)
-                predictions += answers
-                bar.update(len(part))
+                if isinstance(answers, list):
+                    predictions += answers
+                    first += len(part)
+                    bar.update(len(part))
+                    continue
+                if len(part) == 1:
+                    name, tokens = dataset.names()[items[part[0]].index], lengths[part[0]]
+                    raise out_of_memory.prediction_error(answers, block_name, name, tokens, self.world)
+                if size == dataset.cfg.batch_size:
+                    get_logger().warning(TOO_LARGE, block_name, first_line(answers), size)
+                size = len(part) // 2
         if self.world.any(stopped):
             raise Stopped(f"{STOP_REQUESTS.agreed_reason(self.world)} while answering {block_name}")
         return sorted(chain(*self.world.gather(predictions)), key=attrgetter("name", "task"))
@@ -87,3 +104,18 @@ class PredictionRunner:
     def _stop_requested(self) -> bool:
         """Return whether any process was asked to stop, without waiting for the others."""
         return self.world.count("stop requests", int(bool(STOP_REQUESTS.reason))) > 0 or bool(STOP_REQUESTS.reason)
+
+    def _predict_batch(
+        self, dataset: SampleDataset, options: Any, batch: Sequence[EvaluationItem]
+    ) -> list[PredictionRecord] | Exception:
+        """Return the predictions for a batch, or the error if memory is exhausted."""
+        try:
+            return self.task.predict(self.members, self.prompt, dataset, options, batch, self.seed)
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+            # The frames of the traceback refer to the tensors of the batch.
+            failure = error.with_traceback(None)
+            failure.__context__ = failure.__cause__ = None
+        out_of_memory.free_unused()
+        return failure

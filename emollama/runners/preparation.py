@@ -16,10 +16,12 @@ from emollama.checkpoint_files import require_checkpoint_file, require_language_
 from emollama.components import Model
 from emollama.config import RunConfig
 from emollama.data.dataset import ClipsToPredict, SampleDataset
-from emollama.data.loader import BatchLayout
+from emollama.data.loader import BatchLayout, TrainingSamples, first_batch
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.sampling import MixtureSampler
+from emollama.data.workers import check_shared_memory
 from emollama.distributed.process_group import World
+from emollama.distributed.worker_variables import integer
 from emollama.errors import RemoteUserError, UserError
 from emollama.folder_lock import FolderLock, new_run_folder, released_after_error
 from emollama.logs import tracking
@@ -31,6 +33,7 @@ from emollama.runners import provenance
 from emollama.runners.build import build_models, checkpoint_paths, checkpoint_tensors
 from emollama.runners.datasets import batch_size, build_datasets, training_blocks, warn_of_untrained_slots
 from emollama.runners.evaluation import EvaluationSet, build_blocks, warn_of_training_samples
+from emollama.runners.folder_check import check_run_folder
 from emollama.runners.prediction_runner import PredictionRunner
 from emollama.runners.resume import require_job_id, resume_content, run_fields, sampling_fields
 from emollama.runners.validation import monitored_metric
@@ -164,6 +167,7 @@ class Preparation:
         if self.training:
             with self._collect_errors:
                 self._prepare_steps()
+                self.world.rank_zero_first(self._check_shared_memory)
         if problems:
             return
         with self._collect_errors:
@@ -186,7 +190,7 @@ class Preparation:
                 on_rank_zero(tracking.require)
         if self.clips is None:
             with self._collect_errors:
-                on_rank_zero(lambda: require_writable(self.folder, "run.output_dir"))
+                on_rank_zero(lambda: check_run_folder(self.folder))
         with self._collect_errors:
             on_rank_zero(lambda: require_language_model(model.llama_model))
             prompt_format = self.config.model_class.prompt_format
@@ -263,6 +267,16 @@ class Preparation:
                 f"run.max_epoch: the checkpoint to resume from is at step {self.first_step}, but this run ends at step {total}."
                 " Increase run.max_epoch."
             )
+
+    def _check_shared_memory(self) -> None:
+        """Check that /dev/shm has space for the batches of the data workers on this machine."""
+        run = self.config.run
+        if not run.num_workers:
+            return
+        samples = TrainingSamples(list(self.datasets.values()), self.prompt, self.sampler)
+        processes = integer("LOCAL_WORLD_SIZE", self.processes)
+        batch = first_batch(samples, self.layout, self.first_step)
+        check_shared_memory([batch], num_workers=run.num_workers, processes=processes, accumulate=run.accum_grad_iters)
 
     def _checkpoint_tensors(self) -> list[dict[str, Tensor]]:
         return checkpoint_tensors(self.config, self.precision, self.resumed, self.features, training=self.training)

@@ -65,6 +65,8 @@ RESUMABLE_OVERRIDES = (
     "run.save_best",
     "run.early_stop_patience",
     "run.show_clips",
+    "run.hang_minutes",
+    "run.stop_after_minutes",
     "run.allow_other_features",
 )
 POOLING = "datasets.*.features.*.pooling"  # changes the features, although all other keys of features are paths

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union
 
@@ -12,6 +13,8 @@ from emollama.dtypes import AmpDtype
 from emollama.errors import require_at_least
 from emollama.registry import LR_SCHEDULES
 
+MAX_NAME, MAX_BYTES = 200, 255  # characters of run.job_id, and bytes of a name in most file systems
+
 
 @dataclass
 class RunnerConfig:
@@ -20,7 +23,8 @@ class RunnerConfig:
     output_dir: str = "checkpoints/save_checkpoint"
     """Folder in which each run has its own folder."""
     job_id: str | None = None
-    """Name of this run's folder in output_dir. If null, the current time is used."""
+    """Name of this run's folder in output_dir: at most 200 printable characters, without / and not starting with a dot. If null,
+    the current time is used."""
     seed: int = 42
     """Random seed of initial weights, sample order, choice of tasks and instructions, and dropout."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
@@ -128,5 +132,30 @@ class RunnerConfig:
             raise ValueError(
                 f"beta2 ({self.beta2}) must be in [0, 1), and max_grad_norm ({self.max_grad_norm}) must be above 0 or null"
             )
-        if self.job_id is not None and (not self.job_id or "/" in self.job_id or self.job_id.startswith(".")):
-            raise ValueError(f"job_id {self.job_id!r} must be the name of a folder: without '/', and not starting with '.'")
+        if self.job_id is not None:
+            require_folder_name(self.job_id)
+
+
+def hang_seconds(cfg: RunnerConfig) -> float:
+    """Return the time in seconds after which a process stops waiting for a batch of its data workers; 0 waits forever.
+
+    It is shorter than ``hang_minutes``, because the error then names the sample that a worker reads.
+    """
+    return 0.8 * 60 * (cfg.hang_minutes or 0)
+
+
+def require_folder_name(job_id: str) -> None:
+    """Check that a name can be that of a run's folder.
+
+    Raises:
+        ValueError: If it is too long, has characters that are not printable, contains ``/``, or starts with ``.``.
+    """
+    if not job_id or "/" in job_id or job_id.startswith("."):
+        raise ValueError(f"job_id {job_id!r} must be the name of a folder: without '/', and not starting with '.'")
+    if not job_id.isprintable():
+        raise ValueError(f"job_id {job_id!r} contains characters that cannot be printed. Remove them")
+    if len(job_id) > MAX_NAME or len(os.fsencode(job_id)) > MAX_BYTES:
+        raise ValueError(
+            f"job_id has {len(job_id)} characters ({len(os.fsencode(job_id))} bytes). The name of a folder has at most {MAX_NAME}"
+            f" characters and {MAX_BYTES} bytes. Shorten it"
+        )

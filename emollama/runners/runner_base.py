@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from emollama import checkpoint, lr_schedules, optim
 from emollama.config import RunConfig, write_yaml
 from emollama.data.batch import Batch
-from emollama.data.loader import TrainingSamples, mix_seed, step_batches, training_loader
+from emollama.data.loader import TrainingSamples, WorkerOptions, mix_seed, step_batches, training_loader
+from emollama.data.workers import worker_errors
 from emollama.distributed import process_group
 from emollama.distributed.heartbeat import beat
 from emollama.distributed.process_group import World
@@ -26,12 +27,12 @@ from emollama.errors import Stopped
 from emollama.folder_lock import released_after_error
 from emollama.logs.logger import get_logger, log_metrics, set_up
 from emollama.logs.run_log import RunLog
-from emollama.runners import summary
+from emollama.runners import out_of_memory, summary
 from emollama.runners.build import checkpoint_paths
 from emollama.runners.checkpoints import RunCheckpoints
 from emollama.runners.evaluation import Evaluation, answer_settings
 from emollama.runners.preparation import ErrorCollector, Preparation
-from emollama.runners.run_config import RunnerConfig
+from emollama.runners.run_config import RunnerConfig, hang_seconds
 from emollama.runners.runner import WriteReport, no_report
 from emollama.runners.skipped_steps import SkippedSteps
 from emollama.runners.validation import Validation
@@ -127,7 +128,8 @@ class RunnerBase:
             if cfg.wandb_log:
                 self.world.on_rank_zero(lambda: log.track(cfg.wandb_project, self.config.unresolved()))
             log.hyper_parameters(summary.hyper_parameters(self.config), summary.scalar_tags(self.blocks))
-            self._train_steps(log, write_report)
+            with worker_errors(self.samples.reports, self.samples.description, hang_seconds(cfg)):
+                self._train_steps(log, write_report)
         best = self.validation.best() if self.validation else None
         summary.show_end(self, time.monotonic() - start_time, self._report(write_report), best)
         return self.folder
@@ -188,7 +190,8 @@ class RunnerBase:
                 break
             with log.waiting():
                 micro_batches = next(batches)
-            values = self._step(step, micro_batches)
+            with out_of_memory.reported(micro_batches, step, self.config, self.world):
+                values = self._step(step, micro_batches)
             self.skipped.require_below(self.cfg.max_skipped_steps, self.world, micro_batches)
             log.step(step, {"epoch": step // self.cfg.iters_per_epoch, **values}, samples=self.layout.global_batch)
             self.checkpoints.maybe_save(step + 1)
@@ -248,10 +251,8 @@ class RunnerBase:
 
     def _step_batches(self) -> Iterator[list[Batch]]:
         """Return an iterator over the micro-batches of each remaining step."""
-        workers, pin_memory = self.cfg.num_workers, self.world.device.type == "cuda"
-        loader = training_loader(
-            self.samples, self.layout, self.first_step, self.total_steps, num_workers=workers, pin_memory=pin_memory
-        )
+        options = WorkerOptions(self.cfg.num_workers, self.world.device.type == "cuda", hang_seconds(self.cfg))
+        loader = training_loader(self.samples, self.layout, options, first_step=self.first_step, end_step=self.total_steps)
         return step_batches(loader, self.cfg.accum_grad_iters)
 
     def _maybe_stop(self, completed_steps: int) -> None:
@@ -294,7 +295,5 @@ class RunnerBase:
         if resumed:
             self.optimizer.load_state_dict(resumed["optimizer"])
             self.precision.scaler.load_state_dict(resumed["scaler"])
-        self.validation: Validation | None = None
-        if cfg.evaluate:
-            evaluation = Evaluation(self.blocks, self.prediction_runner, None, answer_settings(self.config))
-            self.validation = Validation(cfg, evaluation, self.folder, self.first_step)
+        evaluation = Evaluation(self.blocks, self.prediction_runner, None, answer_settings(self.config))
+        self.validation = Validation(cfg, evaluation, self.folder, self.first_step) if cfg.evaluate else None

@@ -17,6 +17,7 @@ import torch
 from emollama.components import Model
 from emollama.config import RunConfig
 from emollama.config.layers import leaves
+from emollama.config.reading import option_of
 from emollama.data.dataset import SampleDataset
 from emollama.data.loader import BatchLayout
 from emollama.distributed.process_group import World
@@ -208,7 +209,9 @@ def _next_command(folder: Path, config: RunConfig, checkpoint: Path, processes: 
 
     def line(command: str, path: str, options: list[str]) -> str:
         number = ["--nproc", str(processes)] if processes > 1 else []
-        return shlex.join(["emollama", command, "--cfg-path", path, *number, "--options", f"model.ckpt={checkpoint}", *options])
+        return shlex.join(
+            ["emollama", command, "--cfg-path", path, *number, "--options", option_of("model.ckpt", str(checkpoint)), *options]
+        )
 
     files = dict.fromkeys(source for source in config.sources.values() if source not in ("default", "--options"))
     options = _path_options(config)
@@ -260,6 +263,6 @@ def _path_options(config: RunConfig) -> list[str]:
     for key, value in config.unresolved().get("paths", {}).items():
         variables = re.findall(r"\$\{oc\.env:(\w+)", str(value))
         if config.sources.get(f"paths.{key}") == "--options" or any(name in os.environ for name in variables):
-            text = "null" if resolved[key] is None else str(resolved[key]) or "''"
-            options.append(f"paths.{key}={text}")
+            value = resolved[key]
+            options.append(f"paths.{key}=null" if value is None else option_of(f"paths.{key}", str(value)))
     return options

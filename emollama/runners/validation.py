@@ -15,8 +15,9 @@ from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.evaluation.metrics import metric
 from emollama.listing import abbreviated
+from emollama.logs.entries import entries_before
 from emollama.logs.logger import get_logger
-from emollama.logs.run_log import RunLog, entries_before
+from emollama.logs.run_log import RunLog
 from emollama.paths import atomic_write
 from emollama.registry import METRICS
 from emollama.run_folder import EVALUATIONS, RESULT, PredictionRecord, ValidationRecord, epoch_folder, json_line, parse_all
@@ -43,6 +44,7 @@ class Validation:
         self._evaluation = evaluation
         self._world: World = evaluation.prediction_runner.world
         self._folder = folder
+        self._first_step = first_step
         self._key = self._world.on_rank_zero(lambda: monitored_metric(cfg, evaluation.blocks))
         self._metric = None if self._key is None else metric(self._key.rpartition("/")[2])
         earlier = self._world.on_rank_zero(lambda: entries_before(folder / EVALUATIONS, first_step))
@@ -75,7 +77,7 @@ class Validation:
         epoch = completed_steps // self._cfg.iters_per_epoch - 1
         model = self._evaluation.prediction_runner.members[0]
         model.eval()
-        outcome = self._evaluation.run(self._folder / RESULT / epoch_folder(epoch))
+        outcome = self._evaluation.run(self._folder / RESULT / epoch_folder(epoch), log.failures)
         model.train()
         value = None if self._key is None else outcome.metrics[self._key]
         values = [*self._values(), value]
@@ -87,7 +89,7 @@ class Validation:
             self._has_best_checkpoint = True
             get_logger().info("%s %.4f is the best so far: saved as %s", self._key, value, checkpoint.BEST)
         self._past.append(ValidationRecord(completed_steps - 1, epoch, outcome.metrics, is_best))
-        self._world.on_rank_zero(self._write)
+        self._world.on_rank_zero(lambda: self._write(log))
         examples = {block_name: self._examples(predictions) for block_name, predictions in outcome.predictions.items()}
         log.evaluation(completed_steps - 1, epoch, outcome.metrics, examples)
         if value is None and self._key is not None:
@@ -113,10 +115,15 @@ class Validation:
         Returns:
             Whether checkpoint_best.pth is now that of the best evaluation.
         """
-        index = self._index_of_best(self._values())
-        if index < 0 or not self._cfg.save_best:
+        index, path = self._index_of_best(self._values()), self._folder / checkpoint.BEST
+        if not self._cfg.save_best:
             return False
-        best, path = self._past[index], self._folder / checkpoint.BEST
+        if index < 0:
+            if 0 <= checkpoints.step_of(path) <= self._first_step:
+                text = "%s is the best checkpoint, but %s does not contain its evaluation: the next one counts as the best"
+                get_logger().warning(text, path, self._folder / EVALUATIONS)
+            return False
+        best = self._past[index]
         assert best.step is not None
         if checkpoints.step_of(path) == best.step + 1:
             return True
@@ -129,8 +136,9 @@ class Validation:
         get_logger().info("copied the checkpoint of epoch %d to %s, because it is the best", best.epoch, path)
         return True
 
-    def _write(self) -> None:
-        with atomic_write(self._folder / EVALUATIONS) as file:
+    def _write(self, log: RunLog) -> None:
+        path = self._folder / EVALUATIONS
+        with log.failures.tolerated(path), atomic_write(path) as file:
             file.writelines(map(json_line, self._past))
 
     def _examples(self, answers: Sequence[PredictionRecord]) -> list[PredictionRecord]:

@@ -125,7 +125,7 @@ class FolderSurvey:
         for path in self.files_named("config.json"):
             try:
                 model_type = json.loads(path.read_text(encoding="utf-8"))["model_type"]
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, RecursionError, KeyError, TypeError):
                 continue
             model_types[path.parent] = str(model_type)
         return model_types

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from emollama.disk import remedy
 from emollama.errors import UserError
 from emollama.paths import atomic_write, require_writable
 from emollama.stores.manifest import FILE, Manifest, differences
@@ -65,7 +66,7 @@ class FeatureCache:
             with atomic_write(os.path.join(self.folder, key), "wb", durable=False) as file:
                 np.save(file, vectors)
         except OSError as error:
-            _warn_once(self.folder, str(error.strerror))
+            _warn_once(self.folder, str(error.strerror), remedy(error, "set another folder"))
 
     def require_same_manifest(self, manifest: Manifest, key: str, *, write: bool) -> None:
         """Check that the cached features were computed as this manifest says.
@@ -79,26 +80,27 @@ class FeatureCache:
             UserError: If the features were computed differently (the message lists the differences), there is no readable
                 manifest, or the folder is not writable.
         """
-        remedy = f"Delete '{self.folder}' to compute the features again, or set another folder."
+        delete = f"Delete '{self.folder}' to compute the features again, or set another folder."
         try:
             stored = Manifest.read(self.folder)
         except UserError:
             raise UserError(
-                f"{key}: cannot read {FILE} in the folder, which records how its features were computed. {remedy}"
+                f"{key}: cannot read {FILE} in the folder, which records how its features were computed. {delete}"
             ) from None
         if stored is not None and (different := differences(stored.fields(), manifest.fields())):
-            raise UserError(f"{key}: the features in the folder were computed differently: {'; '.join(different)}. {remedy}")
+            raise UserError(f"{key}: the features in the folder were computed differently: {'; '.join(different)}. {delete}")
         if stored is None and any(Path(self.folder).glob("*/*.npy")):
-            raise UserError(f"{key}: the folder has features but no {FILE} that records how they were computed. {remedy}")
+            raise UserError(f"{key}: the folder has features but no {FILE} that records how they were computed. {delete}")
         require_writable(Path(self.folder), key)
         if stored is None and write:
             try:
                 manifest.write(self.folder)
             except OSError as error:
-                raise UserError(f"{key}: cannot write in '{self.folder}': {error.strerror}. Set another folder.") from None
+                what = remedy(error, "set another folder")
+                raise UserError(f"{key}: cannot write in '{self.folder}': {error.strerror}. {what}") from None
 
 
 @cache
-def _warn_once(folder: str, reason: str) -> None:
-    text = "%s: features cannot be cached (%s) and are computed again each time. Free disk space, or set another folder."
-    logging.getLogger("emollama").warning(text, folder, reason)
+def _warn_once(folder: str, reason: str, what: str) -> None:
+    text = "%s: features cannot be cached (%s) and are computed again each time. %s"
+    logging.getLogger("emollama").warning(text, folder, reason, what)

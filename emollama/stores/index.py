@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import sqlite3
 import threading
@@ -20,6 +21,7 @@ from uuid import uuid4
 
 import numpy as np
 
+from emollama.json_io import parse_json
 from emollama.paths import cache_folder
 
 _CACHE = "indexes-1"  # subfolder of the user's cache folder; with the version of the tables below
@@ -113,6 +115,7 @@ def open_cached(key: str, build: Callable[[], bytes]) -> Index:
             with suppress(OSError):
                 if path.stem.endswith(file_digest(path)):
                     return Index(path)
+            logging.getLogger("emollama").warning("%s: this index is damaged and is built again", path)
     content = build()
     if folder is not None:
         with suppress(OSError):
@@ -146,7 +149,7 @@ class Index:
             self._extents = self._execute("SELECT shard, kind, arrays, first, last FROM extents").fetchall()
         except sqlite3.Error as error:
             raise ValueError(f"not an index: {error}") from None
-        self.description: Any = json.loads(text)
+        self.description: Any = parse_json(text)
 
     def __len__(self) -> int:
         return sum(arrays for _, _, arrays, _, _ in self._extents)

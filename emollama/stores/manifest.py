@@ -7,7 +7,9 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from emollama.disk import remedy
 from emollama.errors import DownloadError, UserError
+from emollama.json_io import parse_json
 from emollama.paths import PATHS, atomic_write, read_text
 from emollama.stores import tars
 
@@ -55,23 +57,25 @@ class Manifest:
             store: a path for :func:`emollama.stores.store.open_store`.
 
         Raises:
-            UserError: If the file is not a manifest.
+            UserError: If the file cannot be read or is not a manifest.
         """
         pattern, _ = tars.split_slot(store)
         path = os.path.join(os.path.dirname(pattern) if pattern.endswith(".tar") else pattern, FILE)
         try:
-            if "{" in path or not PATHS.isfile(path):
+            if "{" in path or not PATHS.exists(path):
                 return None
             text = read_text(path)
         except (NotImplementedError, DownloadError):
             # It is not known whether this file, which is optional, exists at a remote location.
             return None
         try:
-            content = json.loads(text)
+            content = parse_json(text)
             if (content.pop("format"), content.pop("version")) != (FORMAT, VERSION):
                 raise ValueError("unknown format")
             attributes = {key: name for name, key in KEYS.items()}
             return cls(**{attributes.get(key, key): value for key, value in content.items()} | {"slots": tuple(content["slots"])})
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror or error}. {remedy(error)}") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             text = f"{path}: not a manifest of features ({error}). Extract the features again, or delete the file to disable"
             raise UserError(f"{text} its checks.") from None

@@ -21,7 +21,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from emollama.disk import remedy
 from emollama.errors import UserError
+from emollama.json_io import parse_json
 from emollama.paths import PATHS, read_text, sha256
 from emollama.stores import packed_v1
 from emollama.stores.index import Index, Location, build, file_digest, open_cached
@@ -213,7 +215,7 @@ def _read_metadata(root: Path) -> dict[str, Any]:
     if not path.is_file():
         raise _damaged(path, "missing")
     try:
-        metadata = json.loads(read_text(str(path)))
+        metadata = parse_json(read_text(str(path)))
     except ValueError as error:
         raise _damaged(path, f"not JSON: {error}") from None
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT or metadata.get("version") not in (1, VERSION):
@@ -259,8 +261,10 @@ def _open_index(root: Path, metadata: dict[str, Any]) -> Index:
 def _open_file(path: Path) -> Any:
     try:
         return open(path, "rb")
+    except FileNotFoundError:
+        raise _damaged(path, "missing") from None
     except OSError as error:
-        raise _damaged(path, str(error.strerror)) from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}. {remedy(error)}") from None
 
 
 def _damaged(path: Path, problem: str) -> UserError:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from emollama.disk import reason, remedy
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
 from emollama.paths import PATHS, temporary_prefix
@@ -206,7 +207,8 @@ def index_tars(path: str, output: Path | None) -> dict[Path, dict[str, int]]:
             tar_index.write(index, target)
             written[target] = index.skipped
         except OSError as error:
-            raise UserError(f"{shard}: cannot write '{target}': {error}. Set a folder for the indexes with --output.") from None
+            what = remedy(error, "set a folder for the indexes with --output")
+            raise UserError(f"{shard}: cannot write '{target}': {reason(error)}. {what}") from None
     return written
 
 
@@ -234,7 +236,7 @@ def _names(store: ArrayStore) -> Iterator[str]:
 
 
 def _raise_unreadable(error: OSError) -> None:
-    raise UserError(f"--source: cannot read '{error.filename}': {error.strerror}. Correct its permissions.")
+    raise UserError(f"--source: cannot read '{error.filename}': {error.strerror}. {remedy(error)}")
 
 
 def _lines(problems: list[str]) -> str:

@@ -25,6 +25,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from emollama.errors import DownloadError, FileAbsent, UserError
+from emollama.json_io import parse_json
 from emollama.listing import abbreviated
 from emollama.paths import PATHS, atomic_write
 from emollama.stores.npy import npy_header
@@ -156,7 +157,7 @@ def read(path: str) -> TarIndex:
     """
     try:
         with np.load(PATHS.get_local_path(path), allow_pickle=False) as arrays:
-            metadata: dict[str, Any] = json.loads(arrays["about"].tobytes())
+            metadata: dict[str, Any] = parse_json(arrays["about"].tobytes())
             if metadata["version"] not in (1, VERSION):
                 raise ValueError(f"version {metadata['version']}, expected 1 to {VERSION}")
             entries, ends, names = arrays["entries"], arrays["ends"].tolist(), arrays["names"].tobytes()

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from braceexpand import braceexpand
 
+from emollama.disk import remedy
 from emollama.errors import DownloadError, FileAbsent, UserError
 from emollama.paths import PATHS
 from emollama.remote.manager import is_remote
@@ -221,7 +222,7 @@ class TarStore:
         index = tar_index.read(self._indexes[shard_index])
         return {} if index.checksums is None else dict(zip(index.names, index.checksums.tolist(), strict=True))
 
-    def _map_shard(self, shard_index: int) -> mmap.mmap:
+    def _map_shard(self, shard_index: int) -> mmap.mmap | bytes:
         if shard_index in self._failed:
             raise self._failed[shard_index]
         try:
@@ -231,7 +232,9 @@ class TarStore:
             self._failed[shard_index] = error
             raise
         with open(path, "rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            # An empty file cannot be mapped.
+            is_empty = not os.fstat(file.fileno()).st_size
+            data = b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if len(data) != self._descriptions[shard_index].bytes:
             raise _stale_index(self._shards[shard_index])
         return data
@@ -243,7 +246,7 @@ class TarStore:
             data = self._shard(shard_index)
         except OSError as error:
             raise UserError(
-                f"{self._shards[shard_index]}: cannot be read: {error.strerror}. Correct the file or its permissions."
+                f"{self._shards[shard_index]}: cannot be read: {error.strerror or error}. {remedy(error, 'correct the path')}"
             ) from None
         if first is None or zlib.crc32(data[first.offset - self._layouts[first.kind].head : first.offset]) != first.checksum:
             raise _stale_index(self._shards[shard_index])
@@ -266,6 +269,9 @@ def _list_folder(path: str) -> list[str]:
         return list(PATHS.ls(path)) if PATHS.isdir(path) else []
     except NotImplementedError:
         # iopath cannot list this remote location.
+        return []
+    except PermissionError:
+        # A later check reports it with the configuration key.
         return []
 
 

@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from emollama.disk import remedy
 from emollama.errors import UserError
 from emollama.evaluation.judges.judge import JudgeUnreachable
 from emollama.paths import cache_folder, require_writable
@@ -83,9 +84,20 @@ class ReplyCache:
                 yield file
         except (sqlite3.Error, OSError) as error:
             raise JudgeUnreachable(
-                f"cache_path: cannot store the judge's replies in '{self.path}': {error}. "
-                "Free disk space, specify another file, or move a damaged file away (its questions are then asked again)."
+                f"cache_path: cannot store the judge's replies in '{self.path}': {error}. {_remedy(error)}"
             ) from None
+
+
+def _remedy(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return remedy(error, "specify another file")
+    # The lower eight bits are the kind of the error.
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return "Free disk space, or specify another file."
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return "Move this damaged file away (its questions are then asked again), or specify another file."
+    return "Check the file and its permissions, or specify another file."
 
 
 def _user_cache() -> Path:
