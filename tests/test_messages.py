@@ -315,7 +315,7 @@ def test_an_unusable_synonym_file_is_reported_with_its_name(tmp_path, monkeypatc
     Path("words.csv").write_text("name,openset\na,['happy']\n")
     Path("metrics.json").write_text("[1]")
     text = refused_score("--predictions", "words.csv", "--truth", "words.csv", "--synonyms", "metrics.json")
-    assert text.startswith("metrics.json: expected a list of groups")
+    assert text.startswith("metrics.json: expected groups of words")
 
 
 # Files that do not exist
