@@ -142,6 +142,18 @@ def test_a_time_limit_stops_a_run_with_the_documented_status(tmp_path, launch):
     assert (tmp_path / "out/run/checkpoint_last.pth").is_file()
 
 
+def test_data_workers_that_get_the_signal_too_do_not_disturb_the_stop(tmp_path, fork_server):
+    config = golden_config(tmp_path, run={"iters_per_epoch": 100_000, "num_workers": 2})
+    run = start("train.py", "--cfg-path", str(config))
+    wait_until(lambda: len(read_jsonl(tmp_path / "out/run/log.jsonl")) > 2, run)
+    os.killpg(run.pids[0], signal.SIGTERM)
+    completed = run.wait()
+    assert completed.returncode == 75, completed.stderr
+    assert "stopped by SIGTERM after " in completed.stderr and (tmp_path / "out/run/checkpoint_last.pth").is_file()
+    with pytest.raises(ProcessLookupError):
+        os.killpg(run.pids[0], 0)
+
+
 def test_a_second_signal_ends_a_process_at_once(tmp_path, fork_server):
     config = golden_config(tmp_path)
     run = start(str(ROOT / "tests/workers/faulty_training.py"), "hang", "0", "3", "--cfg-path", str(config))

@@ -37,6 +37,7 @@ class StopRequests:
         self._signal = ""
         self._deadline = float("inf")
         self._deferred = False
+        self._handling = False
 
     @property
     def reason(self) -> str:
@@ -62,6 +63,7 @@ class StopRequests:
             yield
             return
         before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._handling = True
         # Python runs its handlers in the main thread, which can be blocked in a library. A thread sees the signals at once.
         received, sent = os.pipe()
         os.set_blocking(sent, False)
@@ -70,6 +72,7 @@ class StopRequests:
         try:
             yield
         finally:
+            self._handling = False
             signal.set_wakeup_fd(wakeup)
             os.close(sent)
             for number, handler in before.items():
@@ -100,6 +103,17 @@ class StopRequests:
         finally:
             self._deferred = before
 
+    def leave_to_parent(self) -> None:
+        """In a forked child, such as a data worker, ignore the signals, because the parent decides what its children do.
+
+        Batch systems send the signals to all processes of a job. A second SIGTERM ends the child.
+        """
+        if self._handling:
+            # The pipe is that of the parent, which would count the signals of its children.
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._signal = self._signal or signal.Signals(number).name
         if not self._deferred:
@@ -107,6 +121,7 @@ class StopRequests:
 
 
 STOP_REQUESTS = StopRequests()
+os.register_at_fork(after_in_child=STOP_REQUESTS.leave_to_parent)
 
 
 def _end_at_second_signal(received: int) -> None:
