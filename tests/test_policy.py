@@ -66,7 +66,8 @@ IMPORTS = {
     "lr_schedules": "registry suggestions",
     "checkpoint": "checkpoint_files disk errors listing optim paths",
     "config": "config.omegaconf_errors config.packaged disk errors listing paths registration registry suggestions",
-    "data": "config.packaged data.batch disk errors listing logs.console memory paths remote stores suggestions",
+    "data": "config.packaged data.batch disk distributed.stop_requests errors listing logs.console memory paths remote stores"
+    " suggestions",
     "evaluation": "component_errors data disk errors listing logs.console paths registry run_folder suggestions",
     "media": "data disk errors listing paths",
     "components": "data data.batch evaluation run_folder stores",
