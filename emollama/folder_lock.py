@@ -90,8 +90,10 @@ class FolderLock:
             os.close(descriptor)
         self.previous = _holder(descriptor)
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now().isoformat(" ", "seconds")}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        # Without space on the disk, messages cannot name the holder, but the lock works.
+        with suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
         return descriptor
 
     def _lock(self, descriptor: int, key: str) -> None:

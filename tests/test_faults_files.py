@@ -26,6 +26,7 @@ from emollama.errors import UserError
 from emollama.evaluation.judges.cache import Reply, ReplyCache
 from emollama.extraction import failures
 from emollama.logs import tracking
+from emollama.runners.checkpoints import RunCheckpoints
 from emollama.runners.runner_base import RunnerBase
 from emollama.stores.feature_cache import FeatureCache
 from emollama.stores.manifest import Manifest
@@ -330,7 +331,7 @@ def test_training_continues_on_a_full_disk_and_logs_again_when_there_is_space(tm
 
 def test_an_evaluation_on_a_full_disk_does_not_end_the_training(tmp_path, emollama, monkeypatch):
     """The checkpoint still fits; the answers, metrics, eval.jsonl and the report do not."""
-    save = RunnerBase._save
+    save = RunCheckpoints.save
 
     with small_disk("8m") as disk:
 
@@ -338,7 +339,7 @@ def test_an_evaluation_on_a_full_disk_does_not_end_the_training(tmp_path, emolla
             save(self, name, completed_steps)
             fill(disk)
 
-        monkeypatch.setattr(RunnerBase, "_save", save_and_fill)
+        monkeypatch.setattr(RunCheckpoints, "save", save_and_fill)
         path = write(tmp_path, training(tmp_path, output_dir=str(disk / "out"), iters_per_epoch=2))
         completed = emollama("train", "--cfg-path", path)
         assert completed.returncode == 0 and "Traceback" not in completed.stderr, completed.stderr

@@ -185,7 +185,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(kind, finished, tmp_p
 def test_a_folder_in_place_of_a_checkpoint_is_reported_before_training(finished, tmp_path, launch):
     completed = resumed(finished, tmp_path, lambda run: damage(run / "checkpoint_1.pth", "a folder"), launch)
     assert completed.returncode == 1 and "Traceback" not in completed.stderr
-    assert f"error: {tmp_path}/out/run/checkpoint_1.pth is a folder" in completed.stderr
+    assert f"error: {tmp_path}/out/run/checkpoint_1.pth: this folder has the name of a file" in completed.stderr
 
 
 def test_a_checkpoint_without_its_digest_is_used_with_a_warning(finished, tmp_path, launch):

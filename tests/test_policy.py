@@ -66,8 +66,8 @@ IMPORTS = {
     "lr_schedules": "registry suggestions",
     "checkpoint": "checkpoint_files disk errors listing optim paths",
     "config": "config.omegaconf_errors config.packaged disk errors listing paths registration registry suggestions",
-    "data": "config.packaged data.batch disk dtypes errors listing logs.console memory paths remote stores suggestions"
-    " text_encoding",
+    "data": "config.packaged data.batch disk distributed.stop_requests dtypes errors listing logs.console memory paths remote"
+    " stores suggestions text_encoding",
     "evaluation": "component_errors data disk errors listing logs.console paths registry run_folder suggestions",
     "media": "data disk errors listing paths",
     "components": "data data.batch evaluation run_folder stores",

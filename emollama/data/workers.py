@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from emollama.data.batch import Batch
+from emollama.distributed.stop_requests import STOP_REQUESTS
 from emollama.errors import UserError
 from emollama.memory import first_line, is_out_of_memory
 
@@ -95,6 +96,8 @@ class WorkerReports:
     def start(self, worker: int) -> None:
         """Prepare a data worker; ``worker_init_fn`` of the data loader."""
         torch.set_num_threads(1)
+        # torch has replaced the handlers that this process had after the fork.
+        STOP_REQUESTS.leave_to_parent()
         if self.folder is None:
             return
         with suppress(OSError):  # without these files, messages contain less

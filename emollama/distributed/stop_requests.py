@@ -108,7 +108,7 @@ class StopRequests:
 
         Batch systems send the signals to all processes of a job. A second SIGTERM ends the child.
         """
-        if self._handling:
+        if self._handling and threading.current_thread() is threading.main_thread():
             # The pipe is that of the parent, which would count the signals of its children.
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -37,9 +37,6 @@ class RemoteFiles(PathHandler):  # type: ignore[misc]
     def _isfile(self, path: str, **options: Any) -> bool:
         return self._downloads.exists(path)
 
-    def _exists(self, path: str, **options: Any) -> bool:
-        return self._downloads.exists(path)
-
 
 def handlers(folder: Callable[[], Path]) -> list[RemoteFiles]:
     """Return the handlers for HTTP and for object stores.

@@ -230,9 +230,6 @@ def _checkpoint_to_resume(configured: str | None, folder: Path) -> str | None:
                 " for this run."
             )
         return configured
-    for path in folder.glob("checkpoint_*.pth"):
-        if path.is_dir():
-            raise UserError(f"{path} is a folder, but this run saves checkpoints under such names. Move the folder elsewhere.")
     newest, problems = checkpoints.newest(folder)
     if newest is None and problems:
         reasons = abbreviated((f"{path.name}: {problem}" for path, problem in problems.items()), "; ")

@@ -62,23 +62,23 @@ class Manifest:
         pattern, _ = tars.split_slot(store)
         path = os.path.join(os.path.dirname(pattern) if pattern.endswith(".tar") else pattern, FILE)
         try:
-            if "{" in path or not PATHS.exists(path):
+            if "{" in path or not (PATHS.isfile(path) or os.path.lexists(path)):
                 return None
-            text = read_text(path)
+            content = parse_json(read_text(path))
         except (NotImplementedError, DownloadError):
             # It is not known whether this file, which is optional, exists at a remote location.
             return None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror or error}. {remedy(error)}") from None
+        except ValueError as error:
+            raise _not_a_manifest(path, error) from None
         try:
-            content = parse_json(text)
             if (content.pop("format"), content.pop("version")) != (FORMAT, VERSION):
                 raise ValueError("unknown format")
             attributes = {key: name for name, key in KEYS.items()}
             return cls(**{attributes.get(key, key): value for key, value in content.items()} | {"slots": tuple(content["slots"])})
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror or error}. {remedy(error)}") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            text = f"{path}: not a manifest of features ({error}). Extract the features again, or delete the file to disable"
-            raise UserError(f"{text} its checks.") from None
+            raise _not_a_manifest(path, error) from None
 
     def fields(self) -> dict[str, Any]:
         """Return everything that changes the values of features, by its name in messages."""
@@ -89,3 +89,8 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Return ``layers: [-1] and [-4, -3, -2, -1]`` for each field that differs or that only one of them has."""
     shown = {key: (one.get(key), other.get(key)) for key in {**one, **other}}
     return [f"{key}: {ours!r} and {theirs!r}" for key, (ours, theirs) in shown.items() if ours != theirs]
+
+
+def _not_a_manifest(path: str, error: Exception) -> UserError:
+    text = f"{path}: not a manifest of features ({error}). Extract the features again, or delete the file to disable its checks."
+    return UserError(text)
