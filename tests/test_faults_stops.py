@@ -142,6 +142,15 @@ def test_a_time_limit_stops_a_run_with_the_documented_status(tmp_path, launch):
     assert (tmp_path / "out/run/checkpoint_last.pth").is_file()
 
 
+def test_an_interrupt_that_python_ignores_ends_the_run_at_the_next_step(tmp_path, fork_server):
+    config = golden_config(tmp_path, run={"iters_per_epoch": 100_000})
+    run = start(str(ROOT / "tests/workers/faulty_training.py"), "ignored interrupt", "0", "3", "--cfg-path", str(config))
+    completed = run.wait()
+    assert completed.returncode == 130, completed.stderr
+    assert "Exception ignored" in completed.stderr
+    assert completed.stderr.splitlines()[-1] == "interrupted; this run has not saved a checkpoint yet"
+
+
 def test_data_workers_that_get_the_signal_too_do_not_disturb_the_stop(tmp_path, fork_server):
     config = golden_config(tmp_path, run={"iters_per_epoch": 100_000, "num_workers": 2})
     run = start("train.py", "--cfg-path", str(config))

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from emollama.distributed.worker_variables import integer, is_worker
 from emollama.errors import Stopped
@@ -37,11 +37,18 @@ class StopRequests:
         self._signal = ""
         self._deadline = float("inf")
         self._deferred = False
-        self._handling = False
+        self._handling = self._interrupted = False
 
     @property
     def reason(self) -> str:
-        """The name of the signal, or of the key with the time limit, that asks this process to stop; "" if nothing does."""
+        """The name of the signal, or of the key with the time limit, that asks this process to stop; "" if nothing does.
+
+        Raises:
+            KeyboardInterrupt: If the user has pressed Ctrl-C. Python ignores the exception of its handler if the handler runs in
+                a callback, such as the finalizer of an object.
+        """
+        if self._interrupted:
+            raise KeyboardInterrupt
         return self._signal or ("run.stop_after_minutes" if time.monotonic() > self._deadline else "")
 
     def agreed_reason(self, world: World) -> str:
@@ -62,7 +69,9 @@ class StopRequests:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        before: dict[int, Any] = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            before[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
         self._handling = True
         # Python runs its handlers in the main thread, which can be blocked in a library. A thread sees the signals at once.
         received, sent = os.pipe()
@@ -77,7 +86,7 @@ class StopRequests:
             os.close(sent)
             for number, handler in before.items():
                 signal.signal(number, handler)
-            self._signal, self._deadline = "", float("inf")
+            self._signal, self._deadline, self._interrupted = "", float("inf"), False
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -113,6 +122,10 @@ class StopRequests:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._signal = self._signal or signal.Signals(number).name

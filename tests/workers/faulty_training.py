@@ -22,12 +22,22 @@ RANK, STEP = int(sys.argv.pop(1)), int(sys.argv.pop(1))
 step_without_fault = RunnerBase._step
 
 
+class Finalized:
+    """Its finalizer gets the signal of Ctrl-C, and Python ignores the exception there."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)
+
+
 def fault(runner: Any) -> None:
     """Let this process fail."""
     if FAULT == "error":
         raise ValueError("the fault of the test")
     if FAULT == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if FAULT == "ignored interrupt":
+        Finalized()
     if FAULT == "hang":
         time.sleep(3600)
     if FAULT == "hang in a library":  # which does not release the global interpreter lock
