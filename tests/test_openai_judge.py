@@ -424,7 +424,8 @@ def test_interrupted_scoring_resumes_where_it_stopped(built):
             built(server.url, concurrency=1).clue_overlap(pairs(20))
         judge = built(server.url)
         assert [verdict.score for verdict in judge.clue_overlap(pairs(20))] == [5] * 7 + [6] * 13
-    assert len(server.calls) == 20 + 1
+    # The first judge may have sent one more question by the time it stops, and it does not wait for the reply.
+    assert 20 + 1 <= len(server.calls) <= 20 + 2
     assert judge.usage()["cached"] >= 7
     assert judge.usage()["cached"] + judge.usage()["calls"] == 20
 
