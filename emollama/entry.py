@@ -77,10 +77,8 @@ def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> i
         if os.environ.get("RANK", "0") == "0" and not os.environ.keys() & {LAUNCHER, STEP}:
             _print(str(stopped) or when_interrupted)
         if isinstance(stopped, Stopped):
-            if worker:
-                write_stop(str(stopped))
             # A launcher would report a failure, or restart the processes, if a worker had another status.
-            return 0 if worker else stopped.STATUS
+            return 0 if worker and write_stop(str(stopped)) else stopped.STATUS
         number = stopped.signal_number if isinstance(stopped, Interrupted) else (received or [signal.SIGINT])[0]
         return 128 + number
     except Exception as error:
@@ -180,7 +178,7 @@ def _print(text: str) -> None:
 
 @contextlib.contextmanager
 def _terminable(received: list[int], *, enabled: bool) -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does, and record the signal. Workers end without a message instead."""
+    """Let SIGTERM and SIGUSR1 raise KeyboardInterrupt, as Ctrl-C does, and record them. Workers end without a message instead."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         received.append(number)
@@ -189,11 +187,12 @@ def _terminable(received: list[int], *, enabled: bool) -> Iterator[None]:
     if not enabled or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _leave_process_group() -> bool:

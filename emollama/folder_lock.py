@@ -1,7 +1,8 @@
 """Locks of folders, so that two runs never write into the same one.
 
 A lock is a POSIX record lock (``fcntl.lockf``) on the file ``.lock`` in the folder. The system releases it when its process ends
-in any way, child processes do not inherit it, and NFS shares it between machines. The file names the holder for messages only.
+in any way, child processes do not inherit it, and NFS shares it between machines, unless it is mounted with ``nolock`` or
+``local_lock``. The file names the holder for messages only.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import itertools
 import json
 import os
 import socket
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
+from emollama.disk import remedy
 from emollama.errors import UserError
 from emollama.paths import require_writable
 
@@ -66,8 +69,10 @@ class FolderLock:
     def release(self) -> None:
         """Release the lock, and remove the folder if this lock created it and it is empty."""
         if _OWN.get(self._path) == self._descriptor:
-            # The file is removed while the lock is held, so that no other process holds a lock on it.
-            self._path.unlink(missing_ok=True)
+            # The file is removed while the lock is held, so that no other process holds a lock on it. If somebody has deleted it
+            # before, the file is that of another process.
+            if _is_same_file(self._descriptor, self._path):
+                self._path.unlink(missing_ok=True)
             self._release_own()
             remove_if_empty(self._created)
 
@@ -78,8 +83,17 @@ class FolderLock:
     def _acquire(self, key: str) -> int:
         """Lock the file, write this process into it, and return its descriptor."""
         while True:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+            except FileNotFoundError:
+                # Another process has created the folder, failed, and removed it again.
+                self._created = [*create_folders(self.folder), *self._created]
+                continue
+            except OSError as error:
+                raise UserError(f"{key}: cannot write '{self._path}': {error.strerror}. {remedy(error)}") from None
+            try:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise UserError(f"{key}: '{self._path}' is not a regular file. Delete it.")
                 self._lock(descriptor, key)
                 # Between the two calls, the previous holder may have removed the file.
                 if _is_same_file(descriptor, self._path):
@@ -105,8 +119,8 @@ class FolderLock:
             elif error.errno in HELD:
                 holder = _holder(descriptor) or "another process"
                 raise UserError(
-                    f"{key}: '{self.folder}' is in use: {holder} is writing to it. Wait until that process ends, or specify"
-                    " another folder."
+                    f"{key}: '{self.folder}' is in use: {holder} is writing to it. Wait until that process ends, or set another"
+                    f" {key}."
                 ) from None
             else:
                 raise UserError(f"{key}: cannot lock '{self._path}': {error.strerror}. Specify another folder.") from None

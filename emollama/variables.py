@@ -8,3 +8,5 @@ JOB_ID = "EMOLLAMA_JOB_ID"
 STEP = "EMOLLAMA_STEP"
 # Seconds after which a download by HTTP is tried again if the server sends nothing.
 HTTP_TIMEOUT = "EMOLLAMA_HTTP_TIMEOUT"
+# Unix time at which run.stop_after_minutes ends, which the launcher sets for its workers.
+STOP_AT = "EMOLLAMA_STOP_AT"

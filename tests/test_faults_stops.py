@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
+import zlib
+from pathlib import Path
 
+import numpy as np
 import pytest
 from ranks import HANG, start
-from running import ROOT, command, environment, golden_config, read_jsonl
+from running import GOLDEN, ROOT, command, environment, golden_config, read_jsonl
 from test_faults_folders import assert_equal_tensors, wait_until
+
+from emollama.distributed.stop_requests import SAME_REQUEST_SECONDS
 
 pytestmark = pytest.mark.faults
 SCRIPT = str(ROOT / "tests/workers/interrupted_training.py")
@@ -81,17 +87,14 @@ def test_a_run_that_sigterm_stopped_continues_bit_identically(point, number, uni
 
 
 def test_a_run_that_sigterm_stopped_at_random_moments_continues_bit_identically(uninterrupted, tmp_path, fork_server):
-    config, stops = configured(tmp_path), 0
-    delays = random.Random(0)
+    config, moments = configured(tmp_path), random.Random(0)
     for _ in range(10):
         run = start("train.py", "--cfg-path", str(config), processes=2)
         wait_until(lambda run=run: "samples per step" in run.stderr() or run.poll() is not None, run)
-        time.sleep(delays.uniform(0, 0.3))
+        time.sleep(moments.uniform(0, 0.3))
         run.send_signal(signal.SIGTERM)
         completed = run.wait()
         assert completed.returncode == 0, completed.stderr
-        stops += "stopped by SIGTERM" in completed.stderr
-    assert stops > 1
     assert run_two("train.py", "--cfg-path", config).returncode == 0
     assert_same_run(tmp_path / "out/run", uninterrupted)
 
@@ -111,7 +114,9 @@ def test_an_interrupted_evaluation_keeps_its_answers_and_continues(tmp_path, for
     path = result / ".answers_train_layout_0_of_2.jsonl"
     header, first, *others = kept[path.name]
     changed = json.loads(first)
+    del changed["checksum"]
     changed["answers"][0]["prediction"] = "a kept answer"
+    changed["checksum"] = zlib.crc32(json.dumps(changed, sort_keys=True).encode())
     path.write_text("\n".join([header, json.dumps(changed), *others, '{"items": [1,']))
     completed = run_two("train.py", *line)
     assert completed.returncode == 0, completed.stderr
@@ -120,17 +125,101 @@ def test_an_interrupted_evaluation_keeps_its_answers_and_continues(tmp_path, for
     assert not list(result.glob(".answers_*"))
 
 
-def test_the_answers_of_another_checkpoint_are_never_used(tmp_path, launch):
-    config = configured(tmp_path)
+# What an evaluation depends on: a change of each of them after an interruption.
+def new_features(folder):
+    for path in (folder / "data").glob("HL-UTT/*.npy"):
+        np.save(path, np.load(path) * 2)
+
+
+def new_language_model(folder):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "llama/model.safetensors")
+    save_file({name: tensor * 1.5 for name, tensor in tensors.items()}, folder / "llama/model.safetensors", {"format": "pt"})
+
+
+def new_checkpoint(folder):
+    import torch
+
+    content = torch.load(folder / "checkpoint.pth", weights_only=True)
+    content["model"] = {name: tensor * 1.5 for name, tensor in content["model"].items()}
+    torch.save(content, folder / "checkpoint.pth")
+
+
+CHANGES = {
+    "features": (new_features, []),
+    "language model": (new_language_model, []),
+    "checkpoint": (new_checkpoint, []),
+    "settings": (Path.exists, ["evaluation_datasets.train_layout.mask_slots=[audio]"]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_answers_of_another_evaluation_are_never_used(change, tmp_path, fork_server):
+    shutil.copytree(GOLDEN / "data", tmp_path / "data")
+    shutil.copytree(GOLDEN / "llama", tmp_path / "llama")
+    shutil.copy(GOLDEN / "checkpoint_slim.pth", tmp_path / "checkpoint.pth")
+    config, pids = configured(tmp_path), tmp_path / "pids"
+    config.write_text(config.read_text().replace(str(GOLDEN / "data"), str(tmp_path / "data")))
+    own = [f"model.llama_model={tmp_path}/llama", f"model.ckpt={tmp_path}/checkpoint.pth"]
+    line = ["--cfg-path", str(config), "--options", "run.evaluate_only=True", "evaluation_datasets.upstream=null", *own]
+    run = start(SCRIPT, "answers", "4", str(pids), *line)
+    pids.write_text(str(run.pids[0]))
+    assert run.wait().returncode == 75
+    function, options = CHANGES[change]
+    function(tmp_path)
+    for job_id in ("run", "fresh"):
+        completed = start("train.py", *line, *options, f"run.job_id={job_id}").wait()
+        assert completed.returncode == 0, completed.stderr
+        assert "continuing with" not in completed.stderr
+    continued, fresh = (read_jsonl(tmp_path / f"out/{name}/result/predictions_train_layout.jsonl") for name in ("run", "fresh"))
+    assert continued == fresh
+
+
+def test_answers_of_another_number_of_processes_do_not_stay(tmp_path, fork_server):
+    config, pids = configured(tmp_path), tmp_path / "pids"
     line = ["--cfg-path", str(config), "--options", "run.evaluate_only=True", "evaluation_datasets.upstream=null"]
-    result = tmp_path / "out/run/result"
-    result.mkdir(parents=True)
-    header = json.dumps({"identity": "another"})
-    wrong = {"items": [0, 1], "answers": [{"name": "wrong"}]}
-    (result / ".answers_train_layout_0_of_1.jsonl").write_text(f"{header}\n{json.dumps(wrong)}\n")
-    completed = launch("train.py", *line)
-    assert completed.returncode == 0, completed.stderr
-    assert "wrong" not in {row["name"] for row in read_jsonl(result / "predictions_train_layout.jsonl")}
+    run = start(SCRIPT, "answers", "2", str(pids), *line, processes=2)
+    pids.write_text(" ".join(map(str, run.pids)))
+    assert run.wait().returncode == 0
+    assert start("train.py", *line).wait().returncode == 0
+    assert not list((tmp_path / "out/run/result").glob(".answers_*"))
+
+
+def stopped_before_the_first_step(folder, config, *options):
+    run = start(SCRIPT, "first", "1", str(folder / "pids"), "--cfg-path", str(config), "--options", *options)
+    (folder / "pids").write_text(str(run.pids[0]))
+    completed = run.wait()
+    assert completed.returncode == 75, completed.stderr
+
+
+def test_a_run_that_resumes_from_an_earlier_step_never_returns_to_its_later_checkpoints(tmp_path, launch):
+    config = golden_config(tmp_path, run={"iters_per_epoch": 2, "max_epoch": 2})
+    assert launch("train.py", "--cfg-path", str(config)).returncode == 0
+    run = tmp_path / "out/run"
+    stopped_before_the_first_step(tmp_path, config, f"run.resume_ckpt_path={run}/checkpoint_0.pth", "run.max_epoch=3")
+    assert {path.name for path in run.glob("checkpoint_*.pth")} == {"checkpoint_0.pth"}
+    assert (run / "superseded/1_checkpoint_1.pth").is_file() and (run / "superseded/1_checkpoint_1.pth.sha256").is_file()
+    options = ["run.resume_ckpt_path=auto", "run.max_epoch=3"]
+    completed = launch("train.py", "--cfg-path", str(config), "--options", *options)
+    assert completed.returncode == 0 and f"resuming from {run}/checkpoint_0.pth" in completed.stderr
+    assert [row["step"] for row in read_jsonl(run / "log.jsonl")] == list(range(6))
+
+
+def test_a_run_that_resumes_from_another_folder_has_a_checkpoint_when_it_stops(tmp_path, launch):
+    config = golden_config(tmp_path, run={"iters_per_epoch": 2, "max_epoch": 2})
+    assert launch("train.py", "--cfg-path", str(config)).returncode == 0
+    source = f"run.resume_ckpt_path={tmp_path}/out/run/checkpoint_0.pth"
+    stopped_before_the_first_step(tmp_path, config, "run.job_id=other", source)
+    other = tmp_path / "out/other"
+    assert (other / "checkpoint_last.pth").is_file()
+    # A run that was killed before it saved leaves only its configuration and its log.
+    for path in other.glob("checkpoint_*"):
+        path.unlink()
+    completed = launch("train.py", "--cfg-path", str(config), "--options", "run.job_id=other", "run.resume_ckpt_path=auto")
+    assert completed.returncode == 1 and f"Set {source} to continue" in completed.stderr
+    completed = launch("train.py", "--cfg-path", str(config), "--options", "run.job_id=other", source)
+    assert completed.returncode == 0 and (other / "checkpoint_1.pth").is_file()
 
 
 def test_a_time_limit_stops_a_run_with_the_documented_status(tmp_path, launch):
@@ -168,7 +257,8 @@ def test_a_second_signal_ends_a_process_at_once(tmp_path, fork_server):
     run = start(str(ROOT / "tests/workers/faulty_training.py"), "hang", "0", "3", "--cfg-path", str(config))
     wait_until(lambda: len(read_jsonl(tmp_path / "out/run/log.jsonl")) == 3, run)
     run.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
+    run.send_signal(signal.SIGUSR1)  # the same request
+    time.sleep(SAME_REQUEST_SECONDS + 0.5)
     assert run.poll() is None
     run.send_signal(signal.SIGUSR1)
     assert run.wait().returncode == 128 + signal.SIGUSR1
@@ -200,6 +290,6 @@ def test_torchrun_with_the_documented_options_stops_a_run_and_does_not_restart_i
     config = golden_config(tmp_path, run={"iters_per_epoch": 100_000})
     line = command("train.py", "--cfg-path", str(config), processes=2)
     options = ["--max-restarts=3", "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "--shutdown-timeout=300"]
-    _, output = launched(tmp_path, signal.SIGUSR1, *line[:3], *options, *line[3:])
-    assert output.count("stopped by SIGUSR1 after ") == 1 and output.count("run folder ") == 1
+    status, output = launched(tmp_path, signal.SIGUSR1, *line[:3], *options, *line[3:])
+    assert status == 1 and output.count("stopped by SIGUSR1 after ") == 1 and output.count("run folder ") == 1
     assert (tmp_path / "out/run/checkpoint_last.pth").is_file()

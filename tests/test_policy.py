@@ -43,11 +43,11 @@ IMPORTS = {
     "logs.console": "disk distributed errors logs.bars logs.verbosity",
     "remote": "distributed errors variables",
     "paths": "disk errors remote text_encoding variables",
-    "folder_lock": "errors paths",
+    "folder_lock": "disk errors paths",
     "precision": "dtypes",
     "demo.folder": "disk errors paths",
     "distributed.process_group": "distributed distributed.worker_variables errors optim",
-    "distributed.stop_requests": "distributed.process_group distributed.worker_variables errors",
+    "distributed.stop_requests": "distributed.process_group distributed.worker_variables errors variables",
     "distributed.worker_errors": "distributed.worker_variables errors variables",
     "distributed.watchdog": "distributed distributed.worker_errors distributed.worker_variables errors",
     "listing": "paths",
@@ -78,12 +78,12 @@ IMPORTS = {
     "reporting": "__init__ data disk errors evaluation json_io listing logs logs.console paths run_folder suggestions",
     "starter": "config data demo.folder errors media paths registration registry stores",
     "demo": "data demo.folder encoders errors logs logs.console media paths run_folder tensor_files variables",
-    "extraction": "__init__ config data datasets disk distributed.process_group encoders errors listing logs logs.console media"
-    " paths stores",
+    "extraction": "__init__ config data datasets disk distributed.process_group encoders errors listing logs logs.console"
+    " media paths stores",
     "models": "checkpoint_files component_errors components config data data.batch dtypes encoders errors json_io listing"
     " paths registry stores suggestions tensor_files",
-    "runners": "checkpoint checkpoint_average checkpoint_files component_errors components config data data.batch disk"
-    " distributed distributed.process_group distributed.stop_requests distributed.worker_variables dtypes encoders errors"
+    "runners": "__init__ checkpoint checkpoint_average checkpoint_files component_errors components config data data.batch"
+    " disk distributed distributed.process_group distributed.stop_requests distributed.worker_variables dtypes encoders errors"
     " evaluation folder_lock interface_check listing logs logs.console lr_schedules memory optim paths planning precision"
     " registry run_folder stores suggestions variables",
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning remote runners",

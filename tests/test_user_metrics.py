@@ -368,8 +368,9 @@ def test_predictions_are_written_before_a_metric_fails(module, tmp_path):
 
     import_user_modules([module("my_broken", INPUT.format(compute="return predictions[9]", value="pass"))])
     rows = [PredictionRecord(each.name, "reason", "?", each.text, None, None, None) for each in ANSWERS]
-    empty = SimpleNamespace(digest=str)
-    runner = SimpleNamespace(world=process_group.start("cpu"), predict=lambda *_: rows, members=(), prompt=empty)
+    empty = SimpleNamespace(digest=str, features=(), compute_dtype="fp32")
+    world = process_group.start("cpu")
+    runner = SimpleNamespace(world=world, predict=lambda *_: rows, members=(), prompt=empty, precision=empty)
     evaluation = Evaluation({"dev": EvaluationSet(empty, None, scoring("length"))}, runner, None, {})
     text = refusal(evaluation.run, tmp_path / "result")
     path = tmp_path / "result/predictions_dev.jsonl"

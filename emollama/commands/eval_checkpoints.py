@@ -12,6 +12,7 @@ from typing import Any
 from emollama.commands import running
 from emollama.commands.arguments import pairs
 from emollama.distributed.launcher import launch, processes_for
+from emollama.distributed.stop_requests import STOP_REQUESTS
 from emollama.errors import Stopped
 from emollama.logs.console import write
 
@@ -36,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate the checkpoints that are not evaluated yet, and write the table and the chart."""
+    with STOP_REQUESTS.handled():
+        _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> None:
     from emollama.reporting.checkpoint_table import read_checkpoint_table, write_checkpoint_table
 
     output = arguments.output or arguments.folder / f"sweep_{Path(arguments.cfg_path).stem}"

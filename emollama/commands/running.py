@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from emollama.folder_lock import new_run_folder, remove_if_empty
 from emollama.logs.console import write
 from emollama.paths import require_writable
 from emollama.run_folder import RESULT
-from emollama.variables import JOB_ID
+from emollama.variables import JOB_ID, STOP_AT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +42,12 @@ def run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
         KeyboardInterrupt: If a signal interrupted the run.
         Stopped: If the run stopped after SIGTERM, SIGUSR1 or ``run.stop_after_minutes``. Both messages say how to resume it.
     """
+    # Handled from the start, because importing torch takes seconds.
+    with STOP_REQUESTS.handled():
+        _run_model(arguments, evaluate=evaluate)
+
+
+def _run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
     from emollama.config import load
 
     config = load(arguments.cfg_path, arguments.options)
@@ -63,14 +70,23 @@ def run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
 
 @contextmanager
 def supervised(run: Any, processes: int) -> Iterator[None]:
-    """Handle requests to stop, and end this process if it hangs.
+    """Apply the time limit of a run, and end this process if it hangs.
 
     Args:
         run: the ``run`` block.
         processes: number of processes that this one launches, each of which watches itself; 1 if this process does the work.
     """
-    with STOP_REQUESTS.handled(run.stop_after_minutes), watching(run.hang_minutes if processes == 1 else None):
+    minutes = run.stop_after_minutes
+    if processes == 1:
+        with STOP_REQUESTS.limited(minutes), watching(run.hang_minutes):
+            yield
+        return
+    if minutes is not None:
+        os.environ[STOP_AT] = str(time.time() + 60 * minutes)
+    try:
         yield
+    finally:
+        os.environ.pop(STOP_AT, None)
 
 
 def _run(config: Any, *, training: bool) -> None:

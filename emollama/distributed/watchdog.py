@@ -21,6 +21,7 @@ from emollama.errors import UserError
 POLL_SECONDS = 10.0  # largest time between two looks at the progress
 MARGIN_SECONDS = 60.0  # after the limit, until the interpreter's own timer ends a process whose threads cannot run
 CONNECT_SECONDS = 30.0
+LARGE_READ = 2**26  # bytes; reading so much is progress, unlike the swapping of a process that waits
 EXIT_STATUS = 1
 
 
@@ -58,7 +59,8 @@ class _Watchdog:
         self._limit, self._end = limit, end
         self._poll = min(POLL_SECONDS, limit / 10)
         self._store: Any = None
-        self._published = beats() + _bytes_read()
+        self._published = beats() + _bytes_read() // LARGE_READ
+        self._total = 0
 
     def run(self) -> None:
         """Look at the progress until the context ends."""
@@ -84,11 +86,12 @@ class _Watchdog:
 
     def _progress(self) -> tuple[int, int]:
         """Return the progress of this process and the sum of that of all processes."""
-        own = beats() + _bytes_read()
+        own = beats() + _bytes_read() // LARGE_READ
         total = self._count("heartbeats", own - self._published)
         if total is not None:
-            self._published = own
-        return own, total or 0
+            # Without a connection, the last sum counts.
+            self._published, self._total = own, total
+        return own, self._total
 
     def _announced(self) -> bool:
         """Return whether another process found that the run hangs."""

@@ -80,11 +80,18 @@ def write_error(error: Exception) -> None:
         Path(name).unlink(missing_ok=True)
 
 
-def write_stop(reason: str) -> None:
-    """Tell the launcher that the run stopped because it was asked to, and was saved (:func:`read_stop`)."""
-    if name := os.environ.get(ERROR_FILE):
-        with suppress(OSError):
+def write_stop(reason: str) -> bool:
+    """Tell the launcher that the run stopped because it was asked to, and was saved (:func:`read_stop`).
+
+    Returns:
+        False if that is impossible, so that the launcher of this package would report that the run is complete.
+    """
+    try:
+        if name := os.environ.get(ERROR_FILE):
             Path(name).with_name(STOP_FILE).write_text(reason, encoding="utf-8")
+    except OSError:
+        return LAUNCHER not in os.environ
+    return True
 
 
 def read_stop(folder: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from functools import partial
@@ -9,9 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from emollama import checkpoint
 from emollama.distributed.process_group import World
+from emollama.errors import UserError
+from emollama.listing import abbreviated
+from emollama.logs.logger import get_logger
+from emollama.run_folder import CONFIG, LOG
 
 
 class RunCheckpoints:
@@ -22,14 +28,19 @@ class RunCheckpoints:
         folder: folder of the run.
         world: the processes; rank 0 writes.
         content: returns the content of a checkpoint after this number of steps.
-        saved_step: the step of the checkpoint from which the run was resumed, or None.
+        resumed_from: the checkpoint from which the run was resumed, or None.
     """
 
     def __init__(
-        self, cfg: Any, folder: Path, world: World, content: Callable[[int], dict[str, Any]], saved_step: int | None
+        self, cfg: Any, folder: Path, world: World, content: Callable[[int], dict[str, Any]], resumed_from: str | None
     ) -> None:
-        self._cfg, self._folder, self._world = cfg, folder, world
-        self._content, self._saved_step = content, saved_step
+        self._cfg, self._folder, self._world, self._content = cfg, folder, world, content
+        self._saved_step: int | None = None
+        # A checkpoint in another folder is not one of this run, whose folder must have a checkpoint when it stops.
+        if resumed_from and Path(resumed_from).resolve().parent == folder.resolve():
+            self._saved_step = step_of(Path(resumed_from))
+            if cfg.resume_ckpt_path != "auto":
+                world.on_rank_zero(partial(set_aside_later, folder, self._saved_step))
 
     def save(self, name: str, completed_steps: int) -> None:
         """Save a checkpoint after this number of steps."""
@@ -51,6 +62,64 @@ class RunCheckpoints:
         """Save checkpoint_last.pth unless there is a checkpoint of this step."""
         if self._saved_step != completed_steps:
             self.save(checkpoint.LAST, completed_steps)
+
+
+def checkpoint_to_resume(configured: str | None, folder: Path) -> str | None:
+    """Return the checkpoint from which a run starts; None for a new run.
+
+    Args:
+        configured: ``run.resume_ckpt_path``.
+        folder: the folder of the run.
+
+    Raises:
+        UserError: If the folder contains another run, or checkpoints that ``auto`` cannot use.
+    """
+    if configured != "auto":
+        resumes_it = configured is not None and Path(configured).resolve().parent == folder.resolve()
+        log = folder / LOG
+        # A run that was resumed from another folder, and was killed before it saved, is started again by the same command.
+        has_log = configured is None and log.is_file() and log.stat().st_size > 0
+        if not resumes_it and (has_log or any(folder.glob("checkpoint_*.pth"))):
+            raise UserError(
+                f"{folder} contains another run. Resume it with --options run.resume_ckpt_path=auto, or choose another run.job_id"
+                " for this run."
+            )
+        return configured
+    path, problems = newest(folder)
+    if path is None and problems:
+        reasons = abbreviated((f"{skipped.name}: {problem}" for skipped, problem in problems.items()), "; ")
+        raise UserError(
+            f"run.resume_ckpt_path: auto: no checkpoint in {folder} can be used ({reasons}). Copy a checkpoint of this run there,"
+            " or choose another run.job_id to start a new run."
+        )
+    for skipped, problem in problems.items():
+        get_logger().warning("%s is skipped: %s", skipped, problem)
+    if path is None:
+        _require_own_start(folder)
+        get_logger().info("resume_ckpt_path: auto: no checkpoint in %s, starting a new run", folder)
+        return None
+    if checkpoint.is_intact(path) is None:
+        text = "%s has no digest (%s), so it is unknown whether it was changed after it was saved"
+        get_logger().warning(text, path, checkpoint.digest_path(path).name)
+    get_logger().info("resume_ckpt_path: auto: resuming from %s", path)
+    return str(path)
+
+
+def _require_own_start(folder: Path) -> None:
+    """Check that the run in a folder without checkpoints did not resume from another folder.
+
+    Raises:
+        UserError: If it did.
+    """
+    try:
+        stored = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))["run"]["resume_ckpt_path"]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        return
+    if stored not in (None, "auto"):
+        raise UserError(
+            f"run.resume_ckpt_path: auto: the run in {folder} was resumed from {stored}, and has saved no checkpoint since. Set"
+            f" run.resume_ckpt_path={stored} to continue from there."
+        )
 
 
 def newest(folder: Path) -> tuple[Path | None, dict[Path, str]]:
@@ -84,3 +153,19 @@ def drop_old(folder: Path, keep_last: int) -> None:
     for epoch in sorted(epochs)[: -keep_last or None]:
         epochs[epoch].unlink()
         checkpoint.digest_path(epochs[epoch]).unlink(missing_ok=True)
+
+
+def set_aside_later(folder: Path, step: int) -> None:
+    """Move the checkpoints of later steps to the folder ``superseded``, when a run is resumed from an earlier one.
+
+    Otherwise, the next resumption would continue from them.
+    """
+    for path in sorted(folder.glob("checkpoint_*.pth")):
+        if step_of(path) > step:
+            target = folder / "superseded"
+            target.mkdir(exist_ok=True)
+            number = next(number for number in itertools.count(1) if not (target / f"{number}_{path.name}").exists())
+            for file in (checkpoint.digest_path(path), path):
+                if file.exists():
+                    file.rename(target / f"{number}_{file.name}")
+            get_logger().info("%s was moved to %s, because this run resumes from an earlier step", path.name, target)

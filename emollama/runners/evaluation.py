@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from emollama import __version__
 from emollama.component_errors import ComponentFailed
 from emollama.config import RunConfig
 from emollama.data.dataset import ClipsToPredict, SampleDataset
@@ -29,7 +31,7 @@ from emollama.logs.logger import get_logger
 from emollama.run_folder import PredictionRecord, metrics_file, predictions_file
 from emollama.runners.build import is_ensemble
 from emollama.runners.datasets import build_datasets
-from emollama.runners.partial_answers import PartialAnswers, identity_of
+from emollama.runners.partial_answers import PartialAnswers, file_stamps, identity_of, input_stamps
 from emollama.runners.prediction_runner import PredictionRunner
 
 
@@ -78,10 +80,17 @@ class Outcome:
 
 
 def answer_settings(config: RunConfig) -> dict[str, Any]:
-    """Return the parts of a configuration on which the answers of an evaluation depend."""
-    tree = config.resolved()
-    run = {key: tree["run"][key] for key in ("task", "seed", "amp", "amp_dtype", "device")}
-    return {"model": tree["model"], "run": run, "blocks": [tree.get("evaluation_datasets"), tree.get("datasets")]}
+    """Return everything on which the answers of an evaluation depend, besides the data and the trained tensors."""
+    tree, model = config.resolved(), config.model
+    weights = [model.llama_model, *(getattr(model, key, None) for key in ("vit_weights", "q_former_model"))]
+    modules = [getattr(sys.modules.get(name), "__file__", None) for name in tree.get("imports", [])]
+    return {
+        "model": tree["model"],
+        "run": {key: tree["run"][key] for key in ("task", "seed", "amp", "amp_dtype")},
+        "blocks": [tree.get("evaluation_datasets"), tree.get("datasets")],
+        "files": file_stamps(*weights, *modules),
+        "version": __version__,
+    }
 
 
 def build_blocks(config: RunConfig, *, check: bool, clips: ClipsToPredict | None = None) -> dict[str, EvaluationSet]:
@@ -184,8 +193,8 @@ class Evaluation:
         identity = world.on_rank_zero(lambda: identity_of(self.settings, self.prediction_runner.members))
         unfinished = []
         for block_name, block in self.blocks.items():
-            settings = [identity, block.dataset.digest(), self.prediction_runner.prompt.digest()]
-            partial_answers = PartialAnswers(folder, block_name, identity_of(settings, ()), world.rank, world.size)
+            block_identity = world.on_rank_zero(partial(self._identity, identity, block.dataset))
+            partial_answers = PartialAnswers(folder, block_name, block_identity, world.rank, world.size)
             unfinished.append(partial_answers)
             predictions = self.prediction_runner.predict(block_name, block.dataset, block.options, partial_answers)
             write = partial(_write_predictions, folder, block_name, predictions, failures)
@@ -199,6 +208,12 @@ class Evaluation:
         for partial_answers in unfinished:
             partial_answers.remove()
         return outcome
+
+    def _identity(self, identity: str, dataset: SampleDataset) -> str:
+        """Return a digest of everything on which the answers of a block depend."""
+        runner = self.prediction_runner
+        environment = [runner.world.device.type, runner.precision.compute_dtype]
+        return identity_of([identity, dataset.digest(), runner.prompt.digest(), input_stamps(dataset), environment], ())
 
     def _score(
         self, folder: Path, block_name: str, predictions: Sequence[PredictionRecord], failures: WriteFailures | None

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+import uuid
+import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import uint8
 
+from emollama.data.dataset import SampleDataset
+from emollama.data.features import Features
 from emollama.logs.logger import get_logger
 from emollama.optim import HasParameters, trainable
 from emollama.run_folder import PredictionRecord
 
-Batch = tuple[int, ...]  # positions of a batch's items in the list of all items
+BatchItems = tuple[int, ...]  # positions of a batch's items in the list of all items
 
 
 class PartialAnswers:
@@ -33,11 +39,12 @@ class PartialAnswers:
     """
 
     def __init__(self, folder: Path, block_name: str, identity: str, rank: int, size: int) -> None:
+        self._folder, self._block_name, self._rank = folder, block_name, rank
         self._path = folder / f".answers_{block_name}_{rank}_of_{size}.jsonl"
         self._header = {"identity": identity}
         self._writable = True
 
-    def read(self) -> dict[Batch, list[PredictionRecord]]:
+    def read(self) -> dict[BatchItems, list[PredictionRecord]]:
         """Return the answers of the batches that are finished, and prepare the file for further ones."""
         batches = self._read()
         # The file is written again, because its last line can be incomplete.
@@ -49,11 +56,13 @@ class PartialAnswers:
         self._write("a", [_line(items, answers)])
 
     def remove(self) -> None:
-        """Delete the file after the evaluation."""
-        if self._path.is_file():
-            self._path.unlink()
+        """Delete the file after the evaluation, and on rank 0 those of an earlier number of processes."""
+        others = self._folder.glob(f".answers_{glob.escape(self._block_name)}_*_of_*.jsonl") if self._rank == 0 else ()
+        with suppress(OSError):
+            for path in {self._path, *others}:
+                path.unlink(missing_ok=True)
 
-    def _read(self) -> dict[Batch, list[PredictionRecord]]:
+    def _read(self) -> dict[BatchItems, list[PredictionRecord]]:
         try:
             lines = self._path.read_text(encoding="utf-8").splitlines()
             if not lines or json.loads(lines[0]) != self._header:
@@ -64,6 +73,8 @@ class PartialAnswers:
         for line in lines[1:]:
             try:
                 content = json.loads(line)
+                if content.pop("checksum") != _checksum(content):
+                    continue
                 batches[tuple(content["items"])] = [PredictionRecord(**row) for row in content["answers"]]
             except (ValueError, KeyError, TypeError):
                 continue
@@ -83,14 +94,44 @@ class PartialAnswers:
 
 
 def _line(items: Sequence[int], answers: Sequence[PredictionRecord]) -> dict[str, Any]:
-    return {"items": list(items), "answers": list(map(asdict, answers))}
+    content = {"items": list(items), "answers": list(map(asdict, answers))}
+    return content | {"checksum": _checksum(content)}
+
+
+def _checksum(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def input_stamps(dataset: SampleDataset) -> list[Any]:
+    """Return numbers that change if an array, image or video of a dataset may have changed.
+
+    For a dataset whose inputs have no such numbers, they are random, so that its answers are never used again.
+    """
+    stamps: list[Any] = []
+    for source in dataset.features:
+        source_stamps = (
+            [source.store.stamp(name) for name in dataset.names() if name in source] if isinstance(source, Features) else [()]
+        )
+        stamps.append(source_stamps if all(source_stamps) else uuid.uuid4().hex)
+    return stamps
+
+
+def file_stamps(*paths: str | None) -> list[Any]:
+    """Return size, times and inode of files, and of the files in folders."""
+    files = [file for path in map(Path, filter(None, paths)) for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    stamps = []
+    for file in files:
+        with suppress(OSError):
+            status = file.stat()
+            stamps.append([str(file), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino])
+    return stamps
 
 
 def identity_of(settings: Any, members: Sequence[HasParameters]) -> str:
     """Return a digest of an evaluation: its settings, and the values of the tensors that were trained.
 
     Args:
-        settings: JSON values of the configuration and the data.
+        settings: JSON values of the configuration, the data and the environment.
         members: the model, or the members of an ensemble.
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())

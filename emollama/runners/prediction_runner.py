@@ -74,6 +74,8 @@ class PredictionRunner:
         by_length = sorted(range(len(items)), key=lambda index: -lengths[index])
         own = by_length[self.world.rank :: self.world.size]
         finished = partial.read() if partial else {}
+        if count := sum(map(len, finished)):
+            get_logger().info("%s: continuing with %d of %d answers of process %d", block_name, count, len(own), self.world.rank)
         predictions: list[PredictionRecord] = []
         stopped = False
         with Progress(len(own), f"answering {block_name}", enabled=self.world.is_main) as bar, self.precision.autocast():
@@ -103,7 +105,8 @@ class PredictionRunner:
 
     def _stop_requested(self) -> bool:
         """Return whether any process was asked to stop, without waiting for the others."""
-        return self.world.count("stop requests", int(bool(STOP_REQUESTS.reason))) > 0 or bool(STOP_REQUESTS.reason)
+        own = bool(STOP_REQUESTS.reason)
+        return self.world.count("stop requests", int(own)) > 0 or own
 
     def _predict_batch(
         self, dataset: SampleDataset, options: Any, batch: Sequence[EvaluationItem]

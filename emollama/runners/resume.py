@@ -20,10 +20,8 @@ from emollama.data.sampling import DatasetSampling
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.listing import abbreviated
-from emollama.logs.logger import get_logger
 from emollama.precision import Precision
-from emollama.run_folder import LOG
-from emollama.runners import checkpoints
+from emollama.runners.checkpoints import checkpoint_to_resume
 
 # Keys that can differ between a stored run and the run that resumes it: paths, intervals, workers, the number of epochs, and the
 # split of the global batch.
@@ -209,7 +207,7 @@ def resume_content(config: RunConfig, folder: Path, fields: dict[str, Any], worl
     Raises:
         UserError: If a new run would write into a folder with checkpoints, or the checkpoint belongs to a different run.
     """
-    path = world.on_rank_zero(lambda: _checkpoint_to_resume(config.run.resume_ckpt_path, folder))
+    path = world.on_rank_zero(lambda: checkpoint_to_resume(config.run.resume_ckpt_path, folder))
     if path is None:
         return None
 
@@ -219,34 +217,6 @@ def resume_content(config: RunConfig, folder: Path, fields: dict[str, Any], worl
         return content | {"path": path}
 
     return world.rank_zero_first(read)
-
-
-def _checkpoint_to_resume(configured: str | None, folder: Path) -> str | None:
-    if configured != "auto":
-        resumes_it = configured is not None and Path(configured).absolute().parent == folder.absolute()
-        if not resumes_it and (any(folder.glob("checkpoint_*.pth")) or (folder / LOG).exists()):
-            raise UserError(
-                f"{folder} contains another run. Resume it with --options run.resume_ckpt_path=auto, or choose another run.job_id"
-                " for this run."
-            )
-        return configured
-    newest, problems = checkpoints.newest(folder)
-    if newest is None and problems:
-        reasons = abbreviated((f"{path.name}: {problem}" for path, problem in problems.items()), "; ")
-        raise UserError(
-            f"run.resume_ckpt_path: auto: no checkpoint in {folder} can be used ({reasons}). Copy a checkpoint of this run there,"
-            " or choose another run.job_id to start a new run."
-        )
-    for path, problem in problems.items():
-        get_logger().warning("%s is skipped: %s", path, problem)
-    if newest is None:
-        get_logger().info("resume_ckpt_path: auto: no checkpoint in %s, starting a new run", folder)
-        return None
-    if checkpoint.is_intact(newest) is None:
-        text = "%s has no digest (%s), so it is unknown whether it was changed after it was saved"
-        get_logger().warning(text, newest, checkpoint.digest_path(newest).name)
-    get_logger().info("resume_ckpt_path: auto: resuming from %s", newest)
-    return str(newest)
 
 
 def _check_same_run(content: dict[str, Any], config: RunConfig, fields: dict[str, Any], path: str) -> None:

@@ -83,7 +83,7 @@ class RunnerConfig:
     """Number of most recent epoch checkpoints to keep. If null, all are kept."""
     stop_after_minutes: float | None = None
     """Time after which the run stops and saves a checkpoint, as after SIGTERM, so that it ends before a time limit of the batch
-    system. It counts from the start of the command. If null, there is no limit."""
+    system. It counts from the start of the command; with torchrun, from that of its processes. If null, there is no limit."""
     hang_minutes: float | None = 30
     """Minutes without progress after which a process prints the stacks of its threads and ends. If null, it waits forever."""
     resume_ckpt_path: str | None = None

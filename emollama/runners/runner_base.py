@@ -290,8 +290,7 @@ class RunnerBase:
             optim.trainable(self.model).items(), lr=cfg.init_lr, weight_decay=cfg.weight_decay, beta2=cfg.beta2
         )
         self.resumed_from = str(resumed["path"]) if resumed else None
-        saved_step = self.first_step if resumed else None
-        self.checkpoints = RunCheckpoints(cfg, self.folder, self.world, self._checkpoint_content, saved_step)
+        self.checkpoints = RunCheckpoints(cfg, self.folder, self.world, self._checkpoint_content, self.resumed_from)
         if resumed:
             self.optimizer.load_state_dict(resumed["optimizer"])
             self.precision.scaler.load_state_dict(resumed["scaler"])
