@@ -10,6 +10,7 @@ from pathlib import Path
 
 from emollama.commands.running import add_arguments
 from emollama.distributed.launcher import launch, processes_for
+from emollama.distributed.watchdog import watching
 from emollama.logs.console import write
 
 __all__ = ["add_arguments"]
@@ -40,6 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
         write(extraction.dry_run(processes))
         return
     try:
-        extraction.run()
+        with watching(config.run.hang_minutes):
+            extraction.run()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(WHEN_INTERRUPTED) from None

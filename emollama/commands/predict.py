@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from emollama.commands import running
 from emollama.distributed.launcher import launch, processes_for
+from emollama.distributed.watchdog import watching
 from emollama.logs.console import aligned, write
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
         return
     from emollama.inference.predict import predict
 
-    answers = predict(config, arguments.video, text=arguments.text, task=arguments.task)
+    with watching(config.run.hang_minutes):
+        answers = predict(config, arguments.video, text=arguments.text, task=arguments.task)
     for answer in answers if os.environ.get("RANK", "0") == "0" else ():
         write(json.dumps(asdict(answer), ensure_ascii=False) + "\n" if arguments.json else _answer_text(answer))
 
