@@ -23,6 +23,7 @@ from ranks import environment
 from small_disks import small_disk
 
 from emollama.data.features import Features
+from emollama.data.shard_properties import download_shards
 from emollama.data.slots import SlotShape
 from emollama.errors import DownloadError, FileAbsent, ServerFailure, UserError
 from emollama.heartbeat import beats
@@ -589,6 +590,16 @@ def test_unchanged_remote_tars_are_not_read_again_at_the_next_start(remote_corpu
             found.append(features.check(NAMES))
             assert reads.call_count == (len(NAMES) if len(found) == 1 else 0)
     assert found[0] == found[1] and not found[0].problems
+
+
+def test_tars_are_downloaded_before_data_workers_need_them_which_counts_as_progress(remote_corpus):
+    with serving(remote_corpus / "shards/eva") as server:
+        features = Features.open(f"{server.url}/shard-{{00000..00001}}.tar", ("image", "cls"), SlotShape(64, 176), KEY)
+        before = beats()
+        download_shards([features])
+        assert [server.bodies(f"/shard-0000{number}.tar") for number in (0, 1)] == [1, 1] and beats() > before
+        features.store.load(NAMES[0])
+        assert server.bodies("/shard-00000.tar") == 1
 
 
 def test_a_store_that_was_sent_to_another_process_does_not_ask_for_its_shards_again(remote_corpus):

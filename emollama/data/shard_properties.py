@@ -1,4 +1,4 @@
-"""What is known about all arrays of a store without reading them: members of tars that are not read, and digests of values."""
+"""Shards of features as a whole: their downloads, the members of tars that are not read, and digests of values."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from emollama.data.dataset import FeatureSource
 from emollama.data.features import Features
+from emollama.remote.manager import local_copy
 from emollama.stores.store import DigestedStore
 from emollama.stores.tar_index import skipped_note
 from emollama.stores.tars import TarStore
@@ -17,6 +18,18 @@ def skipped_members(features: Iterable[Features]) -> str:
     # Several slots may be read from the same shards.
     by_shard = {shard: counts for store in stores if isinstance(store, TarStore) for shard, counts in store.skipped.items()}
     return skipped_note(by_shard.values())
+
+
+def download_shards(features: Iterable[FeatureSource]) -> None:
+    """Download remote tars to this machine before a data worker needs them: a long download would look like a hanging worker.
+
+    Raises:
+        UserError: If a tar cannot be downloaded. The message names the configuration key.
+    """
+    for source in features:
+        if isinstance(source, Features) and isinstance(source.store, TarStore):
+            for shard in source.store.remote_shards:
+                local_copy(shard, source.key)
 
 
 def values_digests(features: Iterable[FeatureSource]) -> dict[str, str]:

@@ -220,6 +220,11 @@ class TarStore:
         return self._index.shards([name + self._suffix for name in names])
 
     @property
+    def remote_shards(self) -> list[str]:
+        """The shards at remote locations."""
+        return [shard for shard in self._shards if is_remote(shard)]
+
+    @property
     def skipped(self) -> dict[str, dict[str, int]]:
         """Shard -> number of members that are not arrays, by extension. They are not read."""
         return {shard: about.skipped for shard, about in zip(self._shards, self._descriptions, strict=True) if about.skipped}
@@ -241,9 +246,8 @@ class TarStore:
         try:
             path = PATHS.get_local_path(shard)
             data = map_file(path)
-            if len(data) != self._descriptions[shard_index].bytes:
-                raise _stale_index(shard)
-            if is_remote(shard) and not has_indexed_values(path, data, self._indexes[shard_index]):
+            is_indexed = len(data) == self._descriptions[shard_index].bytes
+            if not (is_indexed and (not is_remote(shard) or has_indexed_values(path, data, self._indexes[shard_index]))):
                 raise _stale_index(shard)
         except UserError as error:
             # Several attempts failed, or the whole shard was read. Each of its clips would take as long.
@@ -279,11 +283,8 @@ def _list_folder(path: str) -> list[str]:
     """Return the names of the files in a folder; an empty list if it does not exist."""
     try:
         return list(PATHS.ls(path)) if PATHS.isdir(path) else []
-    except NotImplementedError:
-        # iopath cannot list this remote location.
-        return []
-    except PermissionError:
-        # A later check reports it with the configuration key.
+    except (NotImplementedError, PermissionError):
+        # iopath cannot list this remote location, or a later check reports the permissions with the configuration key.
         return []
 
 
