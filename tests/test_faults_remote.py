@@ -16,12 +16,14 @@ from unittest.mock import Mock
 import fsspec
 import numpy as np
 import pytest
+import torch
 from file_server import drop, serving, silence, status
 from filelock import FileLock
 from helpers import FOLDERS, GOLDEN, NAMES, golden_tree, loaded, write
 from ranks import environment
 from small_disks import small_disk
 
+from emollama import checkpoint
 from emollama.data.features import Features
 from emollama.data.shard_properties import download_shards
 from emollama.data.slots import SlotShape
@@ -724,6 +726,25 @@ def test_a_run_resumes_from_its_copies_if_the_server_does_not_answer(trained, tm
     config = loaded(tmp_path, tree, "run.max_epoch=2", "run.accum_grad_iters=2")
     assert config.runner_class(config).first_step == 2
     assert "Using the copies of this server's files" in caplog.text
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_digests_of_values_and_is_resumed(trained, tmp_path, monkeypatch):
+    root, tree, _ = trained
+    shutil.copytree(root, tmp_path / "root")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "root/cache"))
+    for path in (tmp_path / "root/out/run").glob("checkpoint_*.pth"):
+        content = torch.load(path, weights_only=True)
+        fields = content[checkpoint.RESUME_FIELDS_KEY]
+        values = [name for name in fields if name.startswith("features of golden, ")]
+        assert len(values) == len(FOLDERS)
+        for name in values:
+            del fields[name]
+        torch.save(content, path)
+        checkpoint.digest_path(path).unlink()
+    tree = json.loads(json.dumps(tree))
+    tree["run"]["output_dir"] = str(tmp_path / "root/out")
+    config = loaded(tmp_path, tree, "run.max_epoch=2", "run.accum_grad_iters=2")
+    assert config.runner_class(config).first_step == 2
 
 
 # Other locations
