@@ -26,7 +26,7 @@ class FileServer:
         self.requests: list[str] = []
         self.spoil: dict[str, list[Callable[[Handler], None]]] = defaultdict(list)
         self.sends = {"ETag", "Last-Modified", "Content-Length"}
-        self.stopped = threading.Event()
+        self.stopped, self.lock = threading.Event(), threading.Lock()
         handler = functools.partial(Handler, self, directory=str(folder))
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -88,11 +88,14 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         super().end_headers()
 
     def log_request(self, code: object = "-", size: object = "-") -> None:
-        self.files.requests.append(f"{self.command} {self.path} {int(str(getattr(code, 'value', code)))}")
+        # Several requests may be answered at the same time, each by a handler of its own.
+        with self.files.lock:
+            self.number = len(self.files.requests)
+            self.files.requests.append(f"{self.command} {self.path} {int(str(getattr(code, 'value', code)))}")
 
     def copyfile(self, source: object, outputfile: object) -> None:
         super().copyfile(source, outputfile)  # type: ignore[arg-type,type-var]
-        self.files.requests[-1] += " complete"
+        self.files.requests[self.number] += " complete"
 
 
 def status(code: int) -> Callable[[Handler], None]:

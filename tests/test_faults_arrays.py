@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import os
 import re
+import resource
 import shutil
 import subprocess
 import tarfile
@@ -351,3 +355,64 @@ def test_a_replaced_array_is_no_longer_reported_after_its_digest_was_removed(tmp
     path = folder / checksums.FILE
     path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if not line.endswith("  a.npy\n")))
     assert (NpyFolder.open(folder).is_intact("a"), NpyFolder.open(folder).is_intact("b")) == (None, True)
+
+
+def test_an_incomplete_last_line_does_not_damage_the_next_digest(tmp_path):
+    folder = tmp_path / AUDIO
+    writer = ArrayWriter(tmp_path, AUDIO, packed=False)
+    writer.write("a", VALUES)
+    with open(folder / checksums.FILE, "a") as file:
+        file.write("0123")
+    writer.write("b", VALUES)
+    assert (NpyFolder.open(folder).is_intact("a"), NpyFolder.open(folder).is_intact("b")) == (True, True)
+
+
+def test_a_digest_that_does_not_fit_on_the_disk_is_an_error_and_the_earlier_ones_remain(tmp_path):
+    checksums.append(tmp_path, "a", b"array")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (tmp_path / checksums.FILE).stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checksums.append(tmp_path, "b", b"array")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    checksums.append(tmp_path, "c", b"array")
+    assert checksums.read(tmp_path).keys() == {"a", "c"}
+
+
+def test_an_array_whose_replacement_failed_does_not_count_as_changed(tmp_path):
+    writer = ArrayWriter(tmp_path, AUDIO, packed=False)
+    writer.write("a", VALUES)
+    # A folder in place of the temporary file ends the replacement where a kill could end it.
+    (tmp_path / AUDIO / f".a.npy.tmp{os.getpid()}").mkdir()
+    with pytest.raises(UserError):
+        writer.write("a", VALUES * 2)
+    store = NpyFolder.open(tmp_path / AUDIO)
+    assert "a" not in store or store.is_intact("a")
+
+
+def test_files_of_macos_in_a_tar_are_skipped_and_counted(tmp_path):
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        for name, content in (("clip.npy", npy("<f4", "(1024,)")), ("._clip.npy", b"\0\5\x16\7")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    index_tars(f"{tmp_path}/train.tar", None)
+    store = open_store(f"{tmp_path}/train.tar", "key")
+    assert list(store.names()) == ["clip"]
+    note = tar_index.skipped_note(store.skipped.values())
+    assert note == (
+        "1 members of the tar shards are not read, because their names do not end with .npy, or start with ._ (files of macOS):"
+        " .npy (1)"
+    )
+
+
+def test_an_index_is_not_cached_under_the_name_by_which_the_earlier_version_finds_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tar_of(tmp_path / "train.tar", {"clip": npy("<f4", "(1024,)")})
+    (path,) = index_tars(f"{tmp_path}/train.tar", None)
+    open_store(f"{tmp_path}/train.tar", "key")
+    earlier = hashlib.sha256(json.dumps([tar_index.fingerprint(str(path))]).encode()).hexdigest()
+    (cached,) = (tmp_path / "cache").rglob("*.sqlite3")
+    assert not cached.name.startswith(earlier)

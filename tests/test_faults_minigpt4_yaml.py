@@ -24,6 +24,7 @@ from emollama.checks.report import text_of
 from emollama.config import load
 from emollama.data.batch import IGNORED
 from emollama.data.sampling import MixtureSampler
+from emollama.data.shard_properties import values_digests
 from emollama.data.slots import PIXELS, SlotShape
 from emollama.datasets.configs import ImageTextTarsConfig
 from emollama.datasets.image_text_tars import ImageTextTars
@@ -377,7 +378,7 @@ def test_an_index_is_used_again_until_its_tar_changes_and_replaced_if_it_is_dama
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     tar = files.write_tar(tmp_path / "a.tar", files.sample("x", tiny.image, "One"))
     first = build(tar)
-    (cached,) = (tmp_path / "cache/emollama/image-text-1").iterdir()
+    (cached,) = (tmp_path / "cache/emollama/image-text-2").iterdir()
     written = cached.stat()
     assert build(tar).digest() == first.digest() and cached.stat().st_mtime_ns == written.st_mtime_ns
     cached.write_bytes(cached.read_bytes()[:-40])
@@ -392,6 +393,51 @@ def test_a_tar_that_changes_during_a_run_is_reported_with_the_sample(tiny, tmp_p
     tar.write_bytes(bytes(tar.stat().st_size))
     message = refusal(dataset.record, 0, "caption", "")
     assert str(tar) in message and "sample 'a/x'" in message and "has changed" in message
+
+
+def test_a_tar_that_is_replaced_by_one_of_the_same_size_during_a_run_is_reported(tiny, tmp_path):
+    tar = files.write_tar(tmp_path / "a.tar", files.sample("x", tiny.image, "One"))
+    dataset = build(tar)
+    files.write_tar(tmp_path / "new.tar", files.sample("x", tiny.image, "Two"))
+    (tmp_path / "new.tar").replace(tar)
+    assert f"{tar}, sample 'a/x': the tar has changed; start the run again." in refusal(dataset.record, 0, "caption", "")
+
+
+def test_other_images_with_the_same_captions_have_another_digest(tiny, tmp_path):
+    digests = []
+    for number, image in enumerate((tiny.image, tiny.image + b" ")):
+        tar = files.write_tar(tmp_path / str(number) / "a.tar", files.sample("x", image, "One"))
+        dataset = build(tar)
+        digests.append((dataset.digest(), values_digests(dataset.features)))
+    assert digests[0][0] == digests[1][0] and digests[0][1].keys() == {"frame"} and digests[0][1] != digests[1][1]
+
+
+def test_a_tar_that_is_named_in_two_ways_is_refused(tiny, tmp_path, monkeypatch):
+    tar = files.write_tar(tmp_path / "a.tar", files.sample("x", tiny.image, "One"))
+    (tmp_path / "link.tar").symlink_to(tar)
+    monkeypatch.chdir(tmp_path)
+    for other in ("a.tar", "link.tar"):
+        assert f"'{tar}' appears twice" in refusal(build, [str(tar), other])
+
+
+def test_relative_and_absolute_paths_of_tars_can_be_mixed(tiny, tmp_path, monkeypatch):
+    for name in "ab":
+        files.write_tar(tmp_path / f"{name}.tar", files.sample("x", tiny.image, "One"))
+    monkeypatch.chdir(tmp_path)
+    assert build([str(tmp_path / "a.tar"), "b.tar"]).names() == ["a/x", "b/x"]
+
+
+def test_local_tars_and_those_at_urls_cannot_be_mixed(tiny, tmp_path):
+    tar = files.write_tar(tmp_path / "a.tar", files.sample("x", tiny.image, "One"))
+    assert "some tars are local and others are at URLs" in refusal(build, [str(tar), "https://example.org/a.tar"])
+
+
+def test_a_key_that_is_not_utf8_makes_a_sample_unusable(tiny, tmp_path):
+    tar = files.write_tar(
+        tmp_path / "t/0.tar", files.sample("good", tiny.image, "Good") + files.sample("b\udcff", tiny.image, "Bad")
+    )
+    (problem,) = findings(tiny, tmp_path, tar).of_level("problem")
+    assert f"{tar}, sample 'b\\xff': its name is not UTF-8" in problem.text
 
 
 # Damaged tars

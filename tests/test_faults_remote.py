@@ -6,24 +6,35 @@ import importlib
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
-from concurrent.futures import ProcessPoolExecutor
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import fsspec
 import numpy as np
 import pytest
+import torch
 from file_server import drop, serving, silence, status
+from filelock import FileLock
 from helpers import FOLDERS, GOLDEN, NAMES, golden_tree, loaded, write
 from ranks import environment
+from small_disks import small_disk
 
+from emollama import checkpoint
+from emollama.data.features import Features
+from emollama.data.shard_properties import download_shards
+from emollama.data.slots import SlotShape
 from emollama.errors import DownloadError, FileAbsent, ServerFailure, UserError
+from emollama.heartbeat import beats
 from emollama.paths import PATHS, cache_folder, read_text, require_file
 from emollama.remote import manager
 from emollama.remote.downloads import Downloads
 from emollama.remote.handler import RemoteFiles
 from emollama.remote.http import Http
-from emollama.remote.object_stores import ObjectStores
+from emollama.remote.object_stores import ObjectStores, _named_errors
 from emollama.stores.manifest import Manifest
 from emollama.stores.packing import index_tars
 from emollama.stores.shard_writers import TarWriter
@@ -136,6 +147,85 @@ def test_a_file_is_downloaded_at_each_start_if_the_server_states_neither_etag_no
     assert read(server) == "clip_1 angry\n"
 
 
+def test_a_changed_file_does_not_change_what_a_process_reads_that_started_earlier(server, files):
+    path = Path(PATHS.get_local_path(f"{server.url}/list.txt"))
+    (files / "list.txt").write_text("clip_1 angry\n")
+    start()
+    assert read(server) == "clip_1 angry\n"
+    assert path.read_text() == "clip_1 happy\n"
+
+
+def test_a_replaced_version_is_deleted_after_a_month(server, files):
+    path = Path(PATHS.get_local_path(f"{server.url}/list.txt"))
+    for label in ("angry", "sad", "happy"):
+        (files / "list.txt").write_text(f"clip_1 {label}\n")
+        start()
+        read(server)
+        if label == "angry":
+            os.utime(path.parent, (0, 0))
+    assert not path.exists()
+    assert [copy.read_text() for copy in sorted(copies()) if copy.name == "list.txt"] == [
+        f"clip_1 {label}\n" for label in ("angry", "sad", "happy")
+    ]
+
+
+def test_the_processes_of_a_run_use_one_version_if_the_server_states_neither_etag_nor_date(server, files):
+    server.sends = {"Content-Length"}
+    start()
+    other = PATHS._path_handlers["http://"]
+    start()
+    # Both processes have started before one of them downloads the file.
+    assert read(server) == "clip_1 happy\n"
+    (files / "list.txt").write_text("clip_1 angry\n")
+    PATHS.register_handler(other, allow_override=True)
+    assert read(server) == "clip_1 happy\n"
+    assert server.bodies("/list.txt") == 1
+
+
+def test_a_file_with_the_same_bytes_keeps_its_copy_if_the_server_states_neither_etag_nor_date(server):
+    server.sends = {"Content-Length"}
+    first = PATHS.get_local_path(f"{server.url}/list.txt")
+    start()
+    assert PATHS.get_local_path(f"{server.url}/list.txt") == first
+    assert server.bodies("/list.txt") == 2
+
+
+def test_threads_of_a_process_download_a_file_once(server, files):
+    server.sends = {"Content-Length"}
+    (files / "list.txt").write_bytes(os.urandom(2**20))
+    with ThreadPoolExecutor(4) as pool:
+        paths = set(pool.map(PATHS.get_local_path, [f"{server.url}/list.txt"] * 4))
+    assert len(paths) == 1 and server.bodies("/list.txt") == 1
+
+
+def test_the_existence_of_a_file_is_asked_once(server):
+    for _ in range(3):
+        assert PATHS.isfile(f"{server.url}/list.txt")
+    assert server.requests == ["HEAD /list.txt 200"]
+
+
+def test_a_remote_file_cannot_be_written(server):
+    url = f"{server.url}/list.txt"
+    read(server)
+    for mode in ("w", "ab", "r+"):
+        assert refusal(PATHS.open, url, mode) == f"'{url}': a file at a URL can only be read. Write to a local path."
+    assert read(server) == "clip_1 happy\n"
+
+
+def test_the_signature_in_a_url_is_neither_shown_nor_stored(server, caplog):
+    caplog.set_level("INFO")
+    url = f"{server.url}/list.txt?X-Signature=secret"
+    assert read_text(require_file(url, KEY)) == "clip_1 happy\n"
+    message = refusal(require_file, f"{server.url}/gone.txt?X-Signature=secret", KEY)
+    assert f"'{server.url}/gone.txt': the server has no such file" in message
+    server.stop()
+    start()
+    require_file(url, KEY)
+    assert f"'{server.url}/list.txt': the connection failed" in caplog.text
+    states = [path.read_text() for path in cache_folder().rglob("state.json")]
+    assert states and not [text for text in (message, caplog.text, *states) if "secret" in text]
+
+
 def test_files_with_the_same_path_on_two_servers_are_not_confused(server, tmp_path):
     (tmp_path / "others").mkdir()
     (tmp_path / "others/list.txt").write_text("clip_2 sad\n")
@@ -236,7 +326,7 @@ def test_an_unusable_cache_folder_is_an_error_with_its_path_and_the_variable_tha
     (tmp_path / "file").touch()
     message = refusal(read, server)
     assert f"cannot write its copy into '{tmp_path}/file/emollama/downloads/" in message
-    assert "Not a directory" in message and "XDG_CACHE_HOME" in message
+    assert "Not a directory" in message and "XDG_CACHE_HOME" in message and "space" not in message
 
 
 def test_an_invalid_url_is_an_error_with_its_key():
@@ -311,6 +401,22 @@ def test_a_process_that_was_killed_in_a_download_leaves_no_copy_and_no_lock(serv
     assert read(server) == "x" * 2**20
 
 
+def test_waiting_for_another_process_that_downloads_is_reported_and_counts_as_progress(server, caplog):
+    caplog.set_level("INFO")
+    url = f"{server.url}/list.txt"
+    waiting = Downloads(Http(pause=0), lambda: cache_folder() / "downloads", poll=0.01)
+    folder = waiting._copy_folder(url)
+    folder.mkdir(parents=True)
+    before = beats()
+    with ThreadPoolExecutor(1) as pool, FileLock(folder / ".lock"):
+        result = pool.submit(waiting.local_path, url)
+        while beats() < before + 3 and not result.done():
+            time.sleep(0.01)
+        assert not result.done()
+    assert Path(result.result()).read_text() == "clip_1 happy\n"
+    assert caplog.text.count(f"waiting for another process that downloads {url}") == 1
+
+
 # Datasets and commands
 
 
@@ -336,6 +442,13 @@ def pack(source, target, names):
         writer.add(name, (array,))
     writer.finish()
     writer.close()
+
+
+def flip_value(shard, slot):
+    """Change a bit of a value of the first clip in a tar."""
+    raw = bytearray(shard.read_bytes())
+    raw[raw.index(np.load(GOLDEN / "data" / slot / f"{NAMES[0]}.npy").tobytes())] ^= 1
+    shard.write_bytes(raw)
 
 
 def remote_tree(folder, url):
@@ -409,9 +522,7 @@ def test_a_shard_that_always_breaks_off_is_requested_for_one_clip_only(remote_co
 def test_the_deep_check_finds_a_changed_byte_in_a_remote_tar(remote_corpus, tmp_path, emollama):
     shutil.copytree(remote_corpus, tmp_path / "data")
     shard = tmp_path / "data/shards/mae_340_UTT/shard-00000.tar"
-    raw = bytearray(shard.read_bytes())
-    raw[raw.index(np.load(GOLDEN / "data/mae_340_UTT" / f"{NAMES[0]}.npy").tobytes())] ^= 1
-    shard.write_bytes(raw)
+    flip_value(shard, "mae_340_UTT")
     with serving(tmp_path / "data") as server:
         report = spoiled_report(server, tmp_path, emollama, "--deep")
         assert "(slot face): the bytes of these arrays differ" in report and report.count("the bytes of these arrays differ") == 1
@@ -443,6 +554,80 @@ def test_a_folder_of_images_or_a_language_model_at_a_url_is_refused(tmp_path, se
 
 def test_a_pattern_with_a_star_is_refused_with_the_pattern_for_urls(server):
     assert "shard-{00000..00003}.tar" in refusal(open_store, f"{server.url}/shard-*.tar", "datasets.golden.features.face")
+
+
+def test_a_changed_tar_with_an_old_index_is_an_error_that_names_the_command(remote_corpus, tmp_path):
+    shutil.copytree(remote_corpus / "shards/eva", tmp_path / "eva")
+    flip_value(tmp_path / "eva/shard-00000.tar", "eva")
+    with serving(tmp_path / "eva") as server:
+        url = f"{server.url}/shard-00000.tar"
+        store = TarStore.open(url)
+        for name in store.names():
+            assert refusal(store.load, name).startswith(f"{url}: its index belongs to another shard or to an older version.")
+
+
+def test_the_values_of_a_copy_are_compared_with_its_index_once(remote_corpus):
+    with serving(remote_corpus / "shards/eva") as server:
+        url = f"{server.url}/shard-00000.tar"
+        store = TarStore.open(url)
+        expected = store.load(NAMES[0])
+        # Later starts trust the copy. A test can see this because it damages the copy.
+        (copy,) = (path for path in copies() if path.name == "shard-00000.tar")
+        status = copy.stat()
+        flip_value(copy, "eva")
+        os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
+        start()
+        assert not np.array_equal(TarStore.open(url).load(NAMES[0]), expected)
+
+
+def test_unchanged_remote_tars_are_not_read_again_at_the_next_start(remote_corpus, monkeypatch):
+    shape = SlotShape(64, 176)
+    with serving(remote_corpus / "shards/eva") as server:
+        found = []
+        for _ in range(2):
+            start()
+            features = Features.open(f"{server.url}/shard-{{00000..00001}}.tar", ("image", "cls"), shape, KEY)
+            reads = Mock(side_effect=features.store.load)
+            monkeypatch.setattr(features.store, "load", reads)
+            found.append(features.check(NAMES))
+            assert reads.call_count == (len(NAMES) if len(found) == 1 else 0)
+    assert found[0] == found[1] and not found[0].problems
+
+
+def test_tars_are_downloaded_before_data_workers_need_them_which_counts_as_progress(remote_corpus):
+    with serving(remote_corpus / "shards/eva") as server:
+        features = Features.open(f"{server.url}/shard-{{00000..00001}}.tar", ("image", "cls"), SlotShape(64, 176), KEY)
+        before = beats()
+        download_shards([features])
+        assert [server.bodies(f"/shard-0000{number}.tar") for number in (0, 1)] == [1, 1] and beats() > before
+        features.store.load(NAMES[0])
+        assert server.bodies("/shard-00000.tar") == 1
+
+
+def test_a_store_that_was_sent_to_another_process_does_not_ask_for_its_shards_again(remote_corpus):
+    with serving(remote_corpus / "shards/eva") as server:
+        store = TarStore.open(f"{server.url}/shard-{{00000..00001}}.tar")
+        heads = [request for request in server.requests if request.startswith("HEAD")]
+        assert len(heads) == 2
+        start()
+        copy = pickle.loads(pickle.dumps(store))
+        assert [request for request in server.requests if request.startswith("HEAD")] == heads
+        assert np.array_equal(copy.load(NAMES[0]), store.load(NAMES[0]))
+
+
+@pytest.mark.parametrize("code", [403, 503])
+def test_a_manifest_that_the_server_refuses_is_reported(remote_corpus, code, caplog):
+    with serving(remote_corpus / "shards/eva") as server:
+        server.spoil["/manifest.json"] = [status(code)] * 9
+        assert Manifest.read(f"{server.url}/shard-00000.tar") is None
+    assert f"'{server.url}/manifest.json': the server" in caplog.text and str(code) in caplog.text
+    assert "it is not known how these features were extracted" in caplog.text
+
+
+def test_a_missing_manifest_is_not_reported(remote_corpus, caplog):
+    with serving(remote_corpus / "shards/eva") as server:
+        assert Manifest.read(f"{server.url}/shard-00000.tar") is None
+    assert caplog.text == ""
 
 
 def test_the_manifest_of_remote_tars_is_read(remote_corpus, tmp_path):
@@ -506,9 +691,20 @@ def changed_shards(data):
         pack(GOLDEN / "data" / name, data / "shards" / name, NAMES[::-1])
 
 
+def changed_values(data):
+    """Change a value of each slot, and write the indexes again. The headers of the tars stay the same."""
+    for name in FOLDERS.values():
+        flip_value(data / "shards" / name / "shard-00000.tar", name)
+        index_tars(str(data / "shards" / name / "shard-00000.tar"), None)
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
-    [(changed_captions, "annotation file and texts of golden"), (changed_shards, "shards or curriculum difficulty of golden")],
+    [
+        (changed_captions, "annotation file and texts of golden"),
+        (changed_shards, "shards or curriculum difficulty of golden"),
+        (changed_values, "features of golden, face"),
+    ],
 )
 def test_a_resumed_run_refuses_changed_remote_files(trained, remote_corpus, tmp_path, launch, change, expected):
     root, tree, _ = trained
@@ -530,6 +726,25 @@ def test_a_run_resumes_from_its_copies_if_the_server_does_not_answer(trained, tm
     config = loaded(tmp_path, tree, "run.max_epoch=2", "run.accum_grad_iters=2")
     assert config.runner_class(config).first_step == 2
     assert "Using the copies of this server's files" in caplog.text
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_digests_of_values_and_is_resumed(trained, tmp_path, monkeypatch):
+    root, tree, _ = trained
+    shutil.copytree(root, tmp_path / "root")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "root/cache"))
+    for path in (tmp_path / "root/out/run").glob("checkpoint_*.pth"):
+        content = torch.load(path, weights_only=True)
+        fields = content[checkpoint.RESUME_FIELDS_KEY]
+        values = [name for name in fields if name.startswith("features of golden, ")]
+        assert len(values) == len(FOLDERS)
+        for name in values:
+            del fields[name]
+        torch.save(content, path)
+        checkpoint.digest_path(path).unlink()
+    tree = json.loads(json.dumps(tree))
+    tree["run"]["output_dir"] = str(tmp_path / "root/out")
+    config = loaded(tmp_path, tree, "run.max_epoch=2", "run.accum_grad_iters=2")
+    assert config.runner_class(config).first_step == 2
 
 
 # Other locations
@@ -562,8 +777,9 @@ def bucket(tmp_path):
     store.rm("/bucket", recursive=True)
 
 
-def register_bucket():
-    PATHS.register_handler(RemoteFiles(["memory"], Downloads(ObjectStores(), cache_folder)), allow_override=True)
+def register_bucket(folder=None):
+    downloads = Downloads(ObjectStores(), lambda: folder or cache_folder())
+    PATHS.register_handler(RemoteFiles(["memory"], downloads), allow_override=True)
 
 
 def test_an_object_is_downloaded_again_when_it_has_changed(bucket):
@@ -580,9 +796,32 @@ def test_a_missing_object_is_an_error_with_key_and_url(bucket):
     assert not PATHS.isfile("memory://bucket/gone.txt") and PATHS.isfile("memory://bucket/list.txt")
 
 
-def test_errors_of_downloads_reach_another_process_unchanged():
-    import pickle
+def test_a_full_disk_is_not_mistaken_for_a_failing_store_whose_copy_can_be_used(bucket):
+    url = "memory://bucket/list.txt"
+    with small_disk("1m") as disk:
+        register_bucket(disk)
+        assert read_text(require_file(url, KEY)) == "clip_1 happy\n"
+        bucket.pipe("/bucket/list.txt", b"x" * 2**22)
+        register_bucket(disk)
+        message = refusal(require_file, url, KEY)
+    assert "No space left on device. Free disk space, or set the environment variable XDG_CACHE_HOME" in message
 
+
+def test_a_long_download_from_a_store_counts_as_progress(bucket):
+    bucket.pipe("/bucket/list.txt", b"x" * 2**22)
+    before = beats()
+    require_file("memory://bucket/list.txt", KEY)
+    assert beats() >= before + 4
+
+
+@pytest.mark.parametrize(("error", "answered"), [(ConnectionResetError("gone"), False), (ValueError("too much"), True)])
+def test_only_a_store_that_cannot_be_reached_is_not_asked_again(error, answered):
+    with pytest.raises(ServerFailure) as failure, _named_errors("s3://bucket/list.txt"):
+        raise error
+    assert failure.value.answered is answered
+
+
+def test_errors_of_downloads_reach_another_process_unchanged():
     for error in (DownloadError("a"), FileAbsent("b"), ServerFailure("c", answered=False)):
         copy = pickle.loads(pickle.dumps(error))
         assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))

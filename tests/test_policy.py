@@ -21,6 +21,7 @@ MAX_FILE, MAX_FUNCTION = 300, 60  # lines
 # What each group imports, from the bottom up. A group is a package or a module of emollama; a module that is listed itself,
 # such as data.batch, is not part of its package's group. The table is exact: a new import, or one that is gone, changes it.
 IMPORTS = {
+    "heartbeat": "",
     "__init__": "",
     "component_configs": "",
     "data.batch": "",
@@ -40,16 +41,16 @@ IMPORTS = {
     "variables": "",
     "run_folder": "json_io",
     "distributed.worker_variables": "errors variables",
-    "logs.console": "disk distributed errors logs.bars logs.verbosity",
-    "remote": "distributed errors variables",
+    "logs.console": "disk errors heartbeat logs.bars logs.verbosity",
+    "remote": "disk errors heartbeat variables",
     "paths": "disk errors remote text_encoding variables",
     "folder_lock": "disk errors paths",
     "precision": "dtypes",
     "demo.folder": "disk errors paths",
-    "distributed.process_group": "distributed distributed.worker_variables errors optim",
+    "distributed.process_group": "distributed.worker_variables errors heartbeat optim",
     "distributed.stop_requests": "distributed.process_group distributed.worker_variables errors variables",
     "distributed.worker_errors": "distributed.worker_variables errors variables",
-    "distributed.watchdog": "distributed distributed.worker_errors distributed.worker_variables errors",
+    "distributed.watchdog": "distributed.worker_errors distributed.worker_variables errors heartbeat",
     "listing": "paths",
     "checkpoint_average": "errors listing",
     "logs": "disk errors json_io logs.console logs.verbosity paths run_folder",
@@ -60,7 +61,7 @@ IMPORTS = {
     "config.nested": "config.omegaconf_errors",
     "registration": "config.nested errors interface_check listing suggestions",
     "registry": "registration",
-    "stores": "disk errors json_io listing paths remote",
+    "stores": "disk errors heartbeat json_io listing paths remote",
     "checkpoint_files": "component_configs disk errors paths registry",
     "config.packaged": "errors listing paths suggestions variables",
     "lr_schedules": "registry suggestions",
@@ -72,7 +73,7 @@ IMPORTS = {
     "media": "data disk errors listing paths",
     "components": "data data.batch evaluation run_folder stores",
     "planning": "components config data data.batch logs.console precision",
-    "datasets": "config data data.batch errors listing logs.console media paths stores suggestions",
+    "datasets": "config data data.batch errors listing logs.console media paths remote stores suggestions",
     "encoders": "config data dtypes errors listing media paths",
     "importers": "data disk errors listing logs.console media paths suggestions",
     "reporting": "__init__ data disk errors evaluation json_io listing logs logs.console paths run_folder suggestions",
@@ -83,8 +84,8 @@ IMPORTS = {
     "models": "checkpoint_files component_errors components config data data.batch dtypes encoders errors json_io listing"
     " paths registry stores suggestions tensor_files",
     "runners": "__init__ checkpoint checkpoint_average checkpoint_files component_errors components config data data.batch"
-    " disk distributed distributed.process_group distributed.stop_requests distributed.worker_variables dtypes encoders errors"
-    " evaluation folder_lock interface_check listing logs logs.console lr_schedules memory optim paths planning precision"
+    " disk distributed.process_group distributed.stop_requests distributed.worker_variables dtypes encoders errors evaluation"
+    " folder_lock heartbeat interface_check listing logs logs.console lr_schedules memory optim paths planning precision"
     " registry run_folder stores suggestions variables",
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning remote runners",
     "convert": "checkpoint checkpoint_average errors listing models paths stores tensor_files",

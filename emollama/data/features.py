@@ -31,8 +31,6 @@ from emollama.logs.console import Progress
 from emollama.remote.manager import is_remote
 from emollama.stores.feature_cache import FeatureCache
 from emollama.stores.store import ArrayStore, NpyFolder, open_store
-from emollama.stores.tar_index import skipped_note
-from emollama.stores.tars import TarStore
 
 # Arrays up to this size in bytes are read and checked at the start. Values of larger ones are checked when they are used.
 VALUES_CHECKED_UP_TO = 1 << 20
@@ -241,7 +239,7 @@ class Features:
         """Call a method of the store; its errors become user errors that name the array."""
         try:
             return read(name)
-        except DownloadError as error:
+        except UserError as error:  # a tar cannot be downloaded, or is not that of its index
             raise UserError(f"{self.key}: {error}") from None
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
@@ -288,11 +286,3 @@ def feature_cache(shape: SlotShape) -> FeatureCache | None:
     if shape.cache_folder is None or shape.num_vectors is None:
         return None
     return FeatureCache(shape.cache_folder, (shape.num_vectors, shape.dim))
-
-
-def skipped_members(features: Iterable[Features]) -> str:
-    """Return a sentence about the members of tar shards that are not read; "" if there are none."""
-    stores = (source.store for source in features)
-    # Several slots may be read from the same shards.
-    by_shard = {shard: counts for store in stores if isinstance(store, TarStore) for shard, counts in store.skipped.items()}
-    return skipped_note(by_shard.values())

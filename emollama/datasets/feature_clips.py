@@ -16,9 +16,9 @@ from emollama.data.annotations import Clip, Table, missing_names
 from emollama.data.batch import Record
 from emollama.data.curriculum import column_values
 from emollama.data.dataset import ClipsToPredict
-from emollama.data.features import skipped_members
 from emollama.data.problems import Problem
 from emollama.data.sampling import DatasetSampling
+from emollama.data.shard_properties import skipped_members
 from emollama.data.slots import PIXELS, SlotShape, declared_slots
 from emollama.datasets.clip_features import open_features, slot_sources
 from emollama.datasets.clip_texts import ClipTexts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from bisect import bisect_right
 from collections import Counter
@@ -13,13 +14,14 @@ from itertools import accumulate
 import numpy as np
 
 from emollama.data.problems import Problem
-from emollama.datasets.image_text_index import ImageTextIndex, open_index, parse_text, read_member
+from emollama.datasets.image_text_index import ImageTextIndex, file_status, open_index, parse_text, read_member
 from emollama.errors import UserError
 from emollama.listing import LINES, abbreviated
 from emollama.logs.console import Progress
 from emollama.media.image_files import read_image
 from emollama.media.image_transforms import blip2_image
 from emollama.paths import PATHS
+from emollama.remote.manager import is_remote
 from emollama.stores.tars import list_shards
 
 
@@ -54,9 +56,13 @@ class ImageTars:
         Raises:
             UserError: If tars do not exist or cannot be used. The message lists all of them.
         """
-        tars = [os.path.normpath(tar) if "://" not in tar else tar for pattern in patterns for tar in list_shards(pattern)]
-        if len(set(tars)) < len(tars):
-            raise UserError(f"{key}: '{Counter(tars).most_common(1)[0][0]}' appears twice. Remove one of them.")
+        tars = [tar if is_remote(tar) else os.path.abspath(tar) for pattern in patterns for tar in list_shards(pattern)]
+        real = [tar if is_remote(tar) else os.path.realpath(tar) for tar in tars]
+        if len(set(real)) < len(real):
+            repeated = tars[real.index(Counter(real).most_common(1)[0][0])]
+            raise UserError(f"{key}: '{repeated}' appears twice. Remove one of them.")
+        if len({is_remote(tar) for tar in tars}) > 1:
+            raise UserError(f"{key}: some tars are local and others are at URLs. Use two blocks, one for each.")
         if other := next((tar for tar in tars if not tar.endswith(".tar")), None):
             raise UserError(f"{key}: '{other}' is not an uncompressed tar (.tar). Correct the path, or decompress the file.")
         indexes, errors = [], []
@@ -87,10 +93,12 @@ class ImageTars:
         Raises:
             UserError: If the tar has changed.
         """
+        tar = self.tars[self._find(index)[0]]
         try:
             return parse_text(self._bytes(index, "text"))
+        except UserError:
+            raise
         except (OSError, ValueError) as error:
-            tar = self.tars[self._find(index)[0]]
             raise UserError(f"{tar}, sample '{self.name(index)}': {error}. The tar has changed; start the run again.") from None
 
     def image(self, index: int) -> bytes:
@@ -98,8 +106,14 @@ class ImageTars:
 
         Raises:
             OSError: If the tar cannot be read.
+            UserError: If the tar has changed.
         """
         return self._bytes(index, "image")
+
+    @property
+    def values_digest(self) -> str:
+        """Hash of all images."""
+        return hashlib.sha256("".join(index.images_digest for index in self.indexes).encode()).hexdigest()[:16]
 
     def tar_ids(self) -> np.ndarray:
         """Return the (len(self),) int64 number of each sample's tar."""
@@ -159,6 +173,9 @@ class ImageTars:
         tar, sample = self._find(index)
         fields = self.indexes[tar].samples[sample]
         with open(PATHS.get_local_path(self.tars[tar]), "rb") as file:
+            # The positions in the index are those of the tar at the start.
+            if file_status(file) != self.indexes[tar].status:
+                raise UserError(f"{self.tars[tar]}, sample '{self.name(index)}': the tar has changed; start the run again.")
             return read_member(file, int(fields[member]), int(fields[f"{member}_bytes"]))
 
     def _find(self, index: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ An index is written once into the user's cache folder, because creating it reads
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -30,7 +31,7 @@ from emollama.paths import PATHS, atomic_write, cache_folder
 from emollama.stores.tar_members import open_complete_tar, unsafe_member
 from emollama.stores.tars import is_local
 
-_CACHE = "image-text-1"  # subfolder of the user's cache folder; with the version of the file format
+_CACHE = "image-text-2"  # subfolder of the user's cache folder; with the version of the file format
 _PICKLES = ("pkl", "pickle", "pyd", "pth", "pt")
 _SAMPLE = np.dtype([("image", "<u8"), ("image_bytes", "<u8"), ("text", "<u8"), ("text_bytes", "<u8")])
 _Extent = tuple[int, int]  # position of the first byte of a member in its tar, and number of bytes
@@ -62,6 +63,8 @@ class ImageTextIndex:
         ends: (n,) position in ``keys`` at which each key ends.
         unusable: the other samples.
         digest: hash of the keys and captions of the usable samples.
+        images_digest: hash of their images.
+        status: size, modification time and inode of the tar.
     """
 
     samples: np.ndarray
@@ -69,6 +72,8 @@ class ImageTextIndex:
     ends: np.ndarray
     unusable: tuple[UnusableSample, ...]
     digest: str
+    images_digest: str
+    status: tuple[int, int, int] = (0, 0, 0)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -88,6 +93,8 @@ def open_index(tar: str) -> ImageTextIndex:
     is_local(tar)
     try:
         local = PATHS.get_local_path(tar)
+        with open(local, "rb") as file:
+            status = file_status(file)
         fingerprint = _fingerprint(local)
     except OSError as error:
         raise UserError(f"{tar}: cannot be read: {error.strerror or error}. Correct the path or its permissions.") from None
@@ -96,13 +103,19 @@ def open_index(tar: str) -> ImageTextIndex:
     with suppress(RuntimeError):
         cached = cache_folder() / _CACHE / f"{fingerprint}.npz"
     if cached is not None and (index := _read(cached)) is not None:
-        return index
+        return dataclasses.replace(index, status=status)
     index = _scan(local, tar)
     if cached is not None:
         # The index is only created again the next time if it cannot be written.
         with suppress(OSError):
             _write(index, cached)
-    return index
+    return dataclasses.replace(index, status=status)
+
+
+def file_status(file: IO[bytes]) -> tuple[int, int, int]:
+    """Return size, modification time and inode of an open file."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def parse_text(content: bytes) -> str:
@@ -164,22 +177,28 @@ def _check_samples(file: IO[bytes], images: Mapping[str, _Extent], texts: Mappin
     usable: list[tuple[int, int, int, int]] = []
     keys: list[bytes] = []
     unusable: list[UnusableSample] = []
-    digest = hashlib.sha256()
+    digest, images_digest = hashlib.sha256(), hashlib.sha256()
     for key in dict.fromkeys([*images, *texts]):
         raw = key.encode("utf-8", "surrogateescape")
+        if (printable := raw.decode("utf-8", "backslashreplace")) != key:
+            unusable.append(UnusableSample(printable, "image", "its name is not UTF-8"))
+            continue
         try:
             caption = _caption(file, texts.get(key))
         except ValueError as error:
             unusable.append(UnusableSample(key, "caption", str(error)))
             continue
-        if reason := _image_problem(file, images.get(key)):
-            unusable.append(UnusableSample(key, "image", reason))
+        try:
+            images_digest.update(_checked_image(file, images.get(key)))
+        except ValueError as error:
+            unusable.append(UnusableSample(key, "image", str(error)))
             continue
         usable.append((*images[key], *texts[key]))
         keys.append(raw)
         digest.update(json.dumps([raw.hex(), caption]).encode())
     ends = np.cumsum([len(raw) for raw in keys], dtype=np.uint64)
-    return ImageTextIndex(np.array(usable, _SAMPLE), b"".join(keys), ends, tuple(unusable), digest.hexdigest()[:16])
+    digests = digest.hexdigest()[:16], images_digest.hexdigest()[:16]
+    return ImageTextIndex(np.array(usable, _SAMPLE), b"".join(keys), ends, tuple(unusable), *digests)
 
 
 def _caption(file: IO[bytes], extent: _Extent | None) -> str:
@@ -188,14 +207,15 @@ def _caption(file: IO[bytes], extent: _Extent | None) -> str:
     return parse_text(read_member(file, *extent))
 
 
-def _image_problem(file: IO[bytes], extent: _Extent | None) -> str | None:
+def _checked_image(file: IO[bytes], extent: _Extent | None) -> bytes:
     if extent is None:
-        return "it has no image (.jpg, .jpeg, .png)"
+        raise ValueError("it has no image (.jpg, .jpeg, .png)")
+    image = read_member(file, *extent)
     try:
-        probe_image(read_member(file, *extent))
+        probe_image(image)
     except UnusableMedia as error:
-        return f"its image cannot be read: {error}"
-    return None
+        raise ValueError(f"its image cannot be read: {error}") from None
+    return image
 
 
 def read_member(file: IO[bytes], offset: int, size: int) -> bytes:
@@ -205,7 +225,10 @@ def read_member(file: IO[bytes], offset: int, size: int) -> bytes:
 
 
 def _write(index: ImageTextIndex, path: Path) -> None:
-    about = {"digest": index.digest, "unusable": [[item.key, item.kind, item.reason] for item in index.unusable]}
+    about = {
+        "digests": [index.digest, index.images_digest],
+        "unusable": [[item.key, item.kind, item.reason] for item in index.unusable],
+    }
     about_bytes, keys = np.frombuffer(json.dumps(about).encode(), np.uint8), np.frombuffer(index.keys, np.uint8)
     with atomic_write(path, "wb", durable=False) as file:
         np.savez(file, about=about_bytes, samples=index.samples, keys=keys, ends=index.ends)
@@ -218,6 +241,6 @@ def _read(path: Path) -> ImageTextIndex | None:
             about = json.loads(arrays["about"].tobytes())
             samples, keys, ends = arrays["samples"].astype(_SAMPLE), arrays["keys"].tobytes(), arrays["ends"]
         unusable = tuple(UnusableSample(*fields) for fields in about["unusable"])
-        return ImageTextIndex(samples, keys, ends, unusable, about["digest"])
+        return ImageTextIndex(samples, keys, ends, unusable, *about["digests"])
     except Exception:  # numpy and zipfile raise errors of many classes for a damaged file
         return None

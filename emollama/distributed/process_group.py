@@ -20,9 +20,9 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from emollama.distributed.heartbeat import beat
 from emollama.distributed.worker_variables import attempt, integer, require_group
 from emollama.errors import RemoteCrash, RemoteUserError, Stopped, UserError
+from emollama.heartbeat import beat
 from emollama.optim import trainable
 
 T = TypeVar("T")

@@ -13,10 +13,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from emollama.distributed.heartbeat import beats
 from emollama.distributed.worker_errors import should_print, write_error
 from emollama.distributed.worker_variables import attempt, integer
 from emollama.errors import UserError
+from emollama.heartbeat import beats
 
 POLL_SECONDS = 10.0  # largest time between two looks at the progress
 MARGIN_SECONDS = 60.0  # after the limit, until the interpreter's own timer ends a process whose threads cannot run

@@ -126,9 +126,12 @@ class ArrayWriter:
         buffer = io.BytesIO()
         np.lib.format.write_array(buffer, array, allow_pickle=False)
         with write_errors(self.target):
+            path = self.target / f"{name}.npy"
             if not self.packed:
+                # If the extraction is killed now, the array is missing. It must not be an older one than its digest.
+                path.unlink(missing_ok=True)
                 checksums.append(self.target, name, buffer.getbuffer())
-            with atomic_write(self.target / f"{name}.npy", "wb") as file:
+            with atomic_write(path, "wb") as file:
                 file.write(buffer.getbuffer())
 
     def require_visible(self, names: list[str]) -> None:

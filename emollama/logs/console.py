@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from typing import Any, Self, TypeVar
 
 from emollama.disk import remedy
-from emollama.distributed.heartbeat import beat
 from emollama.errors import UserError
+from emollama.heartbeat import beat
 from emollama.logs.verbosity import SETTINGS
 
 Item = TypeVar("Item")

@@ -1,6 +1,7 @@
 """Local copies of remote files, which are kept in a folder and checked for changes once in each process.
 
-A copy appears only when it is complete. One process downloads a file, and others wait for it and use its copy.
+A copy appears only when it is complete. One process downloads a file, and others wait for it and use its copy. A new version gets
+a folder of its own, because other runs may still read an earlier one.
 """
 
 from __future__ import annotations
@@ -10,16 +11,24 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 from urllib.parse import urlsplit
 
+from emollama.disk import remedy
 from emollama.errors import DownloadError, ServerFailure
+from emollama.heartbeat import beat
 
 _STATE = "state.json"  # what the server said about the copy; written last, so that a copy without it is not complete
-_REMEDY = "Free some space there, or set the environment variable XDG_CACHE_HOME to another folder."
+_OTHER_FOLDER = "set the environment variable XDG_CACHE_HOME to another folder"
+_KEPT = 30 * 24 * 3600.0  # seconds for which a replaced version is kept, because runs may still read it
+_POLL = 10.0  # seconds between two reports of a process that waits for another one
+_CHUNK = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -75,12 +84,16 @@ class Downloads:
     Args:
         transport: downloads the files.
         folder: returns the folder of the copies, which may not exist.
+        poll: seconds between two reports of progress while another process downloads a file.
     """
 
-    def __init__(self, transport: Transport, folder: Callable[[], Path]) -> None:
-        self._transport, self._folder = transport, folder
+    def __init__(self, transport: Transport, folder: Callable[[], Path], poll: float = _POLL) -> None:
+        self._transport, self._folder, self._poll = transport, folder, poll
+        # A copy that another process has checked since then counts as checked: the processes of a run use the same version.
+        self._start = time.time()
         # Files that this process has checked: it uses one version of each, even if the file changes during a run.
         self._paths: dict[str, str] = {}
+        self._present: set[str] = set()  # files that exist, as their servers said
         self._silent: set[str] = set()  # servers that could not be reached, which are not tried again for each of many copies
 
     def exists(self, url: str) -> bool:
@@ -89,18 +102,21 @@ class Downloads:
         Raises:
             DownloadError: If the server does not say, and there is no copy.
         """
-        if url in self._paths:
+        if url in self._paths or url in self._present:
             return True
         copy = self._copy_folder(url)
         if _read_state(copy) is not None and _server(url) in self._silent:
             return True
         try:
-            return self._transport.exists(url)
+            exists = self._transport.exists(url)
         except ServerFailure as error:
             if _read_state(copy) is None:
                 raise
             self._warn(url, error)
             return True
+        if exists:
+            self._present.add(url)
+        return exists
 
     def local_path(self, url: str) -> str:
         """Return the path of a complete copy, which is downloaded if there is none, or if the file has changed.
@@ -110,51 +126,83 @@ class Downloads:
         Raises:
             DownloadError: If there is no copy and the file cannot be downloaded, or it does not exist any more.
         """
-        from filelock import FileLock
-
-        if url not in self._paths or not os.path.isfile(self._paths[url]):
-            folder = self._copy_folder(url)
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                with FileLock(folder / ".lock"):
-                    self._paths[url] = self._update(url, folder)
-            except (OSError, NotImplementedError) as error:  # NotImplementedError: the file system has no locks
-                reason = getattr(error, "strerror", None) or error
-                raise DownloadError(f"'{url}': cannot write its copy into '{folder}': {reason}. {_REMEDY}") from None
+        if self._is_checked(url):
+            return self._paths[url]
+        folder = self._copy_folder(url)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with self._locked(folder, url):
+                # Another thread may have downloaded the file in the meantime.
+                if not self._is_checked(url):
+                    self._paths[url] = str(self._update(url, folder))
+        except NotImplementedError as error:  # the file system has no locks
+            raise DownloadError(
+                f"'{shown(url)}': cannot write its copy into '{folder}': {error}. {remedy(error, _OTHER_FOLDER)}"
+            ) from None
+        except OSError as error:
+            text = f"'{shown(url)}': cannot write its copy into '{folder}': {error.strerror or error}"
+            raise DownloadError(f"{text}. {remedy(error, _OTHER_FOLDER)}") from None
         return self._paths[url]
 
-    def _update(self, url: str, folder: Path) -> str:
+    def _is_checked(self, url: str) -> bool:
+        return url in self._paths and os.path.isfile(self._paths[url])
+
+    @contextmanager
+    def _locked(self, folder: Path, url: str) -> Iterator[None]:
+        """Lock a folder. While another process downloads into it, waiting counts as progress."""
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(folder / ".lock")
+        is_reported = False
+        while True:
+            try:
+                lock.acquire(timeout=self._poll)
+                break
+            except Timeout:
+                beat()
+                if not is_reported:
+                    logging.getLogger("emollama").info("waiting for another process that downloads %s", shown(url))
+                is_reported = True
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _update(self, url: str, folder: Path) -> Path:
         """Download a file if it has changed, and return the path of its copy. The caller has locked its folder."""
-        path, earlier = folder / _file_name(url), _read_state(folder)
-        if earlier is not None and _server(url) in self._silent:
-            return str(path)
+        earlier = _read_state(folder)
+        if earlier is not None and (_server(url) in self._silent or earlier.checked >= self._start):
+            return earlier.path
         partial = folder / ".partial"
         try:
             with open(partial, "wb") as file:
-                version = self._transport.download(url, earlier, file)
+                version = self._transport.download(url, None if earlier is None else earlier.version, file)
                 file.flush()
                 os.fsync(file.fileno())
-            if version is not None:
-                (folder / _STATE).unlink(missing_ok=True)
-                partial.replace(path)
-                _write_state(folder, url, version)
+            if version is None and earlier is not None:
+                path, version = earlier.path, earlier.version
+            else:
+                path = _store_copy(partial, folder, _file_name(url), earlier)
+            _write_state(folder, url, path, version)
         except ServerFailure as error:
             if earlier is None:
                 raise
             self._warn(url, error)
+            return earlier.path
         finally:
             partial.unlink(missing_ok=True)
-        return str(path)
+        return path
 
     def _copy_folder(self, url: str) -> Path:
         try:
             urlsplit(url)
         except ValueError as error:
-            raise DownloadError(f"'{url}': {error}. Correct the URL.") from None
+            raise DownloadError(f"'{shown(url)}': {error}. Correct the URL.") from None
         try:
             return self._folder() / hashlib.sha256(url.encode()).hexdigest()[:32]
         except RuntimeError as error:
-            raise DownloadError(f"'{url}': there is no folder for its copy: {error}. {_REMEDY}") from None
+            what = f"{_OTHER_FOLDER[0].upper()}{_OTHER_FOLDER[1:]}"
+            raise DownloadError(f"'{shown(url)}': there is no folder for its copy: {error}. {what}.") from None
 
     def _warn(self, url: str, error: ServerFailure) -> None:
         """Warn that a copy is used without a check, only once for each server that cannot be reached."""
@@ -162,6 +210,11 @@ class Downloads:
             self._silent.add(_server(url))
         which = "its copy, which was" if error.answered else "the copies of this server's files that were"
         logging.getLogger("emollama").warning("%s Using %s downloaded earlier.", error, which)
+
+
+def shown(url: str) -> str:
+    """Return a URL for messages and files: without its query, which may contain a signature that grants access."""
+    return url.partition("?")[0]
 
 
 def _server(url: str) -> str:
@@ -173,19 +226,61 @@ def _file_name(url: str) -> str:
     return re.sub(r"[^\w.-]", "_", name)[-100:].lstrip(".") or "file"
 
 
-def _read_state(folder: Path) -> Version | None:
-    """Return the version of the complete copy in a folder; None without one."""
+@dataclass(frozen=True)
+class _Copy:
+    """A complete copy.
+
+    Attributes:
+        path: the copy.
+        version: its version.
+        checked: time at which the server last said that the file has this version, in seconds.
+    """
+
+    path: Path
+    version: Version
+    checked: float
+
+
+def _read_state(folder: Path) -> _Copy | None:
+    """Return the complete copy in a folder; None without one."""
     try:
         state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-        if (folder / _file_name(state["url"])).stat().st_size != state["bytes"]:
+        path = folder / state["copy"]
+        if path.stat().st_size != state["bytes"]:
             return None
-        return Version(**state["version"])
+        return _Copy(path, Version(**state["version"]), float(state["checked"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _write_state(folder: Path, url: str, version: Version) -> None:
-    size = (folder / _file_name(url)).stat().st_size
+def _write_state(folder: Path, url: str, path: Path, version: Version | None) -> None:
+    state = {"url": shown(url), "copy": str(path.relative_to(folder)), "bytes": path.stat().st_size, "checked": time.time()}
     temporary = folder / f".{_STATE}"
-    temporary.write_text(json.dumps({"url": url, "bytes": size, "version": asdict(version)}), encoding="utf-8")
+    temporary.write_text(json.dumps(state | {"version": version and asdict(version)}), encoding="utf-8")
     temporary.replace(folder / _STATE)
+
+
+def _store_copy(partial: Path, folder: Path, name: str, earlier: _Copy | None) -> Path:
+    """Move a complete download into a folder of its own, and return its path; an earlier copy with the same bytes is kept."""
+    if earlier is not None and _same_bytes(partial, earlier.path):
+        return earlier.path
+    for other in [entry for entry in folder.iterdir() if entry.is_dir()]:
+        if earlier is not None and other == earlier.path.parent:
+            # Its age counts from the day on which it was replaced.
+            os.utime(other)
+        elif time.time() - other.stat().st_mtime > _KEPT:
+            shutil.rmtree(other, ignore_errors=True)
+    target = folder / f"{time.time_ns():x}"
+    target.mkdir()
+    return partial.replace(target / name)
+
+
+def _same_bytes(one: Path, other: Path) -> bool:
+    if one.stat().st_size != other.stat().st_size:
+        return False
+    with open(one, "rb") as first, open(other, "rb") as second:
+        while chunk := first.read(_CHUNK):
+            if chunk != second.read(_CHUNK):
+                return False
+            beat()
+    return True

@@ -8,7 +8,8 @@ from typing import IO, Any
 
 from iopath.common.file_io import PathHandler
 
-from emollama.remote.downloads import Downloads
+from emollama.errors import UserError
+from emollama.remote.downloads import Downloads, shown
 from emollama.remote.http import Http
 from emollama.remote.object_stores import PACKAGES, ObjectStores
 
@@ -32,6 +33,8 @@ class RemoteFiles(PathHandler):  # type: ignore[misc]
         return self._downloads.local_path(path)
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **options: Any) -> IO[Any]:
+        if mode not in ("r", "rt", "rb"):
+            raise UserError(f"'{shown(path)}': a file at a URL can only be read. Write to a local path.")
         return open(self._downloads.local_path(path), mode, buffering, **options)
 
     def _isfile(self, path: str, **options: Any) -> bool:

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
-from emollama.distributed.heartbeat import beat
 from emollama.errors import DownloadError, FileAbsent, ServerFailure, UserError
-from emollama.remote.downloads import Version
+from emollama.heartbeat import beat
+from emollama.remote.downloads import Version, shown
 from emollama.variables import HTTP_TIMEOUT
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Http:
                 if version == earlier and version.is_reliable:
                     return None
                 _require_length(response, url)
-                logging.getLogger("emollama").info("downloading %s", url)
+                logging.getLogger("emollama").info("downloading %s", shown(url))
                 file.seek(0)
                 file.truncate()
                 _copy(response, file, version.size, timeout)
@@ -96,8 +96,8 @@ class Http:
     def _repeat(self, url: str, attempt: Callable[[float], T]) -> T:
         """Call ``attempt`` with the timeout until it succeeds, and return its result."""
         if "@" in urlsplit(url).netloc:
-            shown = url.replace(urlsplit(url).netloc, urlsplit(url).netloc.rpartition("@")[2])
-            raise DownloadError(f"'{shown}': the URL contains a password. Write the password into ~/.netrc instead.")
+            without = url.replace(urlsplit(url).netloc, urlsplit(url).netloc.rpartition("@")[2])
+            raise DownloadError(f"'{shown(without)}': the URL contains a password. Write the password into ~/.netrc instead.")
         timeout, pause = _timeout(), self._pause
         for left in reversed(range(self._attempts)):
             try:
@@ -107,7 +107,7 @@ class Http:
             if left:
                 time.sleep(pause)
                 pause *= 2
-        text = f"'{url}': {failure}; {self._attempts} attempts failed."
+        text = f"'{shown(url)}': {failure}; {self._attempts} attempts failed."
         remedy = "Check the network and the server, and start again"
         if "timed out" in text:
             remedy += f", or allow more time than {timeout:g} s with the environment variable {HTTP_TIMEOUT}"
@@ -148,7 +148,8 @@ def _request(method: str, url: str, timeout: float, headers: dict[str, str] | No
     except (exceptions.ConnectionError, exceptions.Timeout, exceptions.ChunkedEncodingError) as error:
         raise _AttemptFailed(_reason(error, timeout), answered=False) from None
     except (exceptions.RequestException, ValueError) as error:
-        raise DownloadError(f"'{url}': {error}. Correct the URL.") from None
+        reason = str(error).replace(url, shown(url))
+        raise DownloadError(f"'{shown(url)}': {reason}. Correct the URL.") from None
     with response:
         yield response
 
@@ -158,20 +159,22 @@ def _require_success(response: Response, url: str) -> None:
     if response.ok:
         return
     if response.status_code in (404, 410):
-        raise FileAbsent(f"'{url}': the server has no such file ({status}). Correct the URL, or upload the file.")
+        raise FileAbsent(f"'{shown(url)}': the server has no such file ({status}). Correct the URL, or upload the file.")
     if response.status_code in (401, 403):
         remedy = "Correct the URL, or write the password of the server into ~/.netrc."
-        raise DownloadError(f"'{url}': the server refuses access ({status}). {remedy}")
+        raise DownloadError(f"'{shown(url)}': the server refuses access ({status}). {remedy}")
     if response.status_code in _TEMPORARY or response.status_code >= 500:
         raise _AttemptFailed(f"the server failed ({status})", answered=True)
-    raise DownloadError(f"'{url}': the server answered {status}. Correct the URL.")
+    raise DownloadError(f"'{shown(url)}': the server answered {status}. Correct the URL.")
 
 
 def _require_length(response: Response, url: str) -> None:
     """Check that an interrupted download of this response can be detected."""
     if "Content-Length" not in response.headers and "chunked" not in response.headers.get("Transfer-Encoding", "").lower():
         text = "the server does not state the size of the file (Content-Length), so an incomplete download would not be noticed"
-        raise DownloadError(f"'{url}': {text}. Use a server that does, or download the file yourself and name the local copy.")
+        raise DownloadError(
+            f"'{shown(url)}': {text}. Use a server that does, or download the file yourself and name the local copy."
+        )
 
 
 def _version(response: Response) -> Version:

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from emollama.errors import DownloadError, FileAbsent, ServerFailure
-from emollama.remote.downloads import Version
+from emollama.heartbeat import beat
+from emollama.remote.downloads import Version, shown
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs", "hf": "huggingface_hub"}  # scheme -> package that fsspec needs for it
+_CHUNK = 1 << 20  # bytes
 
 
 class ObjectStores:
@@ -22,7 +24,8 @@ class ObjectStores:
     def exists(self, url: str) -> bool:
         """Return whether there is such a file, without reading it."""
         try:
-            with _file(url) as (files, path):
+            files, path = _file_system(url)
+            with _named_errors(url):
                 files.info(path)
         except FileAbsent:
             return False
@@ -30,22 +33,39 @@ class ObjectStores:
 
     def download(self, url: str, earlier: Version | None, file: BinaryIO) -> Version | None:
         """Write the content of a file to ``file``, and return its version; None if it still has the version ``earlier``."""
-        with _file(url) as (files, path):
+        files, path = _file_system(url)
+        with _named_errors(url):
             version = Version(files.ukey(path), None, files.info(path)["size"])
             if version == earlier:
                 return None
-            logging.getLogger("emollama").info("downloading %s", url)
-            files.get_file(path, file.name)
-            received = file.seek(0, 2)
+            stream = files.open(path, "rb")
+        logging.getLogger("emollama").info("downloading %s", shown(url))
+        received = 0
+        try:
+            while chunk := _read(stream, url):
+                # An error here is one of the local disk, not of the server.
+                file.write(chunk)
+                received += len(chunk)
+                beat()
+        finally:
+            stream.close()
         if received != version.size:
-            text = f"'{url}': the download ended after {received:,} of {version.size:,} bytes. Start again."
+            text = f"'{shown(url)}': the download ended after {received:,} of {version.size:,} bytes. Start again."
             raise ServerFailure(text)
         return version
 
 
-@contextmanager
-def _file(url: str) -> Iterator[tuple[Any, str]]:
-    """Yield the file system of a URL and the path of the file there; errors become :class:`DownloadError`."""
+def _read(stream: BinaryIO, url: str) -> bytes:
+    with _named_errors(url):
+        return stream.read(_CHUNK)
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    """Return the file system of a URL, and the path of the file there.
+
+    Raises:
+        DownloadError: If the URL is invalid, or the package for the store is missing.
+    """
     import fsspec
 
     scheme = url.partition("://")[0]
@@ -53,19 +73,35 @@ def _file(url: str) -> Iterator[tuple[Any, str]]:
         files, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
         package = PACKAGES.get(scheme, "a package")
-        text = f"'{url}': {scheme}:// needs the package {package}, which cannot be imported ({error}): pip install {package}"
+        text = (
+            f"'{shown(url)}': {scheme}:// needs the package {package}, which cannot be imported ({error}): pip install {package}"
+        )
         raise DownloadError(text) from None
     except ValueError as error:
-        raise DownloadError(f"'{url}': {error}. Correct the URL.") from None
+        raise DownloadError(f"'{shown(url)}': {error}. Correct the URL.") from None
+    # The properties of files must be those that the server states now.
+    files.invalidate_cache()
+    return files, path
+
+
+@contextmanager
+def _named_errors(url: str) -> Iterator[None]:
+    """Convert errors of a package for a store to :class:`DownloadError`."""
     try:
-        # The properties of files must be those that the server states now.
-        files.invalidate_cache()
-        yield files, path
+        yield
     except FileNotFoundError:
-        raise FileAbsent(f"'{url}': there is no such file. Correct the URL, or upload the file.") from None
+        raise FileAbsent(f"'{shown(url)}': there is no such file. Correct the URL, or upload the file.") from None
     except PermissionError as error:
-        raise DownloadError(f"'{url}': the server refuses access ({error}). Correct the URL or your credentials.") from None
+        raise DownloadError(
+            f"'{shown(url)}': the server refuses access ({error}). Correct the URL or your credentials."
+        ) from None
     except Exception as error:  # each package has exceptions of its own
-        reason = f"{type(error).__name__}: {error}".rstrip(". ")
+        reason = f"{type(error).__name__}: {error}".rstrip(". ").replace(url, shown(url))
         remedy = "Check the network, the server and your credentials, and start again."
-        raise ServerFailure(f"'{url}': the download failed ({reason}). {remedy}", answered=False) from None
+        text = f"'{shown(url)}': the download failed ({reason}). {remedy}"
+        raise ServerFailure(text, answered=not _is_unreachable(error)) from None
+
+
+def _is_unreachable(error: Exception) -> bool:
+    """Return whether no answer came, by the names of an exception's classes: each package has connection errors of its own."""
+    return any(word in base.__name__ for base in type(error).__mro__ for word in ("Connect", "Timeout"))

@@ -19,6 +19,7 @@ from emollama.data.dataset import ClipsToPredict, SampleDataset
 from emollama.data.loader import BatchLayout, TrainingSamples, first_batch
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.sampling import MixtureSampler
+from emollama.data.shard_properties import download_shards
 from emollama.data.workers import check_shared_memory
 from emollama.distributed.process_group import World
 from emollama.distributed.worker_variables import integer
@@ -237,7 +238,14 @@ class Preparation:
         if not self.training:
             return {}
         config, check, blocks = self.config, self.world.is_main, training_blocks(self.config)
-        built = self.world.rank_zero_first(lambda: build_datasets(config, blocks, training=True, check=check))
+
+        def build() -> dict[str, SampleDataset]:
+            datasets = build_datasets(config, blocks, training=True, check=check)
+            for dataset in datasets.values():
+                download_shards(dataset.features)
+            return datasets
+
+        built = self.world.rank_zero_first(build)
         return {path.removeprefix("datasets."): dataset for path, dataset in built.items()}
 
     def _blocks(self) -> dict[str, EvaluationSet]:

@@ -17,6 +17,7 @@ from emollama.data.fusion_layout import FusionLayout
 from emollama.data.loader import BatchLayout
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.sampling import DatasetSampling
+from emollama.data.shard_properties import values_digests
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.listing import abbreviated
@@ -70,6 +71,7 @@ RESUMABLE_OVERRIDES = (
 POOLING = "datasets.*.features.*.pooling"  # changes the features, although all other keys of features are paths
 
 
+VALUES = "features of "  # start of the names of digests of values, which not all stores and checkpoints have
 FEATURE_TOKENS = "feature tokens"  # name of the outputs of the fusion module in a checkpoint
 PUBLISHED_OUTPUTS = ({"video": ["image"], "feature": ["face", "video", "audio", "cls"]}, {"image": ["image"]})
 # Prefixes of names in checkpoints -> what messages show instead. The stored names must not change.
@@ -101,9 +103,10 @@ def sampling_fields(
         fields[f"list and texts of {block_name}"] = dataset.digest()
         fields[f"tasks of {block_name} in order"] = list(dataset.pool.tasks)
         fields[f"shards or difficulty of {block_name}"] = sampling.digest()
+        fields |= {f"{VALUES}{block_name}, {slots}": digest for slots, digest in values_digests(dataset.features).items()}
     first, *others = world.gather(fields)
     for rank, theirs in enumerate(others, 1):
-        different = [name for name, value in first.items() if theirs[name] != value]
+        different = [name for name, value in first.items() if theirs.get(name, value) != value]
         if different:
             names = ", ".join(map(_display_name, different))
             raise world.user_error(
@@ -237,7 +240,8 @@ def _check_same_run(content: dict[str, Any], config: RunConfig, fields: dict[str
         if then.get(key) != now.get(key) and not _is_resumable_override(key, then.get(key), now.get(key))
     }
     stored_fields = content[checkpoint.RESUME_FIELDS_KEY]
-    different |= {name: (stored_fields.get(name), value) for name, value in fields.items() if stored_fields.get(name) != value}
+    required = {name: value for name, value in fields.items() if name in stored_fields or not name.startswith(VALUES)}
+    different |= {name: (stored_fields.get(name), value) for name, value in required.items() if stored_fields.get(name) != value}
     if different:
         changed = abbreviated(
             (

@@ -20,11 +20,11 @@ from emollama.data.batch import Batch
 from emollama.data.loader import TrainingSamples, WorkerOptions, mix_seed, step_batches, training_loader
 from emollama.data.workers import worker_errors
 from emollama.distributed import process_group
-from emollama.distributed.heartbeat import beat
 from emollama.distributed.process_group import World
 from emollama.distributed.stop_requests import STOP_REQUESTS
 from emollama.errors import Stopped
 from emollama.folder_lock import released_after_error
+from emollama.heartbeat import beat
 from emollama.logs.logger import get_logger, log_metrics, set_up
 from emollama.logs.run_log import RunLog
 from emollama.runners import out_of_memory, summary

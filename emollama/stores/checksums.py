@@ -31,10 +31,17 @@ def append(folder: Path, name: str, content: bytes | memoryview) -> None:
         OSError: If the file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    line = _line(name, hashlib.sha256(content).hexdigest())
+    descriptor = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        # A line is written at once, so that lines of several processes are not mixed.
-        os.write(descriptor, _line(name, hashlib.sha256(content).hexdigest()))
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            # The last line is incomplete.
+            line = b"\n" + line
+        # A line is written at once, so that lines of several processes are not mixed. On a full disk, only its begin is written;
+        # writing the rest raises the error.
+        while line:
+            line = line[os.write(descriptor, line) :]
     finally:
         os.close(descriptor)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from emollama.disk import remedy
-from emollama.errors import DownloadError, UserError
+from emollama.errors import DownloadError, FileAbsent, UserError
 from emollama.json_io import parse_json
 from emollama.paths import PATHS, atomic_write, read_text
 from emollama.stores import tars
@@ -65,8 +66,11 @@ class Manifest:
             if "{" in path or not (PATHS.isfile(path) or os.path.lexists(path)):
                 return None
             content = parse_json(read_text(path))
-        except (NotImplementedError, DownloadError):
+        except (NotImplementedError, FileAbsent):
             # It is not known whether this file, which is optional, exists at a remote location.
+            return None
+        except DownloadError as error:
+            logging.getLogger("emollama").warning("%s Until then, it is not known how these features were extracted.", error)
             return None
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror or error}. {remedy(error)}") from None

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -71,6 +71,16 @@ class ArrayStore(Protocol):
 
     def shard_ids(self, names: Sequence[str]) -> np.ndarray | None:
         """Return the (len(names),) shard index of each clip if reading shard by shard is faster; else None."""
+        ...
+
+
+@runtime_checkable
+class DigestedStore(Protocol):
+    """What a store provides in addition if a resumed run can find that its arrays have changed."""
+
+    @property
+    def values_digest(self) -> str | None:
+        """Hash of the values of all arrays; None if it is not known."""
         ...
 
 

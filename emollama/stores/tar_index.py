@@ -126,7 +126,8 @@ def skipped_note(shards: Iterable[Mapping[str, int]]) -> str:
     if not counts:
         return ""
     total, some = counts.total(), _by_extension(counts)
-    return f"{total:,} members of the tar shards are not read, because their names do not end with .npy: {some}"
+    reason = "their names do not end with .npy" + (", or start with ._ (files of macOS)" if "npy" in counts else "")
+    return f"{total:,} members of the tar shards are not read, because {reason}: {some}"
 
 
 def _by_extension(counts: Mapping[str, int]) -> str:
@@ -249,7 +250,9 @@ def _read_members(
     skipped: Counter[str] = Counter()
     for member in tar_members:
         problem = unsafe_member(member)
-        if problem is None and member.isfile() and not member.name.endswith(".npy"):
+        # macOS stores the attributes of a file a.npy in ._a.npy.
+        is_array = member.name.endswith(".npy") and not posixpath.basename(member.name).startswith("._")
+        if problem is None and member.isfile() and not is_array:
             skipped[posixpath.splitext(member.name)[1].removeprefix(".")] += 1
         elif problem is None and member.isfile():
             name = posixpath.normpath(member.name).removesuffix(".npy")

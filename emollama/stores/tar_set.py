@@ -16,6 +16,9 @@ from emollama.stores import tar_index
 from emollama.stores.index import Index, Location, RepeatedName, build, open_cached
 from emollama.stores.tar_index import Layout, TarIndex
 
+# Version of the description in a cached index. Other versions of this package cannot read it.
+_FORMAT = 2
+
 
 class Shard(NamedTuple):
     """Description of a shard.
@@ -32,8 +35,7 @@ class Shard(NamedTuple):
     bytes: int
     endings: dict[str, int]
     first: str
-    # Sets that an earlier version of this package has cached have no such field.
-    skipped: dict[str, int] = {}  # noqa: RUF012
+    skipped: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,13 @@ class TarSet:
         shards: the shards; locations refer to them by position.
         layouts: the layouts of the arrays; locations refer to them by position.
         index: the index.
+        digest: hash of the names and values of all arrays; None if an index file has no checksums of values.
     """
 
     shards: list[Shard]
     layouts: tuple[Layout, ...]
     index: Index
+    digest: str | None
 
 
 def open_set(paths: Sequence[str]) -> TarSet:
@@ -60,10 +64,11 @@ def open_set(paths: Sequence[str]) -> TarSet:
     Raises:
         UserError: If an index file is missing or damaged, or two shards have the same clip.
     """
-    key = hashlib.sha256(json.dumps([tar_index.fingerprint(path) for path in paths]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([_FORMAT, *(tar_index.fingerprint(path) for path in paths)]).encode()).hexdigest()
     index = open_cached(key, lambda: _build(paths))
     shards = [Shard(*shard) for shard in index.description["shards"]]
-    return TarSet(shards, tar_index.layouts_from_json(index.description["layouts"]), index)
+    layouts = tar_index.layouts_from_json(index.description["layouts"])
+    return TarSet(shards, layouts, index, index.description["digest"])
 
 
 def shard_path(shard: Shard | TarIndex, path: str) -> str:
@@ -76,12 +81,25 @@ def _build(paths: Sequence[str]) -> bytes:
     description = {
         "shards": [Shard(shard.tar, shard.size, shard.endings, shard.names[0], shard.skipped) for shard in files],
         "layouts": tar_index.layouts_to_json([layout for shard in files for layout in shard.layouts]),
+        "digest": _digest(files),
     }
     try:
         return build(_locations(files), description)
     except RepeatedName as error:
         first, second = (shard_path(files[shard], paths[shard]) for shard in error.shards)
         raise UserError(f"member '{error.name}.npy' is in both {first} and {second}. Remove one of them.") from None
+
+
+def _digest(files: Sequence[TarIndex]) -> str | None:
+    """Return a hash of the names and values of all arrays; None if an index has no checksums of values."""
+    digest = hashlib.sha256()
+    for shard in files:
+        if shard.checksums is None:
+            return None
+        arrays = [[layout.shape, layout.dtype.str, layout.fortran] for layout in shard.layouts]
+        digest.update(json.dumps([arrays, shard.names]).encode())
+        digest.update(shard.entries["kind"].tobytes() + shard.checksums.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _locations(files: Sequence[TarIndex]) -> Iterator[tuple[str, Location]]:

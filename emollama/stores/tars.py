@@ -10,7 +10,6 @@ dots are part of the clip names.
 from __future__ import annotations
 
 import functools
-import mmap
 import os
 import re
 import zlib
@@ -22,11 +21,12 @@ import numpy as np
 from braceexpand import braceexpand
 
 from emollama.disk import remedy
-from emollama.errors import DownloadError, FileAbsent, UserError
+from emollama.errors import FileAbsent, UserError
 from emollama.paths import PATHS
 from emollama.remote.manager import is_remote
 from emollama.stores import tar_index
 from emollama.stores.index import Location
+from emollama.stores.tar_copies import Mapped, has_indexed_values, map_file
 from emollama.stores.tar_set import TarSet, open_set, shard_path
 
 MAX_OPEN_MAPS = 128  # shards that a store maps at once in a process; each needs a file descriptor
@@ -97,19 +97,28 @@ class TarStore:
 
     A shard is downloaded (``PATHS.get_local_path``) and mapped when it is first used in a process. Shards on this machine are
     also checked when the store opens. Unpickling a store opens it again.
+
+    Attributes:
+        path: the configured path.
+        values_digest: hash of the names and values of all arrays; None if an index file has no checksums of values.
     """
 
     def __init__(self, path: str, slot: str | None, shards: list[str], indexes: list[str], tar_set: TarSet) -> None:
         self.path, self._shards, self._indexes = path, shards, indexes
         self._descriptions, self._layouts, self._index = tar_set.shards, tar_set.layouts, tar_set.index
+        self.values_digest = tar_set.digest
         self._suffix = f".{slot}" if slot else ""
         self._shard = functools.lru_cache(MAX_OPEN_MAPS)(self._map_shard)
         self._checksums = functools.cache(self._read_checksums)
-        self._failed: dict[int, DownloadError] = {}  # shards that cannot be downloaded
+        self._failed: dict[int, UserError] = {}  # shards that cannot be downloaded, or do not have the values in their indexes
 
     @classmethod
-    def open(cls, path: str) -> TarStore:
+    def open(cls, path: str, is_known: bool = False) -> TarStore:
         """Read the indexes of the shards, and compare them with the shards on this machine.
+
+        Args:
+            path: the path.
+            is_known: whether the store was open before, so that servers need not be asked again whether they have the shards.
 
         Raises:
             UserError: If there are no shards, an index is missing or belongs to another shard, two shards have the same clip, or
@@ -122,18 +131,19 @@ class TarStore:
             raise UserError(f"{compressed[0]}: a compressed tar does not allow reading in any order. Decompress it.")
         paths = [shard if shard.endswith(tar_index.SUFFIX) else shard + tar_index.SUFFIX for shard in matches]
         for shard in matches:
-            is_local(shard)
+            if not (is_known and is_remote(shard)):
+                is_local(shard)
         tar_set = open_set(paths)
         shards = [shard_path(shard, path) for shard, path in zip(tar_set.shards, paths, strict=True)]
         _check_slot(pattern, slot, {extension for shard in tar_set.shards for extension in shard.endings})
         store = cls(path, slot, shards, paths, tar_set)
         for shard_index, shard in enumerate(shards):
-            if is_local(shard):
+            if not (is_known and is_remote(shard)) and is_local(shard):
                 store._check_shard(shard_index)
         return store
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TarStore.open, (self.path,)
+        return TarStore.open, (self.path, True)
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._index.find(name + self._suffix) is not None
@@ -175,16 +185,18 @@ class TarStore:
         return f"{self._shards[location.shard] if location else self.path}, {name}{self._suffix}.npy"
 
     def stamp(self, name: str) -> tuple[int, ...]:
-        """Return size, modification time, change time and inode of the shard, and the array's offset; empty for a remote shard.
+        """Return size, modification time, change time and inode of the shard or its local copy, and the array's offset.
 
         Raises:
-            OSError: If the clip does not exist.
+            OSError: If the clip does not exist, or the shard cannot be read.
+            UserError: If the shard cannot be downloaded, or does not have the values in its index.
         """
         shard_index, offset, _, _ = self._find(name)
-        try:
-            status = os.stat(self._shards[shard_index])
-        except OSError:
-            return ()
+        path = self._shards[shard_index]
+        if is_remote(path):
+            self._shard(shard_index)
+            path = PATHS.get_local_path(path)
+        status = os.stat(path)
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, offset
 
     def is_intact(self, name: str) -> bool | None:
@@ -208,6 +220,11 @@ class TarStore:
         return self._index.shards([name + self._suffix for name in names])
 
     @property
+    def remote_shards(self) -> list[str]:
+        """The shards at remote locations."""
+        return [shard for shard in self._shards if is_remote(shard)]
+
+    @property
     def skipped(self) -> dict[str, dict[str, int]]:
         """Shard -> number of members that are not arrays, by extension. They are not read."""
         return {shard: about.skipped for shard, about in zip(self._shards, self._descriptions, strict=True) if about.skipped}
@@ -222,21 +239,20 @@ class TarStore:
         index = tar_index.read(self._indexes[shard_index])
         return {} if index.checksums is None else dict(zip(index.names, index.checksums.tolist(), strict=True))
 
-    def _map_shard(self, shard_index: int) -> mmap.mmap | bytes:
+    def _map_shard(self, shard_index: int) -> Mapped:
         if shard_index in self._failed:
             raise self._failed[shard_index]
+        shard = self._shards[shard_index]
         try:
-            path = PATHS.get_local_path(self._shards[shard_index])
-        except DownloadError as error:
-            # Several attempts failed. Each clip of the shard would make as many.
+            path = PATHS.get_local_path(shard)
+            data = map_file(path)
+            is_indexed = len(data) == self._descriptions[shard_index].bytes
+            if not (is_indexed and (not is_remote(shard) or has_indexed_values(path, data, self._indexes[shard_index]))):
+                raise _stale_index(shard)
+        except UserError as error:
+            # Several attempts failed, or the whole shard was read. Each of its clips would take as long.
             self._failed[shard_index] = error
             raise
-        with open(path, "rb") as file:
-            # An empty file cannot be mapped.
-            is_empty = not os.fstat(file.fileno()).st_size
-            data = b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if len(data) != self._descriptions[shard_index].bytes:
-            raise _stale_index(self._shards[shard_index])
         return data
 
     def _check_shard(self, shard_index: int) -> None:
@@ -267,11 +283,8 @@ def _list_folder(path: str) -> list[str]:
     """Return the names of the files in a folder; an empty list if it does not exist."""
     try:
         return list(PATHS.ls(path)) if PATHS.isdir(path) else []
-    except NotImplementedError:
-        # iopath cannot list this remote location.
-        return []
-    except PermissionError:
-        # A later check reports it with the configuration key.
+    except (NotImplementedError, PermissionError):
+        # iopath cannot list this remote location, or a later check reports the permissions with the configuration key.
         return []
 
 
