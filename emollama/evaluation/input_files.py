@@ -120,7 +120,8 @@ def read_predictions(path: str, aliases: Mapping[str, str] = NO_ALIASES, mode: s
     column = require_column(path, list(clips[0].columns), ANSWER_COLUMNS)
     texts = {clip.name: clip.columns[column] for clip in clips}
     if column == "openset":
-        texts = {name: repr(list(words)) for name, words in read_openset(path, "--predictions").items()}
+        words = read_openset(path, "--predictions")
+        texts = {name: cell if cell.startswith("[") else repr(list(words[name])) for name, cell in texts.items()}
     if column in LABEL_COLUMNS:
         label_map = LabelMap((), [aliases])
         texts = {name: label_map.mapped(label) for name, label in _emotion_names(path, texts, aliases).items()}

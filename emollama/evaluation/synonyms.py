@@ -2,7 +2,8 @@
 
 The published scorer of MER2024-OV has a separate grouping for each sample, which a language model wrote. It is an archive of
 ``.npy`` files, ``openset-synonym.zip``, with one text per sample: ``[['happy', 'glad'], ['sad']]``. The first word of a group
-names it. A word in two groups of a sample belongs to the later one. Samples without a file are not scored.
+names it. A word in two groups of a sample belongs to the later one. The words of groups are compared as they are written, also
+their case, and texts are split at brackets and quotes only, as in that scorer. Samples without a file are not scored.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 
 from emollama.data.annotations import read_json
 from emollama.errors import UserError
-from emollama.evaluation.word_lists import normalized_words, parse_words, split_words
+from emollama.evaluation.word_lists import normalized_words, split_at_quotes
 from emollama.paths import require_file
 
 Groups = Mapping[str, str]  # word -> name of its group, one of the words of the group
@@ -140,21 +141,13 @@ def _sample_groups(path: str, name: str, value: Any) -> Groups:
     return _later_groups(value)
 
 
-def _parse_groups(text: str) -> list[Sequence[str]]:
-    """Split a text of nested lists into groups. A group that cannot be parsed is split as in the published scorer."""
-    groups: list[Sequence[str]] = []
-    for part in re.split(r"[\[\]]", text):
-        if part.strip(" ,\n"):
-            try:
-                groups.append(parse_words(part))
-            except ValueError:
-                groups.append(split_words(part))
-    return groups
+def _parse_groups(text: str) -> list[list[str]]:
+    """Split a text of nested lists into groups, as the published scorer does: at brackets, then at quotes."""
+    return [split_at_quotes(part) for part in re.split(r"[\[\]]", text)]
 
 
-def _later_groups(groups: Iterable[Iterable[str]]) -> Groups:
-    normalized = [words for group in groups if (words := normalized_words(group))]
-    return {word: words[0] for words in normalized for word in words}
+def _later_groups(groups: Iterable[Sequence[str]]) -> Groups:
+    return {word: words[0] for words in groups for word in words}
 
 
 def _common_groups(path: str, table: Any) -> Groups:
