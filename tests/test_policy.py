@@ -68,7 +68,7 @@ IMPORTS = {
     "config": "config.omegaconf_errors config.packaged disk errors listing paths registration registry suggestions",
     "data": "config.packaged data.batch disk distributed.stop_requests dtypes errors listing logs.console memory paths remote"
     " stores suggestions text_encoding",
-    "evaluation": "component_errors data disk errors listing logs.console paths registry run_folder suggestions",
+    "evaluation": "component_errors data disk errors listing logs.console paths registry run_folder stores suggestions",
     "media": "data disk errors listing paths",
     "components": "data data.batch evaluation run_folder stores",
     "planning": "components config data data.batch logs.console precision",
@@ -78,8 +78,8 @@ IMPORTS = {
     "reporting": "__init__ data disk errors evaluation json_io listing logs logs.console paths run_folder suggestions",
     "starter": "config data demo.folder errors media paths registration registry stores",
     "demo": "data demo.folder encoders errors logs logs.console media paths run_folder tensor_files variables",
-    "extraction": "__init__ config data datasets disk distributed.process_group encoders errors listing logs logs.console media"
-    " paths stores",
+    "extraction": "__init__ config data datasets disk distributed.process_group encoders errors listing logs logs.console"
+    " media paths stores",
     "models": "checkpoint_files component_errors components config data data.batch dtypes encoders errors json_io listing"
     " paths registry stores suggestions tensor_files",
     "runners": "checkpoint checkpoint_average checkpoint_files component_errors components config data data.batch disk"
@@ -89,8 +89,8 @@ IMPORTS = {
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning remote runners",
     "convert": "checkpoint checkpoint_average errors listing models paths stores tensor_files",
     "inference": "checkpoint checkpoint_files component_configs config data distributed.process_group encoders errors"
-    " extraction folder_lock json_io listing logs logs.console media optim paths precision reporting run_folder runners"
-    " suggestions",
+    " evaluation extraction folder_lock json_io listing logs logs.console media optim paths precision remote reporting"
+    " run_folder runners suggestions",
     "tasks": "components data data.batch errors evaluation models run_folder",
     "commands": "__init__ checks config convert data demo demo.folder disk distributed.launcher distributed.stop_requests"
     " distributed.watchdog distributed.worker_variables errors evaluation folder_lock importers inference listing logs"

@@ -30,7 +30,7 @@ from emollama.evaluation.predictions import CAPTION, Prediction, Reference, pars
 from emollama.evaluation.submission import read_items, read_submission
 from emollama.evaluation.word_lists import is_list
 from emollama.listing import abbreviated
-from emollama.paths import require_file
+from emollama.paths import extension, require_file
 
 NO_ALIASES: Mapping[str, str] = {}
 LABEL_COLUMNS = ("label", "discrete", "emotion")
@@ -100,15 +100,15 @@ def read_predictions(path: str, aliases: Mapping[str, str] = NO_ALIASES, mode: s
             repeated (all are listed, with lines).
     """
     require_file(path, "--predictions")
-    if path.endswith(".jsonl"):
+    if extension(path) == ".jsonl":
         return PredictionFile(path, tuple(read_lines(path, mode)))
-    if path.endswith(".npz"):
+    if extension(path) == ".npz":
         predictions = tuple(Prediction(name, "", repr(list(words))) for name, words in read_submission(path).items())
         unreadable = tuple(name for name, item in read_items(path).items() if not is_list(item))
         return PredictionFile(path, predictions, unreadable=unreadable)
-    if path.endswith(".json"):
+    if extension(path) == ".json":
         return PredictionFile(path, tuple(_read_coco_results(path)), by_image=True)
-    if not path.endswith(".csv"):
+    if extension(path) != ".csv":
         formats = f".jsonl (predictions of a run), .csv, .npz (submission) or .json ({RESULTS_FORMAT})"
         raise UserError(f"{path}: unknown format of predictions. Expected a file with the extension {formats}.")
     problems: list[Problem] = []
@@ -139,12 +139,12 @@ def read_references(path: str, aliases: Mapping[str, str] = NO_ALIASES) -> Refer
         UserError: As in :func:`read_predictions`, and if labels are numbers that are neither DFEW's nor aliases.
     """
     require_file(path, "--truth")
-    if path.endswith(".txt"):
+    if extension(path) == ".txt":
         annotated = _require_valid(lambda report: read_annotations(path, report=report))
         return ReferenceFile(path, {"emotion": _emotion_names(path, {clip.name: clip.label for clip in annotated}, aliases)})
-    if path.endswith(".json"):
+    if extension(path) == ".json":
         return _read_reference_json(path)
-    if not path.endswith(".csv"):
+    if extension(path) != ".csv":
         raise UserError(f"{path}: unknown reference format. Expected .csv, .txt (annotations) or .json (captions, words).")
     clips = _require_valid(lambda report: read_clip_table(path, None, report))
     header = list(clips[0].columns)

@@ -29,7 +29,7 @@ from emollama.evaluation.submission import read_submission
 from emollama.evaluation.synonyms import Synonyms
 from emollama.evaluation.word_lists import is_list, normalized_words, parse_words, published_words
 from emollama.listing import listing
-from emollama.paths import require_file
+from emollama.paths import extension, require_file
 from emollama.registry import JUDGES
 
 Words = tuple[str, ...]
@@ -149,9 +149,9 @@ def read_openset(path: str, key: str = "openset_path", *, published: bool = Fals
             rows. The message names the line.
     """
     require_file(path, key)
-    if path.endswith(".npz"):
+    if extension(path) == ".npz":
         return read_submission(path)
-    return _from_json(path) if path.endswith(".json") else _from_csv(path, key, published)
+    return _from_json(path) if extension(path) == ".json" else _from_csv(path, key, published)
 
 
 def _from_csv(path: str, key: str, published: bool) -> dict[str, Words]:
