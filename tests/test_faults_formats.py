@@ -26,8 +26,11 @@ from emollama.data.slots import SlotShape
 from emollama.errors import UserError
 from emollama.evaluation.openset import read_openset
 from emollama.extraction.jobs import describe_encoders
+from emollama.media.files import find_video
 from emollama.runners.runner_base import RunnerBase
+from emollama.stores.conversion import reject_other_formats
 from emollama.stores.manifest import Manifest
+from emollama.stores.store import open_store
 from emollama.text_encoding import HALF_CHARACTER
 
 pytestmark = pytest.mark.faults
@@ -135,6 +138,27 @@ def test_a_folder_of_other_files_is_refused_with_a_command_that_converts_them(tm
     assert np.array_equal(np.load(corpus / f"{AUDIO}_npy/{NAMES[0]}.npy"), arrays[NAMES[0]])
 
 
+def test_files_of_other_kinds_in_subfolders_and_in_upper_case_are_converted_by_the_command(tmp_path):
+    (tmp_path / "in/part").mkdir(parents=True)
+    for name in ("a.PT", "part/b.c.pt"):
+        torch.save(torch.ones(3), tmp_path / "in" / name)
+    text = refusal(reject_other_formats, str(tmp_path / "in"), "key")
+    assert "2 .pt files: a.PT, part/b.c.pt" in text and "weights_only=True" in text
+    run_command_in(text)
+    assert sorted(path.relative_to(tmp_path / "in_npy").as_posix() for path in (tmp_path / "in_npy").rglob("*.npy")) == [
+        "a.npy",
+        "part/b.c.npy",
+    ]
+
+
+def test_a_video_with_an_extension_in_any_case_is_found_again_after_changes_of_the_folder(tmp_path):
+    (tmp_path / "a.Mp4").touch()
+    assert find_video(tmp_path, "a") == tmp_path / "a.Mp4" and find_video(tmp_path, "part/b") is None
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part/b.aVi").touch()
+    assert find_video(tmp_path, "part/b") == tmp_path / "part/b.aVi"
+
+
 def test_a_folder_of_files_that_numpy_and_torch_do_not_read_is_refused(corpus, reported):
     for path in (corpus / AUDIO).glob("*.npy"):
         path.rename(path.with_suffix(".h5"))
@@ -218,6 +242,26 @@ def test_an_array_with_one_vector_is_unchanged_by_pooling(tmp_path):
 def test_the_mean_of_large_values_does_not_overflow(tmp_path):
     np.save(tmp_path / "clip.npy", np.full((8, WIDTH), 3e38, np.float32))
     assert torch.equal(source(tmp_path, pooling="mean").read("clip")["audio"], torch.full((1, WIDTH), 3e38))
+
+
+def test_the_mean_rather_than_each_value_must_be_in_the_range_of_the_run(tmp_path):
+    array = np.zeros((4, WIDTH), np.float32)
+    array[0] = 1e5
+    np.save(tmp_path / "clip.npy", array)
+    pooled = dataclasses.replace(source(tmp_path, pooling="mean"), shape=SlotShape(1, WIDTH, compute_dtype="fp16"))
+    assert pooled.problems(["clip"]) == [] and pooled.read("clip")["audio"].max() == 25000
+    np.save(tmp_path / "large.npy", array * 4)
+    (problem,) = dataclasses.replace(pooled, store=open_store(str(tmp_path), "key")).problems(["large"])
+    assert "contains a value of size 100000, but this run computes in fp16" in problem.text
+
+
+def test_arrays_that_are_valid_with_pooling_are_checked_again_without_it(tmp_path):
+    array = np.zeros((2, WIDTH), np.float32)
+    array[0] = 1e5
+    np.save(tmp_path / "clip.npy", array)
+    shape = SlotShape(None, WIDTH, compute_dtype="fp16")
+    pooled, whole = (dataclasses.replace(source(tmp_path, pooling=pooling), shape=shape) for pooling in ("mean", None))
+    assert pooled.problems(["clip"]) == [] and len(whole.problems(["clip"])) == 1
 
 
 def test_predictions_for_other_clips_use_the_pooling_of_the_block(tmp_path, corpus):
@@ -521,6 +565,10 @@ def test_a_workbook_in_place_of_a_table_is_identified(tmp_path):
 
 
 def test_lists_and_tables_that_only_resemble_other_formats_are_read(tmp_path):
+    (tmp_path / "list.txt").write_text("[a]_1 happy\n{b}_2 sad\n")
+    assert [clip.name for clip in read_annotations(str(tmp_path / "list.txt"))] == ["[a]_1", "{b}_2"]
+    (tmp_path / "table.csv").write_text("[name],sentence\na,hello\n")
+    assert read_csv(str(tmp_path / "table.csv"), "key")[0] == ["[name]", "sentence"]
     (tmp_path / "list.txt").write_text("a,1 3 happy\nb 4 sad\n")
     assert [clip.name for clip in read_annotations(str(tmp_path / "list.txt"))] == ["a,1", "b"]
     (tmp_path / "table.csv").write_text('name,sentence\na,"{""b"": 1}"\n')

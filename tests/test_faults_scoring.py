@@ -176,8 +176,11 @@ def npy(value, **options):
             "s.zip: has groups for no sample with reference words, only for others such as",
         ),
         (b"no archive", "s.zip: cannot be read as a zip archive"),
+        ({"s/a.npy": npy("[]").replace(b"(), ", b"(9999999999999,), ")[:-8]}, "s.zip, a.npy: cannot be read"),
+        ({"s/a.npy": npy("[]").replace(b"<U2", b"<U999999999999")}, "s.zip, a.npy: cannot be read"),
+        ({"s/a.npy": npy("x" * 2**20)}, "s.zip, a.npy: cannot be read (it is larger than 1,048,576 bytes)"),
     ],
-    ids=["objects", "numbers", "twice", "empty", "other samples", "no archive"],
+    ids=["objects", "numbers", "twice", "empty", "other samples", "no archive", "size", "dtype", "large"],
 )
 def test_an_unusable_archive_is_refused_before_anything_is_scored(tmp_path, scored, content, expected):
     path = tmp_path / "s.zip"
@@ -291,7 +294,24 @@ def test_a_submission_is_written_from_words_of_emotion_llama_v2(tmp_path, emolla
 
 # Cells that a spreadsheet program executes
 
-FORMULAS = ["=1+1", '=HYPERLINK("http://x")', "+1+1", "-2+3", "- No!", "@SUM(A1)", "\t=1", "\r=1", "'=1", "-", "+"]
+FORMULAS = [
+    "=1+1",
+    '=HYPERLINK("http://x")',
+    "+1+1",
+    "-2+3",
+    "- No!",
+    "@SUM(A1)",
+    "\n=1",
+    "\uff1d1+1",
+    "\uff0b1",
+    "\uff0d1+1",
+    "\uff20SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "'=1",
+    "-",
+    "+",
+]
 PLAIN = ["", "happy", "-0.5", "+3", "-1e-05", "-.5", "12%", "a=b", "'quoted'", " =1", "a\n=1", "-10", 0.5, -0.5, None]
 
 
@@ -350,3 +370,35 @@ def test_exchange_files_contain_the_texts_as_they_are(tmp_path):
 def test_only_one_module_writes_csv_files():
     texts = {str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
     assert [path for path, text in texts.items() if "csv.writer" in text or "DictWriter" in text] == ["data/csv_files.py"]
+
+
+# Arguments of score
+
+
+def test_two_maps_with_different_labels_for_one_code_are_refused(tmp_path, scored):
+    path = write_file(tmp_path / "t.csv", "name,label\na,3\n")
+    done, _ = scored(path, "--truth", path, "--aliases", "mer", "ravdess", status=1)
+    assert "--aliases: '1' stands for both 'angry' and 'neutral' in mer and ravdess. Name one of these maps." in done.stderr
+
+
+def test_a_pair_replaces_a_conflicting_entry_of_two_maps(tmp_path, scored):
+    truth = write_file(tmp_path / "t.csv", "name,label\na,joy\n")
+    assert scored(truth, "--truth", truth, "--aliases", "meld", "dfew", "joy=glad")[1]["war"] == 1
+
+
+def test_skip_is_no_label_that_an_alias_can_stand_for(tmp_path, scored):
+    path = write_file(tmp_path / "t.csv", "name,label\na,happy\nb,x\n")
+    done, _ = scored(path, "--truth", path, "--aliases", "x=skip", status=1)
+    assert "--aliases: 'x=skip' would make skip a label" in done.stderr
+
+
+def test_a_mode_is_reported_for_files_without_modes(tmp_path, scored):
+    path = write_file(tmp_path / "t.csv", "name,label\na,happy\n")
+    done, _ = scored(path, "--truth", path, "--mode", "test1")
+    assert f"{path}: --mode does not apply, because the predictions have no modes" in done.stderr
+
+
+def test_a_damaged_first_line_does_not_decide_the_kind_of_a_file(tmp_path, scored):
+    path = write_file(tmp_path / "x.jsonl", "{\n" + "".join(json.dumps(row) + "\n" for row in V2))
+    done, _ = scored(path, status=1)
+    assert f"{path}, line 1: invalid JSON" in done.stderr and "line 2" not in done.stderr

@@ -40,11 +40,16 @@ def half_characters(raw: str, value: Any) -> list[str]:
 
 
 def json_format(text: str) -> str | None:
-    """Return "a JSON file" or "a JSON Lines file" for the text of such a file, None for any other text."""
+    """Return "a JSON file" or "a JSON Lines file" for the text of such a file, None for any other text.
+
+    A text that only begins with a bracket is neither, because names and columns may begin with one.
+    """
     if text.lstrip()[:1] not in ("{", "["):
         return None
     lines = [line for line in text.split("\n", 100) if line.strip()]
-    return "a JSON Lines file" if len(lines) > 1 and _is_json(lines[0]) else "a JSON file"
+    if len(lines) > 1 and _is_json(lines[0]):
+        return "a JSON Lines file"
+    return "a JSON file" if _is_json(text) else None
 
 
 def other_format(text: str, position: int) -> str | None:

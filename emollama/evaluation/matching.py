@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os.path import splitext
@@ -81,6 +82,9 @@ def match(
         raise UserError(f"--predictions: the same file appears twice in {' '.join(prediction_paths)}. Remove one of the two.")
     aliases = aliases or {}
     files = [read_predictions(path, aliases, mode) for path in prediction_paths]
+    for file in files:
+        if mode is not None and not any(prediction.mode for prediction in file.predictions):
+            logging.getLogger("emollama").warning("%s: --mode does not apply, because the predictions have no modes", file.path)
     _require_task(task, files)
     files = [_with_task(file, task or "") for file in files]
     references = merge_references([read_references(path, aliases) for path in reference_paths], files, task)

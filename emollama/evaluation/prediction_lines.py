@@ -32,7 +32,8 @@ def read_lines(path: str, mode: str | None) -> list[Prediction]:
         UserError: If there are no predictions (of the mode), or lines are invalid or repeated (all are listed).
     """
     lines = [(number, line) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
-    v2 = bool(lines) and _is_v2(lines[0][1])
+    # A damaged line does not say which of the two kinds the file is.
+    v2 = next((kind for _, line in lines if (kind := _is_v2(line)) is not None), False)
     predictions: dict[int, Prediction] = {}
     problems = []
     for number, line in lines:
@@ -74,13 +75,14 @@ def _with_label_task(path: str, predictions: list[Prediction]) -> list[Predictio
     return [replace(prediction, task="emotion") for prediction in predictions] if is_labelled else predictions
 
 
-def _is_v2(line: str) -> bool:
-    """Return whether a line is one of Emotion-LLaMA-v2's evaluation: an object with ``video_id`` in place of ``name``."""
+def _is_v2(line: str) -> bool | None:
+    """Return whether a line has ``video_id`` in place of ``name``, as those of Emotion-LLaMA-v2; None if it has neither."""
     try:
         row = parse_json(line)
     except ValueError:
-        return False
-    return isinstance(row, dict) and "video_id" in row and "name" not in row
+        return None
+    keys = {"name", "video_id"} & {*row} if isinstance(row, dict) else ()
+    return "name" not in keys if keys else None
 
 
 def _parse_v2(line: str) -> Prediction:
