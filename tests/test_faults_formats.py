@@ -1,4 +1,4 @@
-"""Feature files of other kinds, pooling, halves of characters in texts, and files given in place of another format."""
+"""Feature files of other kinds, pooling, lone surrogates in texts, and files given in place of another format."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from emollama.runners.runner_base import RunnerBase
 from emollama.stores.conversion import reject_other_formats
 from emollama.stores.manifest import Manifest
 from emollama.stores.store import open_store
-from emollama.text_encoding import HALF_CHARACTER
+from emollama.text_encoding import LONE_SURROGATE
 
 pytestmark = pytest.mark.faults
 
@@ -403,7 +403,7 @@ def test_an_encoder_of_any_number_of_vectors_fits_a_slot_whose_features_are_pool
     assert describe_encoders(loaded(tmp_path, tree))["sequence"].shape.num_vectors is None
 
 
-# Halves of characters
+# Lone surrogates
 
 
 def change(path, function):
@@ -412,20 +412,20 @@ def change(path, function):
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def test_half_of_a_character_in_a_caption_is_reported_with_file_and_clip(corpus, reported):
+def test_a_lone_surrogate_in_a_caption_is_reported_with_file_and_clip(corpus, reported):
     change(corpus / CAPTIONS, lambda content: content[NAMES[0]].update(caption="sad \ud83d face"))
     change(corpus / CAPTIONS, lambda content: content[NAMES[3]].update(caption="\ude00"))
     (text,) = reported()
-    assert text == f"{corpus / CAPTIONS}, 2 clips: {NAMES[0]}, {NAMES[3]}: the name or 'caption' contains {HALF_CHARACTER}."
+    assert text == f"{corpus / CAPTIONS}, 2 clips: {NAMES[0]}, {NAMES[3]}: the name or 'caption' contains {LONE_SURROGATE}."
 
 
-def test_half_of_a_character_in_a_name_is_reported_with_its_escape(corpus, reported):
+def test_a_lone_surrogate_in_a_name_is_reported_with_its_escape(corpus, reported):
     change(corpus / CAPTIONS, lambda content: content.update({"n\ud83d": {"caption": "x"}}))
     (text,) = reported()
-    assert f"{corpus / CAPTIONS}, 1 clip: n\\ud83d: the name or 'caption' contains half of a character" in text
+    assert f"{corpus / CAPTIONS}, 1 clip: n\\ud83d: the name or 'caption' contains a lone surrogate" in text
 
 
-def test_half_of_a_character_in_a_field_that_is_not_read_is_accepted(tmp_path, tree, corpus):
+def test_a_lone_surrogate_in_a_field_that_is_not_read_is_accepted(tmp_path, tree, corpus):
     change(corpus / CAPTIONS, lambda content: content[NAMES[0]].update(note="x\ud83d"))
     report = check(loaded(tmp_path, tree))
     assert report.of_level("problem") == []
@@ -438,20 +438,20 @@ def test_two_halves_that_are_one_character_are_accepted(tmp_path):
     assert read_captions(str(tmp_path / "a.json"), "caption", "key") == {"clip": "😀"}
 
 
-def test_the_command_prints_a_caption_with_half_of_a_character_in_both_formats(tmp_path, tree, corpus, emollama):
+def test_the_command_prints_a_caption_with_a_lone_surrogate_in_both_formats(tmp_path, tree, corpus, emollama):
     change(corpus / CAPTIONS, lambda content: content.update({"n\ud83d": {"caption": "x \ud83d"}}))
     path = write(tmp_path, tree)
     for options in ([], ["--json"], ["--deep"]):
         completed = emollama("check-data", "--cfg-path", path, *options)
-        assert completed.returncode == 1 and "half of a character" in completed.stdout + completed.stderr
+        assert completed.returncode == 1 and "a lone surrogate" in completed.stdout + completed.stderr
         assert "Traceback" not in completed.stderr
 
 
-def test_half_of_a_character_in_a_transcript_is_reported_with_file_and_line(corpus, reported):
+def test_a_lone_surrogate_in_a_transcript_is_reported_with_file_and_line(corpus, reported):
     path = corpus / TRANSCRIPTS
     path.write_bytes(path.read_bytes().replace(b"Why", b"W\xed\xa0\xbdhy", 1))
     (text,) = reported()
-    assert re.search(rf"{path}, line 7: not UTF-8 text \(byte 0xed at position \d+\): half of a character", text)
+    assert re.search(rf"{path}, line 7: not UTF-8 text \(byte 0xed at position \d+\): a lone surrogate", text)
 
 
 @pytest.mark.parametrize(("raw", "place"), [
@@ -460,41 +460,41 @@ def test_half_of_a_character_in_a_transcript_is_reported_with_file_and_line(corp
     (r'{"c\ud83d": 1}', "the key c\\ud83d"),
     (r'"\uD83D"', "the text"),
 ])  # fmt: skip
-def test_half_of_a_character_in_any_json_file_is_refused_with_its_place(tmp_path, raw, place):
+def test_a_lone_surrogate_in_any_json_file_is_refused_with_its_place(tmp_path, raw, place):
     (tmp_path / "a.json").write_text(raw)
-    assert refusal(read_json, str(tmp_path / "a.json")) == f"{tmp_path}/a.json: {place}: {HALF_CHARACTER}."
+    assert refusal(read_json, str(tmp_path / "a.json")) == f"{tmp_path}/a.json: {place}: {LONE_SURROGATE}."
 
 
-def test_half_of_a_character_in_a_list_of_words_is_refused(tmp_path):
+def test_a_lone_surrogate_in_a_list_of_words_is_refused(tmp_path):
     (tmp_path / "words.json").write_text(r'{"clip": ["sad", "\ud83d"]}')
-    assert "clip[1]: half of a character" in refusal(read_openset, str(tmp_path / "words.json"), "--truth")
+    assert "clip[1]: a lone surrogate" in refusal(read_openset, str(tmp_path / "words.json"), "--truth")
 
 
-def test_names_with_half_of_a_character_are_refused():
-    with pytest.raises(ValueError, match=r"the clip name 'a\\ud83d' contains half of a character"):
+def test_names_with_a_lone_surrogate_are_refused():
+    with pytest.raises(ValueError, match=r"the clip name 'a\\ud83d' contains a lone surrogate"):
         safe_name("a\ud83d")
 
 
-def test_a_text_with_half_of_a_character_of_a_users_dataset_class_is_refused_when_it_is_tokenized(golden_prompt):
+def test_a_text_with_a_lone_surrogate_of_a_users_dataset_class_is_refused_when_it_is_tokenized(golden_prompt):
     for function, argument in (
         (golden_prompt.answer_lengths, ["good", "half \ud83d"]),
         (golden_prompt.answer_ids, "half \ud83d"),
     ):
         text = refusal(function, argument)
-        assert text.startswith("the text 'half \\ud83d") and HALF_CHARACTER in text
+        assert text.startswith("the text 'half \\ud83d") and LONE_SURROGATE in text
 
 
-def test_a_caption_file_of_images_with_half_of_a_character_reports_each_entry(tmp_path):
+def test_a_caption_file_of_images_with_a_lone_surrogate_reports_each_entry(tmp_path):
     rows = r'[{"image_id": "a", "caption": "x"}, {"image_id": "b", "caption": "\ud83d"}, {"image_id": "c\ud83d", "caption": "y"}]'
     (tmp_path / "a.json").write_text(rows)
     problems = []
     images = read_captioned_images(str(tmp_path / "a.json"), problems.append)
     assert [image.name for image in images] == ["a"] and len(problems) == 2
-    assert all("half of a character" in problem.text for problem in problems)
+    assert all("a lone surrogate" in problem.text for problem in problems)
     "".join(problem.text for problem in problems).encode()
 
 
-def test_an_import_that_leaves_out_a_name_with_half_of_a_character_writes_its_report(tmp_path, emollama):
+def test_an_import_that_leaves_out_a_name_with_a_lone_surrogate_writes_its_report(tmp_path, emollama):
     table = {"good": {"emo": "sad", "val": 1.0}, "b\ud83d": {"emo": "sad", "val": 1.0}}
     np.savez(tmp_path / "labels.npz", train_corpus=np.array(table, dtype=object))
     line = ["import", "mertools", tmp_path / "labels.npz", "--split", "train", "--output", tmp_path / "out"]

@@ -27,8 +27,8 @@ IMPORTS = {
     "distributed": "",
     "dtypes": "",
     "errors": "",
-    "json_io": "",
     "text_encoding": "errors",
+    "json_io": "text_encoding",
     "component_errors": "errors",
     "disk": "errors",
     "memory": "errors",
@@ -40,7 +40,7 @@ IMPORTS = {
     "variables": "",
     "run_folder": "json_io",
     "distributed.worker_variables": "errors variables",
-    "logs.console": "disk distributed errors logs.bars logs.verbosity",
+    "logs.console": "disk distributed errors logs.bars logs.verbosity text_encoding",
     "remote": "distributed errors variables",
     "paths": "disk errors remote text_encoding variables",
     "folder_lock": "errors paths",
@@ -66,15 +66,16 @@ IMPORTS = {
     "lr_schedules": "registry suggestions",
     "checkpoint": "checkpoint_files disk errors listing optim paths",
     "config": "config.omegaconf_errors config.packaged disk errors listing paths registration registry suggestions",
-    "data": "config.packaged data.batch disk distributed.stop_requests dtypes errors listing logs.console memory paths remote"
-    " stores suggestions text_encoding",
-    "evaluation": "component_errors data disk errors listing logs.console paths registry run_folder stores suggestions",
+    "data": "config.packaged data.batch disk distributed.stop_requests dtypes errors json_io listing logs.console memory paths"
+    " remote stores suggestions text_encoding",
+    "evaluation": "component_errors data disk errors json_io listing logs.console paths registry run_folder stores suggestions"
+    " text_encoding",
     "media": "data disk errors listing paths",
     "components": "data data.batch evaluation run_folder stores",
     "planning": "components config data data.batch logs.console precision",
     "datasets": "config data data.batch errors listing logs.console media paths stores suggestions",
     "encoders": "config data dtypes errors listing media paths",
-    "importers": "data disk errors listing logs.console media paths suggestions",
+    "importers": "data disk errors listing logs.console media paths suggestions text_encoding",
     "reporting": "__init__ data disk errors evaluation json_io listing logs logs.console paths run_folder suggestions",
     "starter": "config data demo.folder errors media paths registration registry stores",
     "demo": "data demo.folder encoders errors logs logs.console media paths run_folder tensor_files variables",
@@ -94,7 +95,8 @@ IMPORTS = {
     "tasks": "components data data.batch errors evaluation models run_folder",
     "commands": "__init__ checks config convert data demo demo.folder disk distributed.launcher distributed.stop_requests"
     " distributed.watchdog distributed.worker_variables errors evaluation folder_lock importers inference listing logs"
-    " logs.console logs.verbosity models paths planning registry reporting run_folder starter stores suggestions variables",
+    " logs.console logs.verbosity models paths planning registry reporting run_folder starter stores suggestions text_encoding"
+    " variables",
     "cli": "commands entry",
     "__main__": "cli",
 }

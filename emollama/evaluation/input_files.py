@@ -22,7 +22,6 @@ from emollama.data.captions import read_captioned_images
 from emollama.data.csv_files import read_csv, require_column
 from emollama.data.label_map import DATASET_LABELS, LabelMap
 from emollama.data.problems import Problem, Report, raise_all
-from emollama.data.text_checks import encodable
 from emollama.errors import UserError
 from emollama.evaluation.openset import read_openset
 from emollama.evaluation.prediction_lines import read_lines
@@ -31,6 +30,7 @@ from emollama.evaluation.submission import read_items, read_submission
 from emollama.evaluation.word_lists import is_list
 from emollama.listing import abbreviated
 from emollama.paths import extension, require_file
+from emollama.text_encoding import encodable
 
 NO_ALIASES: Mapping[str, str] = {}
 LABEL_COLUMNS = ("label", "discrete", "emotion")
@@ -161,7 +161,7 @@ def read_references(path: str, aliases: Mapping[str, str] = NO_ALIASES) -> Refer
 
 
 def _read_coco_results(path: str) -> list[Prediction]:
-    table = read_json(path, half_characters_allowed=True)
+    table = read_json(path, lone_surrogates_allowed=True)
     if not isinstance(table, list):
         raise UserError(f"{path}: expected a JSON list of captions ({RESULTS_FORMAT})")
     return _image_predictions(path, ((f"entry {number}", entry) for number, entry in enumerate(table, 1)), [])
@@ -226,7 +226,7 @@ def _emotion_names(path: str, labels: dict[str, str], aliases: Mapping[str, str]
 
 def _read_reference_json(path: str) -> ReferenceFile:
     """Read captions (one object per sample, or several captions per image) or words (one list per sample)."""
-    table: Any = read_json(path, half_characters_allowed=True)
+    table: Any = read_json(path, lone_surrogates_allowed=True)
     if (isinstance(table, dict) and "annotations" in table) or (isinstance(table, list) and table):
         captions = {image.name: list(image.captions) for image in read_captioned_images(path) if image.captions}
         listed = table.get("images") if isinstance(table, dict) else None

@@ -210,7 +210,9 @@ def word_sets(
 ) -> tuple[list[str], list[Sequence[str]], list[Sequence[str]]]:
     """Return three lists (names, reference words, predicted words), without samples whose words could not be extracted."""
     assert resources.openset is not None
-    predicted_texts = {prediction.name: prediction.listed for prediction in predictions if prediction.name in resources.openset}
+    predicted_texts = {
+        prediction.name: prediction.as_word_list for prediction in predictions if prediction.name in resources.openset
+    }
     predicted = extract_words(predicted_texts, resources.judge or JUDGES.built({"type": "lexical"}, "judge"))
     if failed := [name for name, words in predicted.items() if words is None]:
         text = f"ov and ew leave out {listing(failed, 'sample')}, because the judge found no emotion words"

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from emollama.data.problems import Problem, raise_all
-from emollama.data.text_checks import encodable
 from emollama.errors import UserError
-from emollama.evaluation.predictions import Prediction, parse_json, parse_prediction
+from emollama.evaluation.predictions import Prediction, parse_line, parse_prediction
 from emollama.evaluation.word_lists import is_label, is_plain_list
 from emollama.listing import abbreviated
 from emollama.paths import read_text
+from emollama.text_encoding import encodable
 
 
 def read_lines(path: str, mode: str | None) -> list[Prediction]:
@@ -78,7 +78,7 @@ def _with_label_task(path: str, predictions: list[Prediction]) -> list[Predictio
 def _is_v2(line: str) -> bool | None:
     """Return whether a line has ``video_id`` in place of ``name``, as those of Emotion-LLaMA-v2; None if it has neither."""
     try:
-        row = parse_json(line)
+        row = parse_line(line)
     except ValueError:
         return None
     keys = {"name", "video_id"} & {*row} if isinstance(row, dict) else ()
@@ -93,7 +93,7 @@ def _parse_v2(line: str) -> Prediction:
     Raises:
         ValueError: If the line is not a JSON object with the expected fields.
     """
-    row = parse_json(line)
+    row = parse_line(line)
     fields = row if isinstance(row, dict) else {}
     name, response = fields.get("video_id"), fields.get("new_response") or fields.get("response")
     answer, mode = fields.get("answer"), fields.get("mode")
@@ -101,4 +101,4 @@ def _parse_v2(line: str) -> Prediction:
     if not is_name or not isinstance(response, str) or not isinstance(answer, str | None) or not isinstance(mode, str | None):
         raise ValueError("expected an object with a 'video_id' and the string 'response' (optional strings: 'answer', 'mode')")
     reference = None if answer is None else encodable(answer)
-    return Prediction(encodable(str(name)), "", encodable(response), reference, is_list=is_plain_list(response), mode=mode)
+    return Prediction(encodable(str(name)), "", encodable(response), reference, is_word_list=is_plain_list(response), mode=mode)

@@ -141,7 +141,7 @@ def _image_of_row(cells: Mapping[str, str]) -> Image:
 
 
 def _read_karpathy(path: str, collection: Collection) -> None:
-    table = read_json(path, half_characters_allowed=True)
+    table = read_json(path, lone_surrogates_allowed=True)
     entries = table.get("images") if isinstance(table, dict) else None
     if not isinstance(entries, list):
         raise UserError(f'{path}: expected {{"images": [{{"filename", "split", "sentences": [{{"raw"}}]}}]}}')
