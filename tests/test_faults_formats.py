@@ -27,6 +27,7 @@ from emollama.errors import UserError
 from emollama.evaluation.openset import read_openset
 from emollama.extraction.jobs import describe_encoders
 from emollama.media.files import find_video
+from emollama.paths import PACKAGE
 from emollama.runners.runner_base import RunnerBase
 from emollama.stores.conversion import reject_other_formats
 from emollama.stores.manifest import Manifest
@@ -508,6 +509,16 @@ def test_an_import_that_leaves_out_a_name_with_a_lone_surrogate_writes_its_repor
 def test_a_sentence_that_is_not_utf8_is_refused_before_anything_is_loaded(tmp_path, emollama):
     completed = emollama("predict", "--cfg-path", "absent.yaml", "--video", "a.mp4", "--text", "W\udcff")
     assert completed.returncode == 1 and completed.stderr.startswith("error: --text: the sentence is not UTF-8 text.")
+
+
+def test_lone_surrogates_are_replaced_by_one_module_only():
+    texts = {str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+    assert [path for path, text in texts.items() if '.encode("utf-8", "replace")' in text] == ["text_encoding.py"]
+
+
+@pytest.mark.parametrize("module", ["data/annotations.py", "data/text_checks.py", "evaluation/predictions.py"])
+def test_json_of_users_is_parsed_by_one_function(module):
+    assert "json.loads" not in (PACKAGE / module).read_text(encoding="utf-8")
 
 
 # Other formats than expected

@@ -75,7 +75,7 @@ IMPORTS = {
     "planning": "components config data data.batch logs.console precision",
     "datasets": "config data data.batch errors listing logs.console media paths stores suggestions",
     "encoders": "config data dtypes errors listing media paths",
-    "importers": "data disk errors listing logs.console media paths suggestions text_encoding",
+    "importers": "data disk errors json_io listing logs.console media paths suggestions text_encoding",
     "reporting": "__init__ data disk errors evaluation json_io listing logs logs.console paths run_folder suggestions",
     "starter": "config data demo.folder errors media paths registration registry stores",
     "demo": "data demo.folder encoders errors logs logs.console media paths run_folder tensor_files variables",
@@ -94,7 +94,7 @@ IMPORTS = {
     " run_folder runners suggestions",
     "tasks": "components data data.batch errors evaluation models run_folder",
     "commands": "__init__ checks config convert data demo demo.folder disk distributed.launcher distributed.stop_requests"
-    " distributed.watchdog distributed.worker_variables errors evaluation folder_lock importers inference listing logs"
+    " distributed.watchdog distributed.worker_variables errors evaluation folder_lock importers inference json_io listing logs"
     " logs.console logs.verbosity models paths planning registry reporting run_folder starter stores suggestions text_encoding"
     " variables",
     "cli": "commands entry",
