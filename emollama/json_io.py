@@ -7,9 +7,11 @@ file raises an error here.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from emollama.text_encoding import encodable
 
 Notes = list[str]  # messages for the reader of a report
 LARGEST = 1e30
@@ -56,16 +58,26 @@ def numbers(value: Any) -> dict[str, float | None]:
     return {name: number(item) for name, item in mapping(value).items()}
 
 
-def parse_json(raw: str | bytes) -> Any:
+def parse_json(
+    raw: str | bytes,
+    *,
+    object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
+    parse_constant: Callable[[str], Any] | None = None,
+) -> Any:
     """Parse JSON.
 
+    Args:
+        raw: the text.
+        object_pairs_hook: as for ``json.loads``.
+        parse_constant: as for ``json.loads``.
+
     Raises:
-        ValueError: If the text is not JSON or not UTF-8, or if it is nested too deeply.
+        ValueError: If the text is not JSON (a ``json.JSONDecodeError``) or not UTF-8, or if it is nested too deeply.
     """
     try:
-        return json.loads(raw)
+        return json.loads(raw, object_pairs_hook=object_pairs_hook, parse_constant=parse_constant)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError("the JSON is nested too deeply") from None
 
 
 def read_text(path: Path, notes: Notes) -> str:
@@ -125,5 +137,5 @@ def _parse(raw: str) -> Any:
     """Parse JSON. Lone surrogates become question marks, because UTF-8 files cannot contain them."""
     value = parse_json(raw)
     if "\\ud" in raw or "\\uD" in raw:
-        value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+        value = json.loads(encodable(json.dumps(value, ensure_ascii=False)))
     return value

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 from emollama import disk, variables
 from emollama.errors import DownloadError, UserError
@@ -27,6 +28,11 @@ SHIPPED = ("train_configs", "eval_configs")  # folders of configurations that th
 def join(root: str | None, path: str) -> str:
     """Join ``path`` to ``root``. An absolute path or a URL is returned unchanged, and so is any path if ``root`` is empty."""
     return os.path.join(root, path) if root and "://" not in path else path
+
+
+def extension(path: str) -> str:
+    """Return the extension of a path or URL in lower case, such as ``.csv``; the query of a URL is not a part of it."""
+    return os.path.splitext(urlsplit(path).path if is_remote(path) else path)[1].lower()
 
 
 def data_folder_hint(path: str | os.PathLike[str]) -> str:

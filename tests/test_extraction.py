@@ -711,9 +711,9 @@ def test_incomplete_files_of_killed_runs_are_removed(root):
 def test_a_concurrent_second_run_is_refused(root):
     first = in_child(extract, configured(root, encoders=many(root, 0) | {"bytes": {"stuck": "clip_4"}}, num_workers=1))
     wait_for_arrays(root, 1)
-    assert "another extraction is writing into" in refusal(configured(root))
+    assert f"is in use: process {first.pid} on " in refusal(configured(root))
     otherwise = configured(root, encoders={"bytes": {"layers": [-2]}})
-    assert "another extraction is writing into" in refusal(otherwise), "what changes meanwhile is not looked at"
+    assert "is writing to it" in refusal(otherwise), "what changes meanwhile is not looked at"
     (root / "go").touch()
     first.join()
     assert first.exitcode == 0

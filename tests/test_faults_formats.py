@@ -1,4 +1,4 @@
-"""Feature files of other kinds, pooling, halves of characters in texts, and files given in place of another format."""
+"""Feature files of other kinds, pooling, lone surrogates in texts, and files given in place of another format."""
 
 from __future__ import annotations
 
@@ -26,9 +26,13 @@ from emollama.data.slots import SlotShape
 from emollama.errors import UserError
 from emollama.evaluation.openset import read_openset
 from emollama.extraction.jobs import describe_encoders
+from emollama.media.files import find_video
+from emollama.paths import PACKAGE
 from emollama.runners.runner_base import RunnerBase
+from emollama.stores.conversion import reject_other_formats
 from emollama.stores.manifest import Manifest
-from emollama.text_encoding import HALF_CHARACTER
+from emollama.stores.store import open_store
+from emollama.text_encoding import LONE_SURROGATE
 
 pytestmark = pytest.mark.faults
 
@@ -135,6 +139,27 @@ def test_a_folder_of_other_files_is_refused_with_a_command_that_converts_them(tm
     assert np.array_equal(np.load(corpus / f"{AUDIO}_npy/{NAMES[0]}.npy"), arrays[NAMES[0]])
 
 
+def test_files_of_other_kinds_in_subfolders_and_in_upper_case_are_converted_by_the_command(tmp_path):
+    (tmp_path / "in/part").mkdir(parents=True)
+    for name in ("a.PT", "part/b.c.pt"):
+        torch.save(torch.ones(3), tmp_path / "in" / name)
+    text = refusal(reject_other_formats, str(tmp_path / "in"), "key")
+    assert "2 .pt files: a.PT, part/b.c.pt" in text and "weights_only=True" in text
+    run_command_in(text)
+    assert sorted(path.relative_to(tmp_path / "in_npy").as_posix() for path in (tmp_path / "in_npy").rglob("*.npy")) == [
+        "a.npy",
+        "part/b.c.npy",
+    ]
+
+
+def test_a_video_with_an_extension_in_any_case_is_found_again_after_changes_of_the_folder(tmp_path):
+    (tmp_path / "a.Mp4").touch()
+    assert find_video(tmp_path, "a") == tmp_path / "a.Mp4" and find_video(tmp_path, "part/b") is None
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part/b.aVi").touch()
+    assert find_video(tmp_path, "part/b") == tmp_path / "part/b.aVi"
+
+
 def test_a_folder_of_files_that_numpy_and_torch_do_not_read_is_refused(corpus, reported):
     for path in (corpus / AUDIO).glob("*.npy"):
         path.rename(path.with_suffix(".h5"))
@@ -218,6 +243,26 @@ def test_an_array_with_one_vector_is_unchanged_by_pooling(tmp_path):
 def test_the_mean_of_large_values_does_not_overflow(tmp_path):
     np.save(tmp_path / "clip.npy", np.full((8, WIDTH), 3e38, np.float32))
     assert torch.equal(source(tmp_path, pooling="mean").read("clip")["audio"], torch.full((1, WIDTH), 3e38))
+
+
+def test_the_mean_rather_than_each_value_must_be_in_the_range_of_the_run(tmp_path):
+    array = np.zeros((4, WIDTH), np.float32)
+    array[0] = 1e5
+    np.save(tmp_path / "clip.npy", array)
+    pooled = dataclasses.replace(source(tmp_path, pooling="mean"), shape=SlotShape(1, WIDTH, compute_dtype="fp16"))
+    assert pooled.problems(["clip"]) == [] and pooled.read("clip")["audio"].max() == 25000
+    np.save(tmp_path / "large.npy", array * 4)
+    (problem,) = dataclasses.replace(pooled, store=open_store(str(tmp_path), "key")).problems(["large"])
+    assert "contains a value of size 100000, but this run computes in fp16" in problem.text
+
+
+def test_arrays_that_are_valid_with_pooling_are_checked_again_without_it(tmp_path):
+    array = np.zeros((2, WIDTH), np.float32)
+    array[0] = 1e5
+    np.save(tmp_path / "clip.npy", array)
+    shape = SlotShape(None, WIDTH, compute_dtype="fp16")
+    pooled, whole = (dataclasses.replace(source(tmp_path, pooling=pooling), shape=shape) for pooling in ("mean", None))
+    assert pooled.problems(["clip"]) == [] and len(whole.problems(["clip"])) == 1
 
 
 def test_predictions_for_other_clips_use_the_pooling_of_the_block(tmp_path, corpus):
@@ -359,7 +404,7 @@ def test_an_encoder_of_any_number_of_vectors_fits_a_slot_whose_features_are_pool
     assert describe_encoders(loaded(tmp_path, tree))["sequence"].shape.num_vectors is None
 
 
-# Halves of characters
+# Lone surrogates
 
 
 def change(path, function):
@@ -368,20 +413,20 @@ def change(path, function):
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def test_half_of_a_character_in_a_caption_is_reported_with_file_and_clip(corpus, reported):
+def test_a_lone_surrogate_in_a_caption_is_reported_with_file_and_clip(corpus, reported):
     change(corpus / CAPTIONS, lambda content: content[NAMES[0]].update(caption="sad \ud83d face"))
     change(corpus / CAPTIONS, lambda content: content[NAMES[3]].update(caption="\ude00"))
     (text,) = reported()
-    assert text == f"{corpus / CAPTIONS}, 2 clips: {NAMES[0]}, {NAMES[3]}: the name or 'caption' contains {HALF_CHARACTER}."
+    assert text == f"{corpus / CAPTIONS}, 2 clips: {NAMES[0]}, {NAMES[3]}: the name or 'caption' contains {LONE_SURROGATE}."
 
 
-def test_half_of_a_character_in_a_name_is_reported_with_its_escape(corpus, reported):
+def test_a_lone_surrogate_in_a_name_is_reported_with_its_escape(corpus, reported):
     change(corpus / CAPTIONS, lambda content: content.update({"n\ud83d": {"caption": "x"}}))
     (text,) = reported()
-    assert f"{corpus / CAPTIONS}, 1 clip: n\\ud83d: the name or 'caption' contains half of a character" in text
+    assert f"{corpus / CAPTIONS}, 1 clip: n\\ud83d: the name or 'caption' contains a lone surrogate" in text
 
 
-def test_half_of_a_character_in_a_field_that_is_not_read_is_accepted(tmp_path, tree, corpus):
+def test_a_lone_surrogate_in_a_field_that_is_not_read_is_accepted(tmp_path, tree, corpus):
     change(corpus / CAPTIONS, lambda content: content[NAMES[0]].update(note="x\ud83d"))
     report = check(loaded(tmp_path, tree))
     assert report.of_level("problem") == []
@@ -394,20 +439,20 @@ def test_two_halves_that_are_one_character_are_accepted(tmp_path):
     assert read_captions(str(tmp_path / "a.json"), "caption", "key") == {"clip": "😀"}
 
 
-def test_the_command_prints_a_caption_with_half_of_a_character_in_both_formats(tmp_path, tree, corpus, emollama):
+def test_the_command_prints_a_caption_with_a_lone_surrogate_in_both_formats(tmp_path, tree, corpus, emollama):
     change(corpus / CAPTIONS, lambda content: content.update({"n\ud83d": {"caption": "x \ud83d"}}))
     path = write(tmp_path, tree)
     for options in ([], ["--json"], ["--deep"]):
         completed = emollama("check-data", "--cfg-path", path, *options)
-        assert completed.returncode == 1 and "half of a character" in completed.stdout + completed.stderr
+        assert completed.returncode == 1 and "a lone surrogate" in completed.stdout + completed.stderr
         assert "Traceback" not in completed.stderr
 
 
-def test_half_of_a_character_in_a_transcript_is_reported_with_file_and_line(corpus, reported):
+def test_a_lone_surrogate_in_a_transcript_is_reported_with_file_and_line(corpus, reported):
     path = corpus / TRANSCRIPTS
     path.write_bytes(path.read_bytes().replace(b"Why", b"W\xed\xa0\xbdhy", 1))
     (text,) = reported()
-    assert re.search(rf"{path}, line 7: not UTF-8 text \(byte 0xed at position \d+\): half of a character", text)
+    assert re.search(rf"{path}, line 7: not UTF-8 text \(byte 0xed at position \d+\): a lone surrogate", text)
 
 
 @pytest.mark.parametrize(("raw", "place"), [
@@ -416,41 +461,41 @@ def test_half_of_a_character_in_a_transcript_is_reported_with_file_and_line(corp
     (r'{"c\ud83d": 1}', "the key c\\ud83d"),
     (r'"\uD83D"', "the text"),
 ])  # fmt: skip
-def test_half_of_a_character_in_any_json_file_is_refused_with_its_place(tmp_path, raw, place):
+def test_a_lone_surrogate_in_any_json_file_is_refused_with_its_place(tmp_path, raw, place):
     (tmp_path / "a.json").write_text(raw)
-    assert refusal(read_json, str(tmp_path / "a.json")) == f"{tmp_path}/a.json: {place}: {HALF_CHARACTER}."
+    assert refusal(read_json, str(tmp_path / "a.json")) == f"{tmp_path}/a.json: {place}: {LONE_SURROGATE}."
 
 
-def test_half_of_a_character_in_a_list_of_words_is_refused(tmp_path):
+def test_a_lone_surrogate_in_a_list_of_words_is_refused(tmp_path):
     (tmp_path / "words.json").write_text(r'{"clip": ["sad", "\ud83d"]}')
-    assert "clip[1]: half of a character" in refusal(read_openset, str(tmp_path / "words.json"), "--truth")
+    assert "clip[1]: a lone surrogate" in refusal(read_openset, str(tmp_path / "words.json"), "--truth")
 
 
-def test_names_with_half_of_a_character_are_refused():
-    with pytest.raises(ValueError, match=r"the clip name 'a\\ud83d' contains half of a character"):
+def test_names_with_a_lone_surrogate_are_refused():
+    with pytest.raises(ValueError, match=r"the clip name 'a\\ud83d' contains a lone surrogate"):
         safe_name("a\ud83d")
 
 
-def test_a_text_with_half_of_a_character_of_a_users_dataset_class_is_refused_when_it_is_tokenized(golden_prompt):
+def test_a_text_with_a_lone_surrogate_of_a_users_dataset_class_is_refused_when_it_is_tokenized(golden_prompt):
     for function, argument in (
         (golden_prompt.answer_lengths, ["good", "half \ud83d"]),
         (golden_prompt.answer_ids, "half \ud83d"),
     ):
         text = refusal(function, argument)
-        assert text.startswith("the text 'half \\ud83d") and HALF_CHARACTER in text
+        assert text.startswith("the text 'half \\ud83d") and LONE_SURROGATE in text
 
 
-def test_a_caption_file_of_images_with_half_of_a_character_reports_each_entry(tmp_path):
+def test_a_caption_file_of_images_with_a_lone_surrogate_reports_each_entry(tmp_path):
     rows = r'[{"image_id": "a", "caption": "x"}, {"image_id": "b", "caption": "\ud83d"}, {"image_id": "c\ud83d", "caption": "y"}]'
     (tmp_path / "a.json").write_text(rows)
     problems = []
     images = read_captioned_images(str(tmp_path / "a.json"), problems.append)
     assert [image.name for image in images] == ["a"] and len(problems) == 2
-    assert all("half of a character" in problem.text for problem in problems)
+    assert all("a lone surrogate" in problem.text for problem in problems)
     "".join(problem.text for problem in problems).encode()
 
 
-def test_an_import_that_leaves_out_a_name_with_half_of_a_character_writes_its_report(tmp_path, emollama):
+def test_an_import_that_leaves_out_a_name_with_a_lone_surrogate_writes_its_report(tmp_path, emollama):
     table = {"good": {"emo": "sad", "val": 1.0}, "b\ud83d": {"emo": "sad", "val": 1.0}}
     np.savez(tmp_path / "labels.npz", train_corpus=np.array(table, dtype=object))
     line = ["import", "mertools", tmp_path / "labels.npz", "--split", "train", "--output", tmp_path / "out"]
@@ -464,6 +509,16 @@ def test_an_import_that_leaves_out_a_name_with_half_of_a_character_writes_its_re
 def test_a_sentence_that_is_not_utf8_is_refused_before_anything_is_loaded(tmp_path, emollama):
     completed = emollama("predict", "--cfg-path", "absent.yaml", "--video", "a.mp4", "--text", "W\udcff")
     assert completed.returncode == 1 and completed.stderr.startswith("error: --text: the sentence is not UTF-8 text.")
+
+
+def test_lone_surrogates_are_replaced_by_one_module_only():
+    texts = {str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+    assert [path for path, text in texts.items() if '.encode("utf-8", "replace")' in text] == ["text_encoding.py"]
+
+
+@pytest.mark.parametrize("module", ["data/annotations.py", "data/text_checks.py", "evaluation/predictions.py"])
+def test_json_of_users_is_parsed_by_one_function(module):
+    assert "json.loads" not in (PACKAGE / module).read_text(encoding="utf-8")
 
 
 # Other formats than expected
@@ -521,6 +576,10 @@ def test_a_workbook_in_place_of_a_table_is_identified(tmp_path):
 
 
 def test_lists_and_tables_that_only_resemble_other_formats_are_read(tmp_path):
+    (tmp_path / "list.txt").write_text("[a]_1 happy\n{b}_2 sad\n")
+    assert [clip.name for clip in read_annotations(str(tmp_path / "list.txt"))] == ["[a]_1", "{b}_2"]
+    (tmp_path / "table.csv").write_text("[name],sentence\na,hello\n")
+    assert read_csv(str(tmp_path / "table.csv"), "key")[0] == ["[name]", "sentence"]
     (tmp_path / "list.txt").write_text("a,1 3 happy\nb 4 sad\n")
     assert [clip.name for clip in read_annotations(str(tmp_path / "list.txt"))] == ["a,1", "b"]
     (tmp_path / "table.csv").write_text('name,sentence\na,"{""b"": 1}"\n')

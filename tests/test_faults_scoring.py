@@ -99,32 +99,56 @@ def test_the_score_of_mer2024_ov_equals_that_of_the_published_scorer(tmp_path, s
     assert (f"ov leaves out {left_out} samples: clip_07967, clip_18310" in done.stderr) == bool(left_out)
 
 
-EDGES = [  # truth, prediction, groups, (precision, recall), or None if the clip is left out
-    ("[]", "['glad']", "[]", None),
-    ("", "['glad']", "[]", None),
-    ("glad", "['glad']", "[]", (1, 1)),
+# truth, prediction, groups, (precision, recall) of the published scorer. Where it stops, None means that the clip is left out.
+EDGES = [
+    ("[]", "[]", "[]", (0, 0)),
+    ("", "", "[]", (0, 0)),
+    ("[]", "['glad']", "[]", None),  # stops
+    ("", "['glad']", "[]", None),  # stops
+    ("glad", "['glad']", "[]", (1, 1)),  # stops
+    ("['glad']", "glad", "[]", (1, 1)),  # stops
+    ("glad, sad", "['sad', 'glad']", "[]", (1, 1)),  # stops
     ("['glad']", "", "[]", (0, 0)),
     ("['glad']", "['glad', 'sad']", "", (0.5, 1)),
     ("['glad, merry']", "['glad']", "[['glad', 'merry']]", (0, 0)),
-    ("[glad, sad]", "['glad', 'sad']", "[]", (1, 1)),
+    ("[glad, sad]", "['glad', 'sad']", "[]", (0, 0)),
+    ("['glad', 'sad']", "[glad, sad]", "[]", (0, 0)),
+    ("[glad, sad]", "[glad, sad]", "[]", (1, 1)),
+    ("['glad ']", "['glad']", "[]", (0, 0)),
+    ("[' GLAD']", "[' glad']", "[]", (1, 1)),
+    ("['glad']", "['merry']", "[['glad', ' merry']]", (0, 0)),
+    ('["don\'t care"]', "['t care', 'don']", "[]", (1, 1)),
+    ("['glad', 'glad', 'sad']", "['glad']", "[]", (1, 0.5)),
     ("['glad']", "['merry']", "[['glad', 'merry'], ['merry', 'sad']]", (0, 0)),
     ("['glad']", "['merry']", "[['sad', 'merry'], ['merry', 'glad']]", (1, 1)),
-    ("['Glad']", "['Merry']", "[['Glad', 'Merry']]", (1, 1)),
+    ("['Glad']", "['Merry']", "[['Glad', 'Merry']]", (0, 0)),
+    ("['glad']", "['merry']", [["Glad", "Merry"]], (0, 0)),
+    ("['glad']", "['merry']", [["glad", "merry"]], (1, 1)),
+    ("['glad']", "['merry']", "[[glad, merry]]", (0, 0)),
+    ("['glad, merry']", "['sad']", "[[glad, merry], ['sad', 'glad, merry']]", (1, 1)),
     ("['glad']", "['merry']", "[['glad', 'merry'", (1, 1)),
 ]
 
 
 @pytest.mark.parametrize(("truth", "predicted", "groups", "expected"), EDGES)
-def test_groups_of_a_clip_are_read_as_they_are_written(tmp_path, scored, truth, predicted, groups, expected):
-    # A second clip without any match keeps the score defined.
+def test_lists_and_groups_of_a_clip_are_read_as_by_the_published_scorer(tmp_path, scored, truth, predicted, groups, expected):
+    # A second clip, whose words match in part, shows whether the first one counts.
     files = {name: tmp_path / f"{name}.csv" for name in ("truth", "predicted")}
-    for name, cell, other in (("truth", truth, "['calm']"), ("predicted", predicted, "['proud']")):
+    for name, cell, other in (("truth", truth, "['calm', 'x']"), ("predicted", predicted, "['calm', 'y']")):
         with files[name].open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("name", "openset"), ("a", cell), ("b", other)])
     synonyms = write_file(tmp_path / "s.json", json.dumps({"a": groups, "b": "[['x']]"}))
     _, values = scored(files["predicted"], "--truth", files["truth"], "--synonyms", synonyms)
-    scores = (0, 0) if expected is None else tuple(value / 2 for value in expected)
+    scores = (0.5, 0.5) if expected is None else tuple((value + 0.5) / 2 for value in expected)
     assert (values["ov_precision"], values["ov_recall"]) == scores
+
+
+def test_one_grouping_ignores_case_white_space_and_quotes(tmp_path, scored):
+    truth = write_file(tmp_path / "t.csv", "name,openset\na,\"[' Glad ', 'SAD']\"\nb,[]\n")
+    predicted = write_file(tmp_path / "p.csv", 'name,openset\na,"[merry, sad]"\nb,[]\n')
+    synonyms = write_file(tmp_path / "s.json", '[["Glad", "Merry "]]')
+    _, values = scored(predicted, "--truth", truth, "--synonyms", synonyms)
+    assert values["ov"] == 1
 
 
 def archive(path, files):
@@ -152,8 +176,11 @@ def npy(value, **options):
             "s.zip: has groups for no sample with reference words, only for others such as",
         ),
         (b"no archive", "s.zip: cannot be read as a zip archive"),
+        ({"s/a.npy": npy("[]").replace(b"(), ", b"(9999999999999,), ")[:-8]}, "s.zip, a.npy: cannot be read"),
+        ({"s/a.npy": npy("[]").replace(b"<U2", b"<U999999999999")}, "s.zip, a.npy: cannot be read"),
+        ({"s/a.npy": npy("x" * 2**20)}, "s.zip, a.npy: cannot be read (it is larger than 1,048,576 bytes)"),
     ],
-    ids=["objects", "numbers", "twice", "empty", "other samples", "no archive"],
+    ids=["objects", "numbers", "twice", "empty", "other samples", "no archive", "size", "dtype", "large"],
 )
 def test_an_unusable_archive_is_refused_before_anything_is_scored(tmp_path, scored, content, expected):
     path = tmp_path / "s.zip"
@@ -208,12 +235,33 @@ def test_a_clip_in_two_modes_needs_a_choice(tmp_path, scored):
 def test_labels_of_emotion_llama_v2_are_scored_with_a_table(tmp_path, scored):
     path = jsonl(tmp_path / "x.jsonl", [{"video_id": 7, "mode": "test", "response": "joy"}, {"video_id": "8", "response": "sad"}])
     truth = write_file(tmp_path / "truth.csv", "name,label\n7,happy\n8,sad\n")
+    assert scored(path, "--truth", truth)[1]["war"] == 0.5
+    assert scored(path, "--truth", truth, "--answer-rule", "exact")[1]["war"] == 1
+
+
+@pytest.mark.parametrize("answer", ["Surprised.", "The person is surprised."])
+def test_another_form_of_a_label_in_an_answer_counts_independently_of_its_place(tmp_path, scored, answer):
+    truth = write_file(tmp_path / "truth.csv", "name,label\na,surprise\nb,sad\n")
+    path = write_file(tmp_path / "p.csv", f"name,prediction\na,{answer}\nb,sad\n")
+    assert scored(path, "--truth", truth, "--task", "emotion")[1]["war"] == 0.5
+    assert scored(path, "--truth", truth, "--task", "emotion", "--aliases", "surprised=surprise")[1]["war"] == 1
+
+
+def test_a_column_of_labels_is_read_like_that_of_the_references(tmp_path, scored):
+    truth = write_file(tmp_path / "truth.csv", "name,label\na,surprise\nb,sad\n")
+    path = write_file(tmp_path / "p.csv", "name,label\na,Surprised\nb,sadness\n")
     assert scored(path, "--truth", truth)[1]["war"] == 1
 
 
-def test_words_of_emotion_llama_v2_are_lists_as_in_its_scorer(tmp_path, scored):
+def test_words_of_emotion_llama_v2_are_lists(tmp_path, scored):
+    path = jsonl(tmp_path / "ov.jsonl", [{"video_id": "a", "response": "Sad, very  calm", "mode": "test"}])
+    truth = write_file(tmp_path / "t.csv", "name,openset\na,\"['very  calm', 'sad']\"\n")
+    assert scored(path, "--truth", truth)[1]["ov"] == 1
+
+
+def test_lists_of_emotion_llama_v2_score_as_in_the_published_scorer(tmp_path, scored):
     with (OV / "predict-openset.csv").open(newline="", encoding="utf-8") as file:
-        rows = [(row["name"], row["openset"].strip("[]").replace("'", "").replace('"', "")) for row in csv.DictReader(file)]
+        rows = [(row["name"], row["openset"]) for row in csv.DictReader(file)]
     path = jsonl(tmp_path / "ov.jsonl", [{"video_id": name, "response": words, "mode": "test"} for name, words in rows])
     options = ("--truth", OV / "check-openset.csv", "--synonyms", OV / "openset-synonym.zip")
     _, values = scored(path, *options)
@@ -246,7 +294,24 @@ def test_a_submission_is_written_from_words_of_emotion_llama_v2(tmp_path, emolla
 
 # Cells that a spreadsheet program executes
 
-FORMULAS = ["=1+1", '=HYPERLINK("http://x")', "+1+1", "-2+3", "- No!", "@SUM(A1)", "\t=1", "\r=1", "'=1", "-", "+"]
+FORMULAS = [
+    "=1+1",
+    '=HYPERLINK("http://x")',
+    "+1+1",
+    "-2+3",
+    "- No!",
+    "@SUM(A1)",
+    "\n=1",
+    "\uff1d1+1",
+    "\uff0b1",
+    "\uff0d1+1",
+    "\uff20SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "'=1",
+    "-",
+    "+",
+]
 PLAIN = ["", "happy", "-0.5", "+3", "-1e-05", "-.5", "12%", "a=b", "'quoted'", " =1", "a\n=1", "-10", 0.5, -0.5, None]
 
 
@@ -305,3 +370,35 @@ def test_exchange_files_contain_the_texts_as_they_are(tmp_path):
 def test_only_one_module_writes_csv_files():
     texts = {str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
     assert [path for path, text in texts.items() if "csv.writer" in text or "DictWriter" in text] == ["data/csv_files.py"]
+
+
+# Arguments of score
+
+
+def test_two_maps_with_different_labels_for_one_code_are_refused(tmp_path, scored):
+    path = write_file(tmp_path / "t.csv", "name,label\na,3\n")
+    done, _ = scored(path, "--truth", path, "--aliases", "mer", "ravdess", status=1)
+    assert "--aliases: '1' stands for both 'angry' and 'neutral' in mer and ravdess. Name one of these maps." in done.stderr
+
+
+def test_a_pair_replaces_a_conflicting_entry_of_two_maps(tmp_path, scored):
+    truth = write_file(tmp_path / "t.csv", "name,label\na,joy\n")
+    assert scored(truth, "--truth", truth, "--aliases", "meld", "dfew", "joy=glad")[1]["war"] == 1
+
+
+def test_skip_is_no_label_that_an_alias_can_stand_for(tmp_path, scored):
+    path = write_file(tmp_path / "t.csv", "name,label\na,happy\nb,x\n")
+    done, _ = scored(path, "--truth", path, "--aliases", "x=skip", status=1)
+    assert "--aliases: 'x=skip' would make skip a label" in done.stderr
+
+
+def test_a_mode_is_reported_for_files_without_modes(tmp_path, scored):
+    path = write_file(tmp_path / "t.csv", "name,label\na,happy\n")
+    done, _ = scored(path, "--truth", path, "--mode", "test1")
+    assert f"{path}: --mode does not apply, because the predictions have no modes" in done.stderr
+
+
+def test_a_damaged_first_line_does_not_decide_the_kind_of_a_file(tmp_path, scored):
+    path = write_file(tmp_path / "x.jsonl", "{\n" + "".join(json.dumps(row) + "\n" for row in V2))
+    done, _ = scored(path, status=1)
+    assert f"{path}, line 1: invalid JSON" in done.stderr and "line 2" not in done.stderr

@@ -18,7 +18,7 @@ from helpers import FOLDERS, GOLDEN, NAMES, golden_tree, loaded, write
 from importing import listed, refusal, run, sentences, table, write_file
 from media_files import number_of, write_video
 
-from emollama.data.label_map import DATASET_LABELS, LABELS, LabelMap, spoken_aliases
+from emollama.data.label_map import DATASET_LABELS, LABELS, LabelMap, answer_aliases
 from emollama.evaluation.labels import LabelReader
 from emollama.importers.labels import read_label_map
 from emollama.media.files import EXTENSIONS
@@ -455,7 +455,7 @@ def test_scores_map_the_codes_of_public_datasets_in_references_and_answers(tmp_p
 
 def test_numbers_in_a_sentence_are_not_codes():
     labels = ["happy", "sad"]
-    reader = LabelReader(labels, spoken_aliases(DATASET_LABELS["dfew"], labels))
+    reader = LabelReader(labels, answer_aliases(DATASET_LABELS["dfew"], labels))
     assert reader.read("2 people, both happy").label == "happy"
 
 

@@ -191,7 +191,7 @@ def test_clips_with_the_same_name_are_reported_with_both_paths(tmp_path, out):
         ("[]", "not an output of MER-Factory's MER pipeline"),
         ('{"final_summary": "x"}', "'chronological_emotion_peaks' is not a list of texts"),
         ("[" * 100_000, "nested too deeply"),
-        ('{"chronological_emotion_peaks": ["neutral"], "final_summary": "\\ud83d"}', "final_summary: half of a character"),
+        ('{"chronological_emotion_peaks": ["neutral"], "final_summary": "\\ud83d"}', "final_summary: a lone surrogate"),
     ],
 )
 def test_an_invalid_file_is_reported_or_skipped(tmp_path, out, text, says):

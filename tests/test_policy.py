@@ -28,8 +28,8 @@ IMPORTS = {
     "distributed": "",
     "dtypes": "",
     "errors": "",
-    "json_io": "",
     "text_encoding": "errors",
+    "json_io": "text_encoding",
     "component_errors": "errors",
     "disk": "errors",
     "memory": "errors",
@@ -41,7 +41,7 @@ IMPORTS = {
     "variables": "",
     "run_folder": "json_io",
     "distributed.worker_variables": "errors variables",
-    "logs.console": "disk errors heartbeat logs.bars logs.verbosity",
+    "logs.console": "disk errors heartbeat logs.bars logs.verbosity text_encoding",
     "remote": "disk errors heartbeat variables",
     "paths": "disk errors remote text_encoding variables",
     "folder_lock": "disk errors paths",
@@ -67,20 +67,21 @@ IMPORTS = {
     "lr_schedules": "registry suggestions",
     "checkpoint": "checkpoint_files disk errors listing optim paths",
     "config": "config.omegaconf_errors config.packaged disk errors listing paths registration registry suggestions",
-    "data": "config.packaged data.batch disk distributed.stop_requests dtypes errors listing logs.console memory paths remote"
-    " stores suggestions text_encoding",
-    "evaluation": "component_errors data disk errors listing logs.console paths registry run_folder suggestions",
+    "data": "config.packaged data.batch disk distributed.stop_requests dtypes errors json_io listing logs.console memory paths"
+    " remote stores suggestions text_encoding",
+    "evaluation": "component_errors data disk errors json_io listing logs.console paths registry run_folder stores suggestions"
+    " text_encoding",
     "media": "data disk errors listing paths",
     "components": "data data.batch evaluation run_folder stores",
     "planning": "components config data data.batch logs.console precision",
     "datasets": "config data data.batch errors listing logs.console media paths remote stores suggestions",
     "encoders": "config data dtypes errors listing media paths",
-    "importers": "data disk errors listing logs.console media paths suggestions",
+    "importers": "data disk errors json_io listing logs.console media paths suggestions text_encoding",
     "reporting": "__init__ data disk errors evaluation json_io listing logs logs.console paths run_folder suggestions",
     "starter": "config data demo.folder errors media paths registration registry stores",
     "demo": "data demo.folder encoders errors logs logs.console media paths run_folder tensor_files variables",
-    "extraction": "__init__ config data datasets disk distributed.process_group encoders errors listing logs logs.console"
-    " media paths stores",
+    "extraction": "__init__ config data datasets disk distributed.process_group encoders errors folder_lock listing logs"
+    " logs.console media paths stores",
     "models": "checkpoint_files component_errors components config data data.batch dtypes encoders errors json_io listing"
     " paths registry stores suggestions tensor_files",
     "runners": "__init__ checkpoint checkpoint_average checkpoint_files component_errors components config data data.batch"
@@ -90,12 +91,13 @@ IMPORTS = {
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning remote runners",
     "convert": "checkpoint checkpoint_average errors listing models paths stores tensor_files",
     "inference": "checkpoint checkpoint_files component_configs config data distributed.process_group encoders errors"
-    " extraction folder_lock json_io listing logs logs.console media optim paths precision reporting run_folder runners"
-    " suggestions",
+    " evaluation extraction folder_lock json_io listing logs logs.console media optim paths precision remote reporting"
+    " run_folder runners suggestions",
     "tasks": "components data data.batch errors evaluation models run_folder",
     "commands": "__init__ checks config convert data demo demo.folder disk distributed.launcher distributed.stop_requests"
-    " distributed.watchdog distributed.worker_variables errors evaluation folder_lock importers inference listing logs"
-    " logs.console logs.verbosity models paths planning registry reporting run_folder starter stores suggestions variables",
+    " distributed.watchdog distributed.worker_variables errors evaluation folder_lock importers inference json_io listing logs"
+    " logs.console logs.verbosity models paths planning registry reporting run_folder starter stores suggestions text_encoding"
+    " variables",
     "cli": "commands entry",
     "__main__": "cli",
 }

@@ -149,7 +149,7 @@ BROKEN = {
     "[]": "is empty",
     '["a", 5]': "a caption must be text",
     '["a", " "]': "a caption is empty",
-    r'["a \ud83d"]': "half of a character",
+    r'["a \ud83d"]': "a lone surrogate",
 }
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from emollama.errors import UserError
+from emollama.json_io import parse_json
 from emollama.logs.verbosity import configure
 
 
@@ -123,8 +123,8 @@ def judge_block(values: Sequence[str]) -> dict[str, Any]:
 def _value(text: str) -> Any:
     """Parse a number, true, false, null or another JSON value; return anything else as text."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return text
 
 

@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print the model's inputs and its answer for each video."""
     from emollama.config import load
-    from emollama.data.text_checks import is_encodable
     from emollama.errors import UserError
+    from emollama.text_encoding import is_encodable
 
     if arguments.text is not None and len(arguments.video) > 1:
         count = len(arguments.video)

@@ -25,7 +25,8 @@ from emollama.commands.arguments import (
     judge_block,
     pairs,
 )
-from emollama.data.label_map import DATASET_LABELS, spoken_aliases
+from emollama.data.label_map import DATASET_LABELS, SKIP, answer_aliases
+from emollama.errors import UserError
 from emollama.logs.console import write
 
 if TYPE_CHECKING:
@@ -108,7 +109,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _require_free(output: str) -> None:
     """Check that the output can be written and no file exists, before a judge is called, which costs time and money."""
-    from emollama.errors import UserError
     from emollama.evaluation.records import WRITTEN
     from emollama.paths import require_new_file, require_writable
 
@@ -135,7 +135,16 @@ def _aliases(values: list[str]) -> _Aliases:
     built_in = [name for name in values if name in DATASET_LABELS]
     form = f"WORD=LABEL or one of {', '.join(DATASET_LABELS)}"
     own = pairs([value for value in values if value not in built_in], "--aliases", form)
-    return _Aliases({raw: label for name in built_in for raw, label in DATASET_LABELS[name].items()}, own)
+    if skipped := [word for word, label in own.items() if label == SKIP]:
+        text = f"'{skipped[0]}={SKIP}' would make {SKIP} a label; only maps of imports leave clips out"
+        raise UserError(f"--aliases: {text}. Remove these clips from --truth.")
+    merged: dict[str, str] = {}
+    for name in built_in:
+        for raw, label in DATASET_LABELS[name].items():
+            if raw not in own and merged.setdefault(raw, label) != label:
+                both = f"both '{merged[raw]}' and '{label}'"
+                raise UserError(f"--aliases: '{raw}' stands for {both} in {' and '.join(built_in)}. Name one of these maps.")
+    return _Aliases(merged, own)
 
 
 def _scoring(arguments: argparse.Namespace, matching: Matching, aliases: _Aliases) -> Scoring:
@@ -163,7 +172,7 @@ def _scoring(arguments: argparse.Namespace, matching: Matching, aliases: _Aliase
     return Scoring(
         cfg,
         labels=labels,
-        aliases=spoken_aliases(aliases.built_in, labels) | aliases.own,
+        aliases=answer_aliases(aliases.built_in, labels) | aliases.own,
         tasks=dict.fromkeys(matching.tasks, ("reference", "loss")),
         key="",
         options=OPTIONS,

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
             " but a submission has one answer per clip. Split the file by task."
         )
     judge = JUDGES.built(judge_block(arguments.judge) or {"type": "lexical"}, "--judge")
-    words_by_clip = extract_words({prediction.name: prediction.listed for prediction in file.predictions}, judge)
+    words_by_clip = extract_words({prediction.name: prediction.as_word_list for prediction in file.predictions}, judge)
     if unanswered := [name for name, words in words_by_clip.items() if words is None]:
         raise UserError(f"the judge '{judge.name}' gave no valid answer for {listing(unanswered, 'clip')}. Rerun the command.")
     write_submission(str(path), list(words_by_clip), [words or () for words in words_by_clip.values()])

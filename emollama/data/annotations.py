@@ -18,11 +18,12 @@ from typing import Any, Literal
 
 from emollama.data.csv_files import read_csv, require_column, split_lines
 from emollama.data.problems import Problem, Report, raise_problem
-from emollama.data.text_checks import encodable, escaped, half_characters, is_encodable, json_format, other_format
+from emollama.data.text_checks import json_format, other_format
 from emollama.errors import DownloadError, UserError
+from emollama.json_io import parse_json
 from emollama.listing import abbreviated, listing
 from emollama.paths import PATHS, read_text, require_file
-from emollama.text_encoding import HALF_CHARACTER
+from emollama.text_encoding import LONE_SURROGATE, encodable, escaped, is_encodable, lone_surrogates
 
 AnnotationFormat = Literal["auto", "n", "ne", "ncev"]
 WIDTHS = {"n": (1,), "ne": (2,), "ncev": (3, 4)}  # number of fields in a line
@@ -137,7 +138,7 @@ def safe_name(name: str) -> str:
         ValueError: If the name is absolute, or contains ``..``, a backslash, a control character or a lone surrogate.
     """
     if not is_encodable(name):
-        raise ValueError(f"the clip name '{escaped(name)}' contains {HALF_CHARACTER}")
+        raise ValueError(f"the clip name '{escaped(name)}' contains {LONE_SURROGATE}")
     if name and not _SUSPICIOUS & {*name} and ".." not in name:
         return name
     path = PurePosixPath(name)
@@ -190,7 +191,7 @@ def read_captions(path: str, field: str, key: str, report: Report = raise_proble
     Raises:
         UserError: If the file is not JSON (the message has the line number), contains a clip name twice, or is not an object.
     """
-    table = read_json(require_file(path, key), half_characters_allowed=True)
+    table = read_json(require_file(path, key), lone_surrogates_allowed=True)
     expected = f"expected one JSON object with clip names as keys, and objects with '{field}' as values"
     if not isinstance(table, dict):
         raise UserError(f"{path}: {expected}")
@@ -200,17 +201,17 @@ def read_captions(path: str, field: str, key: str, report: Report = raise_proble
     captions = {name: entry.get(field) for name, entry in entries.items()}
     texts = {name: text for name, text in captions.items() if isinstance(text, str) and text.strip()}
     if halves := [name for name, text in texts.items() if not is_encodable(name + text)]:
-        text = f"{listing(map(escaped, halves), 'clip')}: the name or '{field}' contains {HALF_CHARACTER}"
+        text = f"{listing(map(escaped, halves), 'clip')}: the name or '{field}' contains {LONE_SURROGATE}"
         report(Problem("caption", f"{path}, {text}.", tuple(map(encodable, halves))))
     return {encodable(name): encodable(text) for name, text in texts.items()}
 
 
-def read_json(path: str, *, half_characters_allowed: bool = False) -> Any:
+def read_json(path: str, *, lone_surrogates_allowed: bool = False) -> Any:
     """Read a JSON file.
 
     Args:
         path: the file.
-        half_characters_allowed: accept texts with lone surrogates, which the caller replaces or reports.
+        lone_surrogates_allowed: accept texts with lone surrogates, which the caller replaces or reports.
 
     Raises:
         UserError: If the text is not JSON (the message has the line number), is nested too deeply, contains a text with a lone
@@ -218,18 +219,16 @@ def read_json(path: str, *, half_characters_allowed: bool = False) -> Any:
     """
     text = read_text(path)
     try:
-        value = json.loads(text, object_pairs_hook=_unique_keys)
+        value = parse_json(text, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:
         if detected := other_format(text, error.pos):
             expected = "expected a JSON file with a single object or list. Correct the path, or convert it."
             raise UserError(f"{path} is {detected}; {expected}") from None
         raise UserError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}. JSON does not allow comments.") from None
-    except RecursionError:
-        raise UserError(f"{path}: the JSON is nested too deeply for a file of this kind") from None
     except ValueError as error:
-        raise UserError(f"{path}: {error}. Remove one of the two.") from None
-    if not half_characters_allowed and (places := half_characters(text, value)):
-        raise UserError(f"{path}: {abbreviated(places)}: {HALF_CHARACTER}.")
+        raise UserError(f"{path}: {error}") from None
+    if not lone_surrogates_allowed and (places := lone_surrogates(text, value)):
+        raise UserError(f"{path}: {abbreviated(places)}: {LONE_SURROGATE}.")
     return value
 
 
@@ -238,7 +237,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]
         repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key '{escaped(repeated)}' appears twice")
+        raise ValueError(f"the key '{escaped(repeated)}' appears twice. Remove one of the two.")
     return table
 
 

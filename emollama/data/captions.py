@@ -20,11 +20,10 @@ from typing import Any
 
 from emollama.data.annotations import read_json, safe_name
 from emollama.data.problems import Problem, Report, raise_problem
-from emollama.data.text_checks import is_encodable
 from emollama.errors import UserError
 from emollama.listing import listing
 from emollama.paths import require_file
-from emollama.text_encoding import HALF_CHARACTER
+from emollama.text_encoding import LONE_SURROGATE, is_encodable
 
 EXPECTED = (
     'expected {"annotations": [{"image_id": "...", "caption": "...", "captions": ["...", ...]}]},'
@@ -61,7 +60,7 @@ def read_captioned_images(path: str, report: Report = raise_problem, key: str = 
     Raises:
         UserError: If the file does not exist, is not JSON, has an unexpected format, or contains no usable entry.
     """
-    table = read_json(require_file(path, key), half_characters_allowed=True)
+    table = read_json(require_file(path, key), lone_surrogates_allowed=True)
     problems: list[Problem] = []
     if isinstance(table, dict) and isinstance(table.get("images"), list):
         if not isinstance(table.get("annotations"), list):
@@ -122,7 +121,7 @@ def parse_caption(value: Any) -> str:
     if not text:
         raise ValueError("a caption is empty")
     if not is_encodable(text):
-        raise ValueError(f"the caption {text[:40]!a} contains {HALF_CHARACTER}")
+        raise ValueError(f"the caption {text[:40]!a} contains {LONE_SURROGATE}")
     return text
 
 

@@ -20,8 +20,9 @@ from emollama.listing import abbreviated
 from emollama.paths import atomic_write, read_text, require_file
 
 # Text that already begins with an apostrophe and a formula gets another one, so that it can be restored.
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
-_ESCAPED = re.compile(r"'+[=+\-@\t\r]")
+_BEGIN = r"[=+\-@\uff1d\uff0b\uff0d\uff20\t\r\n]"  # some programs also read the full-width characters = + - @
+_FORMULA = re.compile(f"'*{_BEGIN}")
+_ESCAPED = re.compile(f"'+{_BEGIN}")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?%?")
 
 

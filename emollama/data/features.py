@@ -136,12 +136,7 @@ class Features:
             UserError: If an array has an unexpected shape or dtype, is truncated, or contains NaN, inf, or a value that overflows
                 the dtype in which the run computes. The message names the file and the slot.
         """
-        array = self._finite(name, self._from_store(self.store.load, name))
-        array = array.reshape(-1, self.shape.dim)
-        if self.pooling == "mean":
-            # The sum of float32 values could overflow.
-            array = array.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
-        vectors = torch.from_numpy(array)
+        vectors = torch.from_numpy(self._vectors(name, self._from_store(self.store.load, name)))
         if len(self.slots) == 1:
             return {self.slots[0]: vectors}
         return {self.slots[0]: vectors[1:], self.slots[1]: vectors[:1]}
@@ -172,7 +167,7 @@ class Features:
         limit = sys.maxsize if self.all_values else VALUES_CHECKED_UP_TO
         present = [name for name in names if name in self.store]
         path = self.path if is_remote(self.path) else os.path.abspath(self.path)
-        shape = (self._stored_vectors, self.shape.dim, self.shape.compute_dtype)
+        shape = (self._stored_vectors, self.pooling, self.shape.dim, self.shape.compute_dtype)
         cache = ValidationCache.load("arrays", path, str(self.slots), str(shape), str(limit))
         result = FeatureCheck({}, [])
         for batch, outcomes in in_batches(lambda name: self._check_cached(name, limit, cache), present):
@@ -230,7 +225,7 @@ class Features:
             if size > values_up_to:
                 return FileCheck(str(dtype), str(shape), str(size), "")
         array = self._from_store(self.store.load, name)
-        self._finite(name, array)
+        self._vectors(name, array)
         digest = hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=8).hexdigest()
         constant = (array == array.flat[0]).all()
         return FileCheck(str(array.dtype), str(array.shape), str(array.nbytes), CONSTANT_DIGEST if constant else digest)
@@ -246,8 +241,8 @@ class Features:
             what = remedy(error) if isinstance(error, OSError) and error.errno in REMEDIES else None
             raise UserError(self._complaint(name, f"cannot be read: {reason}", what)) from None
 
-    def _finite(self, name: str, array: np.ndarray) -> np.ndarray:
-        """Check an array and return it as float32, the dtype of training."""
+    def _vectors(self, name: str, array: np.ndarray) -> np.ndarray:
+        """Check an array and return its vectors, pooled if they are to be, as float32, the dtype of training."""
         self._check_shape(name, array.shape, array.dtype)
         # A float64 value beyond float32 becomes inf, which the next check reports.
         with np.errstate(over="ignore"):
@@ -256,6 +251,11 @@ class Features:
         maximum, minimum = float(array.max()), float(array.min())
         if not (math.isfinite(maximum) and math.isfinite(minimum)):
             raise UserError(self._complaint(name, "contains NaN or inf, or a value beyond float32"))
+        array = array.reshape(-1, self.shape.dim)
+        if self.pooling == "mean":
+            # The sum of float32 values could overflow.
+            array = array.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
+            maximum, minimum = float(array.max()), float(array.min())
         dtype, largest = self.shape.compute_dtype, max(maximum, -minimum)
         if largest > LARGEST[dtype]:
             others = "run.amp: False" if dtype == "bf16" else "run.amp_dtype: bf16 or run.amp: False"

@@ -110,7 +110,7 @@ def require_unambiguous(table: Mapping[str, str], key: str) -> None:
             raise ValueError(f"{key}: '{other}' and '{raw}' stand for different labels, but case is ignored. Keep one of them.")
 
 
-def spoken_aliases(table: Mapping[str, str], labels: Sequence[str]) -> dict[str, str]:
+def answer_aliases(table: Mapping[str, str], labels: Sequence[str]) -> dict[str, str]:
     """Return the words of a built-in map that may stand for one of ``labels`` inside an answer: word -> label.
 
     Codes that are numbers are left out, because a number in a sentence is not a code.

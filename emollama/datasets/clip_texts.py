@@ -129,7 +129,7 @@ class ClipTexts:
     def names_with_field(self, path: str | None, field: str) -> set[str]:
         """Return the clips whose object in a JSON file has a field; none if the path is null or there is no such file."""
         resolved = None if path is None else self.resolve_path(path)
-        entries = read_json(resolved, half_characters_allowed=True) if resolved is not None and file_exists(resolved) else {}
+        entries = read_json(resolved, lone_surrogates_allowed=True) if resolved is not None and file_exists(resolved) else {}
         return {name for name, entry in entries.items() if isinstance(entry, dict) and field in entry}
 
     def inspect(self) -> DatasetContent:

@@ -8,6 +8,7 @@ from emollama.data.annotations import Table, file_exists, read_annotations, read
 from emollama.data.csv_files import require_column
 from emollama.datasets.configs import EMERConfig
 from emollama.datasets.feature_clips import FeatureClips
+from emollama.paths import extension
 
 DESCRIPTIONS = ("reasons", "english", "chi_reasons")  # columns with descriptions in the two tables and in answer files
 CAPTION_FIELD = "smp_reason_caption"
@@ -27,7 +28,7 @@ class EMER(FeatureClips):
     def read_table(self) -> Table:
         """Read the table or the list."""
         path = self.list_path()
-        if not path.endswith(".csv"):
+        if extension(path) != ".csv":
             return Table(
                 read_annotations(path, report=self.report, key=self.list_key), None, self._answers(self._listed_captions())
             )
@@ -41,7 +42,7 @@ class EMER(FeatureClips):
 
     def caption_source(self, task: str) -> str:
         """Return where the answers come from, for messages: the table, or the caption file of a list."""
-        if self.list_path().endswith(".csv"):
+        if extension(self.list_path()) == ".csv":
             return self.list_path()
         if self.cfg.captions_path is None:
             return f"set {self.block_path}.captions_path to their file; it is null"
@@ -49,7 +50,7 @@ class EMER(FeatureClips):
 
     def caption_entries(self, task: str) -> set[str]:
         """Return the clips with a description in their row or, for a list, in the caption file, empty or not."""
-        if self.list_path().endswith(".csv"):
+        if extension(self.list_path()) == ".csv":
             return {clip.name for clip in self.table.clips if any(column in clip.columns for column in DESCRIPTIONS)}
         return self.names_with_field(self.cfg.captions_path, CAPTION_FIELD)
 

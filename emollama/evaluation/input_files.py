@@ -22,7 +22,6 @@ from emollama.data.captions import read_captioned_images
 from emollama.data.csv_files import read_csv, require_column
 from emollama.data.label_map import DATASET_LABELS, LabelMap
 from emollama.data.problems import Problem, Report, raise_all
-from emollama.data.text_checks import encodable
 from emollama.errors import UserError
 from emollama.evaluation.openset import read_openset
 from emollama.evaluation.prediction_lines import read_lines
@@ -30,7 +29,8 @@ from emollama.evaluation.predictions import CAPTION, Prediction, Reference, pars
 from emollama.evaluation.submission import read_items, read_submission
 from emollama.evaluation.word_lists import is_list
 from emollama.listing import abbreviated
-from emollama.paths import require_file
+from emollama.paths import extension, require_file
+from emollama.text_encoding import encodable
 
 NO_ALIASES: Mapping[str, str] = {}
 LABEL_COLUMNS = ("label", "discrete", "emotion")
@@ -100,15 +100,15 @@ def read_predictions(path: str, aliases: Mapping[str, str] = NO_ALIASES, mode: s
             repeated (all are listed, with lines).
     """
     require_file(path, "--predictions")
-    if path.endswith(".jsonl"):
+    if extension(path) == ".jsonl":
         return PredictionFile(path, tuple(read_lines(path, mode)))
-    if path.endswith(".npz"):
+    if extension(path) == ".npz":
         predictions = tuple(Prediction(name, "", repr(list(words))) for name, words in read_submission(path).items())
         unreadable = tuple(name for name, item in read_items(path).items() if not is_list(item))
         return PredictionFile(path, predictions, unreadable=unreadable)
-    if path.endswith(".json"):
+    if extension(path) == ".json":
         return PredictionFile(path, tuple(_read_coco_results(path)), by_image=True)
-    if not path.endswith(".csv"):
+    if extension(path) != ".csv":
         formats = f".jsonl (predictions of a run), .csv, .npz (submission) or .json ({RESULTS_FORMAT})"
         raise UserError(f"{path}: unknown format of predictions. Expected a file with the extension {formats}.")
     problems: list[Problem] = []
@@ -120,7 +120,8 @@ def read_predictions(path: str, aliases: Mapping[str, str] = NO_ALIASES, mode: s
     column = require_column(path, list(clips[0].columns), ANSWER_COLUMNS)
     texts = {clip.name: clip.columns[column] for clip in clips}
     if column == "openset":
-        texts = {name: repr(list(words)) for name, words in read_openset(path, "--predictions").items()}
+        words = read_openset(path, "--predictions")
+        texts = {name: cell if cell.startswith("[") else repr(list(words[name])) for name, cell in texts.items()}
     if column in LABEL_COLUMNS:
         label_map = LabelMap((), [aliases])
         texts = {name: label_map.mapped(label) for name, label in _emotion_names(path, texts, aliases).items()}
@@ -138,12 +139,12 @@ def read_references(path: str, aliases: Mapping[str, str] = NO_ALIASES) -> Refer
         UserError: As in :func:`read_predictions`, and if labels are numbers that are neither DFEW's nor aliases.
     """
     require_file(path, "--truth")
-    if path.endswith(".txt"):
+    if extension(path) == ".txt":
         annotated = _require_valid(lambda report: read_annotations(path, report=report))
         return ReferenceFile(path, {"emotion": _emotion_names(path, {clip.name: clip.label for clip in annotated}, aliases)})
-    if path.endswith(".json"):
+    if extension(path) == ".json":
         return _read_reference_json(path)
-    if not path.endswith(".csv"):
+    if extension(path) != ".csv":
         raise UserError(f"{path}: unknown reference format. Expected .csv, .txt (annotations) or .json (captions, words).")
     clips = _require_valid(lambda report: read_clip_table(path, None, report))
     header = list(clips[0].columns)
@@ -160,7 +161,7 @@ def read_references(path: str, aliases: Mapping[str, str] = NO_ALIASES) -> Refer
 
 
 def _read_coco_results(path: str) -> list[Prediction]:
-    table = read_json(path, half_characters_allowed=True)
+    table = read_json(path, lone_surrogates_allowed=True)
     if not isinstance(table, list):
         raise UserError(f"{path}: expected a JSON list of captions ({RESULTS_FORMAT})")
     return _image_predictions(path, ((f"entry {number}", entry) for number, entry in enumerate(table, 1)), [])
@@ -225,7 +226,7 @@ def _emotion_names(path: str, labels: dict[str, str], aliases: Mapping[str, str]
 
 def _read_reference_json(path: str) -> ReferenceFile:
     """Read captions (one object per sample, or several captions per image) or words (one list per sample)."""
-    table: Any = read_json(path, half_characters_allowed=True)
+    table: Any = read_json(path, lone_surrogates_allowed=True)
     if (isinstance(table, dict) and "annotations" in table) or (isinstance(table, list) and table):
         captions = {image.name: list(image.captions) for image in read_captioned_images(path) if image.captions}
         listed = table.get("images") if isinstance(table, dict) else None

@@ -43,7 +43,8 @@ class LabelReader:
         labels: the allowed labels; if empty, no label is ever extracted.
         aliases: word or words -> the label that they stand for.
         rule: ``exact``: the whole answer is a label, an alias, or another form of a label (happiness for happy), as in annotation
-            files. ``search``: the answer contains a label or an alias, or as ``exact``. ``last_word``: the text
+            files. ``search``: the answer contains a label or an alias; other forms of a label do not count, neither as the whole
+            answer nor in a sentence. ``last_word``: the text
             after its last space is a label, with the same spelling and case. The evaluation published with Emotion-LLaMA
             (eval_emotion.py) extracts labels this way, but counts every other answer as neutral; here such an answer is invalid.
         several: result of ``search`` for an answer with several labels: invalid, or the first or last of them.
@@ -74,7 +75,7 @@ class LabelReader:
     def read(self, answer: str) -> ExtractedLabel:
         """Extract the label of one answer."""
         hits = [self._meaning[_plain(hit.group())] for hit in self._whole_words.finditer(answer.casefold())]
-        synonym = None if self._rule == "last_word" else self._vocabulary.label_or_synonym(_plain(answer))
+        synonym = self._vocabulary.label_or_synonym(_plain(answer)) if self._rule == "exact" else None
         if not hits and synonym is not None:
             hits = [synonym]
         if self._rule == "exact":

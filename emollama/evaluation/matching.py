@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os.path import splitext
 
 from emollama.data.annotations import padded_name
+from emollama.data.label_map import LabelMap
 from emollama.errors import UserError
 from emollama.evaluation.input_files import CAPTION_FIELDS, PredictionFile, read_predictions, read_references
 from emollama.evaluation.predictions import CAPTION, DESCRIPTION_TASKS, Prediction
@@ -80,10 +82,14 @@ def match(
         raise UserError(f"--predictions: the same file appears twice in {' '.join(prediction_paths)}. Remove one of the two.")
     aliases = aliases or {}
     files = [read_predictions(path, aliases, mode) for path in prediction_paths]
+    for file in files:
+        if mode is not None and not any(prediction.mode for prediction in file.predictions):
+            logging.getLogger("emollama").warning("%s: --mode does not apply, because the predictions have no modes", file.path)
     _require_task(task, files)
     files = [_with_task(file, task or "") for file in files]
     references = merge_references([read_references(path, aliases) for path in reference_paths], files, task)
     references = relabel(references, aliases, labels)
+    files = [_with_reference_labels(file, references, labels) for file in files]
     files = [_with_tasks(_with_image_names(file, references), files, references, task) for file in files]
     tasks: dict[str, dict[str, Matched]] = {}
     for file in files:
@@ -101,6 +107,15 @@ def _require_task(task: str | None, files: Sequence[PredictionFile]) -> None:
 def _with_task(file: PredictionFile, task: str) -> PredictionFile:
     """Return the file with ``task`` set on the predictions that have no task."""
     return replace(file, predictions=tuple(replace(prediction, task=prediction.task or task) for prediction in file.predictions))
+
+
+def _with_reference_labels(file: PredictionFile, references: References, labels: Sequence[str] | None) -> PredictionFile:
+    """Replace other forms of a label in a column of labels, such as happiness for happy, as in references."""
+    if not file.of_labels:
+        return file
+    vocabulary = LabelMap(sorted(set(map(str, references.by_task.get("emotion", {}).values()))) if labels is None else labels)
+    texts = ((prediction, vocabulary.label_or_synonym(prediction.text)) for prediction in file.predictions)
+    return replace(file, predictions=tuple(replace(prediction, text=text or prediction.text) for prediction, text in texts))
 
 
 def _with_image_names(file: PredictionFile, references: References) -> PredictionFile:

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from emollama.data.problems import Problem, raise_all
-from emollama.data.text_checks import encodable
 from emollama.errors import UserError
-from emollama.evaluation.predictions import Prediction, parse_json, parse_prediction
+from emollama.evaluation.predictions import Prediction, parse_line, parse_prediction
 from emollama.evaluation.word_lists import is_label, is_plain_list
 from emollama.listing import abbreviated
 from emollama.paths import read_text
+from emollama.text_encoding import encodable
 
 
 def read_lines(path: str, mode: str | None) -> list[Prediction]:
@@ -32,7 +32,8 @@ def read_lines(path: str, mode: str | None) -> list[Prediction]:
         UserError: If there are no predictions (of the mode), or lines are invalid or repeated (all are listed).
     """
     lines = [(number, line) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
-    v2 = bool(lines) and _is_v2(lines[0][1])
+    # A damaged line does not say which of the two kinds the file is.
+    v2 = next((kind for _, line in lines if (kind := _is_v2(line)) is not None), False)
     predictions: dict[int, Prediction] = {}
     problems = []
     for number, line in lines:
@@ -74,13 +75,14 @@ def _with_label_task(path: str, predictions: list[Prediction]) -> list[Predictio
     return [replace(prediction, task="emotion") for prediction in predictions] if is_labelled else predictions
 
 
-def _is_v2(line: str) -> bool:
-    """Return whether a line is one of Emotion-LLaMA-v2's evaluation: an object with ``video_id`` in place of ``name``."""
+def _is_v2(line: str) -> bool | None:
+    """Return whether a line has ``video_id`` in place of ``name``, as those of Emotion-LLaMA-v2; None if it has neither."""
     try:
-        row = parse_json(line)
+        row = parse_line(line)
     except ValueError:
-        return False
-    return isinstance(row, dict) and "video_id" in row and "name" not in row
+        return None
+    keys = {"name", "video_id"} & {*row} if isinstance(row, dict) else ()
+    return "name" not in keys if keys else None
 
 
 def _parse_v2(line: str) -> Prediction:
@@ -91,7 +93,7 @@ def _parse_v2(line: str) -> Prediction:
     Raises:
         ValueError: If the line is not a JSON object with the expected fields.
     """
-    row = parse_json(line)
+    row = parse_line(line)
     fields = row if isinstance(row, dict) else {}
     name, response = fields.get("video_id"), fields.get("new_response") or fields.get("response")
     answer, mode = fields.get("answer"), fields.get("mode")
@@ -99,4 +101,4 @@ def _parse_v2(line: str) -> Prediction:
     if not is_name or not isinstance(response, str) or not isinstance(answer, str | None) or not isinstance(mode, str | None):
         raise ValueError("expected an object with a 'video_id' and the string 'response' (optional strings: 'answer', 'mode')")
     reference = None if answer is None else encodable(answer)
-    return Prediction(encodable(str(name)), "", encodable(response), reference, is_list=is_plain_list(response), mode=mode)
+    return Prediction(encodable(str(name)), "", encodable(response), reference, is_word_list=is_plain_list(response), mode=mode)

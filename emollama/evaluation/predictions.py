@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from emollama.data.text_checks import encodable
+from emollama.json_io import parse_json
+from emollama.text_encoding import encodable
 
 Reference = str | list[str]  # one reference text, or several: the captions of an image
 CAPTION = "caption"  # the task whose predictions are compared with several references each
@@ -23,7 +24,7 @@ class Prediction:
         text: the answer; "" if the sample has none.
         reference: unprocessed reference text (a label, a description) or texts (captions); None if the data has none.
         loss: mean cross-entropy of the target, in nats per token; None if it was not computed.
-        is_list: whether the text is a list of words without brackets.
+        is_word_list: whether the text is a list of words without brackets.
         mode: the part of the dataset to which the file assigns the sample, such as test1; None if it does not state it.
     """
 
@@ -32,13 +33,13 @@ class Prediction:
     text: str
     reference: Reference | None = None
     loss: float | None = None
-    is_list: bool = False
+    is_word_list: bool = False
     mode: str | None = None
 
     @property
-    def listed(self) -> str:
+    def as_word_list(self) -> str:
         """The text; in brackets if it is a list of words."""
-        return f"[{self.text}]" if self.is_list else self.text
+        return f"[{self.text}]" if self.is_word_list else self.text
 
     @property
     def reference_text(self) -> str | None:
@@ -70,7 +71,7 @@ def parse_prediction(line: str) -> Prediction:
     Raises:
         ValueError: If the line is not a JSON object with the expected fields.
     """
-    row = parse_json(line)
+    row = parse_line(line)
     optional: dict[str, Any] = {"task": str | None, "reference": str | list | None, "loss": float | int | None}
     types = {"name": str, "prediction": str} | optional
     if not isinstance(row, dict) or not all(isinstance(row.get(key), value_type) for key, value_type in types.items()):
@@ -83,15 +84,13 @@ def parse_prediction(line: str) -> Prediction:
     return Prediction(encodable(row["name"]), row.get("task") or "", encodable(row["prediction"]), reference, row.get("loss"))
 
 
-def parse_json(line: str) -> Any:
+def parse_line(line: str) -> Any:
     """Return the JSON value in a line; NaN and infinities are None.
 
     Raises:
         ValueError: If the line is not JSON, or is nested too deeply.
     """
     try:
-        return json.loads(line, parse_constant=lambda _: None)
+        return parse_json(line, parse_constant=lambda _: None)
     except json.JSONDecodeError as error:
         raise ValueError(f"invalid JSON: {error.msg}") from None
-    except RecursionError:
-        raise ValueError("the JSON is nested too deeply") from None

@@ -26,6 +26,7 @@ class ScoringResources:
         label_reader: extracts labels from answers; its ``labels`` are the allowed labels.
         judge: judge of descriptions, if the block has one.
         openset: sample name -> reference emotion words, if the block has them.
+        published_openset: the same words as the scorer of MER2024-OV reads them, if ``synonyms`` has groups for each sample.
         synonyms: the groups of synonyms among emotion words.
         wheels: the emotion wheels, if the block has them.
         caption_reader: tokenizes captions; None if the block has no reference captions.
@@ -37,6 +38,7 @@ class ScoringResources:
     label_reader: LabelReader
     judge: Judge | None = None
     openset: Mapping[str, tuple[str, ...]] | None = None
+    published_openset: Mapping[str, tuple[str, ...]] | None = None
     synonyms: Synonyms = field(default_factory=Synonyms)
     wheels: Wheels | None = None
     caption_reader: CaptionReader | None = None

@@ -139,9 +139,11 @@ class Scoring:
         with self._named_in_errors():
             reader = LabelReader(labels, aliases, cfg.answer_rule, cfg.several_hits, spelling=spelling)
             openset = read_openset(cfg.openset_path, spelling.name("openset_path")) if cfg.openset_path else None
-            synonyms = Synonyms()
+            synonyms, published = Synonyms(), None
             if cfg.synonyms_path:
                 synonyms = read_synonyms(cfg.synonyms_path, spelling.name("synonyms_path"), openset or {})
+            if cfg.openset_path and synonyms.by_sample is not None:
+                published = read_openset(cfg.openset_path, published=True)
             folder = cfg.wheel_folder
             wheels = Wheels.read(folder, cfg.wheel_level, spelling.name("wheel_folder")) if folder else None
         captioned = "reference" in tasks.get(CAPTION, ())
@@ -152,6 +154,7 @@ class Scoring:
             label_reader=reader,
             judge=self.judge,
             openset=openset,
+            published_openset=published,
             synonyms=synonyms,
             wheels=wheels,
             caption_reader=captions,

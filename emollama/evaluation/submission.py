@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from emollama.data.text_checks import encodable
 from emollama.errors import UserError
 from emollama.evaluation.word_lists import parse_words, split_words
 from emollama.paths import PATHS, atomic_write, require_file
+from emollama.text_encoding import encodable
 
 ARRAYS = ("filenames", "fileitems")
 

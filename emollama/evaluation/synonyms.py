@@ -2,7 +2,8 @@
 
 The published scorer of MER2024-OV has a separate grouping for each sample, which a language model wrote. It is an archive of
 ``.npy`` files, ``openset-synonym.zip``, with one text per sample: ``[['happy', 'glad'], ['sad']]``. The first word of a group
-names it. A word in two groups of a sample belongs to the later one. Samples without a file are not scored.
+names it. A word in two groups of a sample belongs to the later one. The words of groups are compared as they are written, also
+their case, and texts are split at brackets and quotes only, as in that scorer. Samples without a file are not scored.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ import numpy as np
 
 from emollama.data.annotations import read_json
 from emollama.errors import UserError
-from emollama.evaluation.word_lists import normalized_words, parse_words, split_words
-from emollama.paths import require_file
+from emollama.evaluation.word_lists import normalized_words, split_at_quotes
+from emollama.paths import PATHS, extension, require_file
+from emollama.stores.npy import npy_header
 
 Groups = Mapping[str, str]  # word -> name of its group, one of the words of the group
 FORMATS = '[["happy", "glad"], ["sad"]], {"happy": ["glad"]}, {"glad": "happy"} or, for each sample, {"clip_1": [["happy"]]}'
+MAX_BYTES = 1 << 20  # of the text of one sample; a damaged or malicious archive could contain a huge one
 UNREADABLE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 
 
@@ -72,9 +75,9 @@ def _read(path: str, key: str) -> Synonyms:
     if os.path.isdir(path):
         return Synonyms(by_sample=_by_sample(path, _folder_files(Path(path))))
     require_file(path, key)
-    if path.endswith(".zip"):
+    if extension(path) == ".zip":
         try:
-            with zipfile.ZipFile(path) as archive:
+            with PATHS.open(path, "rb") as file, zipfile.ZipFile(file) as archive:
                 return Synonyms(by_sample=_by_sample(path, _archive_files(archive)))
         except UNREADABLE as error:
             if isinstance(error, UserError):
@@ -89,14 +92,16 @@ def _read(path: str, key: str) -> Synonyms:
 def _folder_files(folder: Path) -> Iterator[tuple[str, bytes]]:
     for path in sorted(folder.glob("*.npy")):
         if not path.name.startswith("."):
-            yield path.name, path.read_bytes()
+            with path.open("rb") as file:
+                yield path.name, file.read(MAX_BYTES + 1)
 
 
 def _archive_files(archive: zipfile.ZipFile) -> Iterator[tuple[str, bytes]]:
     for member in archive.infolist():
         name = PurePosixPath(member.filename)
         if name.suffix == ".npy" and not name.name.startswith(".") and "__MACOSX" not in name.parts:
-            yield name.name, archive.read(member)
+            with archive.open(member) as file:
+                yield name.name, file.read(MAX_BYTES + 1)
 
 
 def _by_sample(path: str, files: Iterable[tuple[str, bytes]]) -> dict[str, Groups]:
@@ -109,18 +114,27 @@ def _by_sample(path: str, files: Iterable[tuple[str, bytes]]) -> dict[str, Group
     for file, raw in files:
         name = file.removesuffix(".npy")
         try:
-            array = np.load(io.BytesIO(raw), allow_pickle=False)
-        except UNREADABLE as error:
+            if len(raw) > MAX_BYTES:
+                raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
+            content = io.BytesIO(raw)
+            shape, _, dtype = npy_header(content, len(raw))
+        except ValueError as error:
             raise UserError(f"{path}, {file}: cannot be read ({error}). Python objects are not read.") from None
-        if array.dtype.kind != "U" or array.ndim:
-            kind = f"shape {array.shape} and dtype {array.dtype}"
+        if dtype.kind != "U" or shape:
+            kind = f"shape {shape} and dtype {dtype}"
             raise UserError(f"{path}, {file}: expected one text such as [['happy', 'glad'], ['sad']], got an array of {kind}.")
         if name in by_sample:
             raise UserError(f"{path}: the sample '{name}' has two files. Remove one of them.")
-        by_sample[name] = _later_groups(_parse_groups(str(array)))
+        by_sample[name] = _later_groups(_parse_groups(_text(content.read(), dtype)))
     if not by_sample:
         raise UserError(f"{path}: contains no file <sample>.npy. Specify openset-synonym.zip of MER2024, or its folder.")
     return by_sample
+
+
+def _text(values: bytes, dtype: np.dtype) -> str:
+    """Return the text in the bytes of a single value; numpy stores 4 bytes for each character."""
+    codec = "utf-32-be" if dtype.byteorder == ">" else "utf-32-le"
+    return values.decode(codec, "replace").rstrip("\0")
 
 
 def _is_grouping(value: Any) -> bool:
@@ -140,21 +154,13 @@ def _sample_groups(path: str, name: str, value: Any) -> Groups:
     return _later_groups(value)
 
 
-def _parse_groups(text: str) -> list[Sequence[str]]:
-    """Split a text of nested lists into groups. A group that cannot be parsed is split as in the published scorer."""
-    groups: list[Sequence[str]] = []
-    for part in re.split(r"[\[\]]", text):
-        if part.strip(" ,\n"):
-            try:
-                groups.append(parse_words(part))
-            except ValueError:
-                groups.append(split_words(part))
-    return groups
+def _parse_groups(text: str) -> list[list[str]]:
+    """Split a text of nested lists into groups, as the published scorer does: at brackets, then at quotes."""
+    return [split_at_quotes(part) for part in re.split(r"[\[\]]", text)]
 
 
-def _later_groups(groups: Iterable[Iterable[str]]) -> Groups:
-    normalized = [words for group in groups if (words := normalized_words(group))]
-    return {word: words[0] for words in normalized for word in words}
+def _later_groups(groups: Iterable[Sequence[str]]) -> Groups:
+    return {word: words[0] for words in groups for word in words}
 
 
 def _common_groups(path: str, table: Any) -> Groups:

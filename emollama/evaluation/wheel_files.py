@@ -24,6 +24,7 @@ from emollama.paths import PATHS, join, path_exists
 
 FORMS, SYNONYMS = "format.csv", "synonym.xlsx"
 WHEELS = tuple(f"wheel{number}.xlsx" for number in range(1, 6))
+FILES = (FORMS, SYNONYMS, *WHEELS)
 RINGS = ("level1", "level2", "level3")
 Tree = dict[str, dict[str, list[str]]]  # level 1 -> level 2 -> words of level 3
 Clusters = tuple[frozenset[str], ...]  # one set per wheel
@@ -49,7 +50,7 @@ class Wheels:
                 synonyms is not on any wheel.
         """
         assert level in (1, 2), level
-        missing = [file for file in (FORMS, SYNONYMS, *WHEELS) if not path_exists(PATHS.isfile, join(folder, file), key)]
+        missing = [file for file in FILES if not path_exists(PATHS.isfile, join(folder, file), key)]
         if missing:
             raise UserError(f"{key}: '{folder}' lacks {', '.join(missing)}. Specify the folder emotion_wheel of MERTools.")
         trees = [_tree(_sheet(join(folder, file), RINGS)) for file in WHEELS]

@@ -70,6 +70,20 @@ def split_words(text: str) -> tuple[str, ...]:
     return normalized_words(re.split("['\",]", text.strip().removeprefix("[").removesuffix("]")))
 
 
+def published_words(text: str) -> tuple[str, ...]:
+    """Return the words of a list in brackets as the scorer of MER2024-OV reads it: split at quotes only, in lower case.
+
+    ``[glad, sad]`` is one word, and white space inside the quotes is a part of the word.
+    """
+    inside = re.split(r"[\[\]]", text)[1] if "[" in text else ""
+    return tuple(item.lower() for item in split_at_quotes(inside))
+
+
+def split_at_quotes(text: str) -> list[str]:
+    """Split a text at quotes, and leave out white space and commas between two words."""
+    return [item for item in re.split("['\"]", text) if item.strip() not in ("", ",")]
+
+
 def normalized_words(words: Iterable[str]) -> tuple[str, ...]:
     """Return the words in order, in lower case and stripped, without empty words and duplicates."""
     return tuple(dict.fromkeys(normal for word in words if (normal := word.lower().strip())))

@@ -12,7 +12,7 @@ from emollama.listing import listing
 from emollama.media.files import find_video, find_videos
 from emollama.media.frame_selection import read_peaks
 from emollama.media.source import Source
-from emollama.paths import require_folder
+from emollama.paths import extension, require_folder
 
 MAX_NAME_BYTES = 230  # per part of a path; file systems allow 255 bytes, including the extension
 
@@ -58,7 +58,7 @@ def find_clips(cfg: Any) -> Clips:
 def _listed_videos(cfg: Any) -> tuple[dict[str, Path], list[str]]:
     """Return clip name -> video for the listed clips that have a video, and the names of the other listed clips."""
     path = cfg.annotation_file
-    clips = read_clip_table(path, None) if path.lower().endswith(".csv") else read_annotations(path)
+    clips = read_clip_table(path, None) if extension(path) == ".csv" else read_annotations(path)
     require_folder(cfg.videos, "extraction.videos")
     candidates = {clip.name: find_video(Path(cfg.videos), clip.name) for clip in clips}
     videos = {name: video for name, video in candidates.items() if video is not None}

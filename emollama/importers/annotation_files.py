@@ -17,12 +17,12 @@ from typing import Any
 from emollama.data.annotations import NO_VALENCE, RowReader, column_reader, read_transcripts
 from emollama.data.csv_files import write_csv
 from emollama.data.problems import Problem
-from emollama.data.text_checks import escaped
 from emollama.errors import UserError
 from emollama.importers.collector import Collector, Entry
 from emollama.importers.labels import NO_LABEL
 from emollama.listing import abbreviated
 from emollama.paths import atomic_write
+from emollama.text_encoding import escaped
 
 LIST, COARSE, FINE = "clips.txt", "MERR_coarse_grained.json", "MERR_fine_grained.json"
 TRANSCRIPTS, OPENSET, REPORT = "transcription_en_all.csv", "openset.json", "import_report.json"

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emollama.data.problems import Problem
-from emollama.data.text_checks import escaped
 from emollama.disk import remedy
 from emollama.errors import UserError
 from emollama.importers.collector import OnProblem
@@ -21,6 +20,7 @@ from emollama.logs.console import track
 from emollama.media.image_files import image_files, probe_image, read_image
 from emollama.media.source import UnusableMedia
 from emollama.paths import atomic_write, require_writable
+from emollama.text_encoding import escaped
 
 CheckImages = Literal["headers", "all", "none"]
 CAPTIONS = 5  # captions per image in the published data

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,6 +21,7 @@ from emollama.data.captions import parse_captions
 from emollama.data.csv_files import read_csv
 from emollama.data.problems import Problem
 from emollama.errors import UserError
+from emollama.json_io import parse_json
 from emollama.listing import abbreviated, listing
 from emollama.media.image_files import EXTENSIONS
 from emollama.paths import read_text, require_file
@@ -134,14 +134,14 @@ def _read_table(path: str, collection: Collection) -> None:
 def _image_of_row(cells: Mapping[str, str]) -> Image:
     raw = cells["raw"]
     try:
-        captions = json.loads(raw)
-    except (json.JSONDecodeError, RecursionError):
+        captions = parse_json(raw)
+    except ValueError:
         raise ValueError(f'the cell raw is not a JSON list of captions: {raw[:60]!r}. Expected "[""..."", ""...""]".') from None
     return replace(_image(cells["filename"], captions, cells["split"]), img_id=cells.get("img_id", "").strip())
 
 
 def _read_karpathy(path: str, collection: Collection) -> None:
-    table = read_json(path, half_characters_allowed=True)
+    table = read_json(path, lone_surrogates_allowed=True)
     entries = table.get("images") if isinstance(table, dict) else None
     if not isinstance(entries, list):
         raise UserError(f'{path}: expected {{"images": [{{"filename", "split", "sentences": [{{"raw"}}]}}]}}')

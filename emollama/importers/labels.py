@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from emollama.data.annotations import read_json
 from emollama.data.label_map import DATASET_LABELS, SKIP
 from emollama.errors import UserError
-from emollama.paths import read_text, require_file
+from emollama.paths import extension, read_text, require_file
 
 NO_LABEL = "0"  # in the label field of an annotation file without labels
 
@@ -38,7 +38,7 @@ def read_label_map(path: str) -> dict[str, str]:
         return dict(DATASET_LABELS[path])
     require_file(path, "--label-map")
     table: dict[str, str] = {}
-    for raw, label, where in _json_pairs(path) if path.endswith(".json") else _yaml_pairs(path):
+    for raw, label, where in _json_pairs(path) if extension(path) == ".json" else _yaml_pairs(path):
         if table.setdefault(raw.strip().casefold(), label) != label:
             raise UserError(f"{where}: '{raw}' is already mapped to '{table[raw.strip().casefold()]}'. Keep one of the two.")
     return table

@@ -12,14 +12,17 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from emollama.config import RunConfig
 from emollama.config.layers import leaves
 from emollama.encoders.weights import digest
+from emollama.evaluation import wheel_files
 from emollama.logs.logger import get_logger
-from emollama.paths import sha256
+from emollama.paths import PATHS, join, sha256
+from emollama.remote.manager import is_remote
 from emollama.reporting.checkpoint_table import CheckpointRow, Fingerprint
 from emollama.runners import provenance
 from emollama.runners.evaluation import EvaluationSet, build_blocks
@@ -85,14 +88,21 @@ def _of_block(label: str, tree: Mapping[str, Any], block: EvaluationSet) -> dict
     path_keys = {key for key in tree if (key.endswith("_path") and key != "peak_index_path") or key in PATH_KEYS}
     return {
         f"the captions or lists of block {label}": block.dataset.digest(),
-        f"the place of images or features of block {label}": [os.path.realpath(source.path) for source in block.dataset.features],
+        f"the place of images or features of block {label}": [_place(source.path) for source in block.dataset.features],
         f"what answers of block {label} are compared with": [_contents(tree[key]) for key in SCORING_KEYS if tree.get(key)],
         f"the configuration of block {label}": {key: value for key, value in tree.items() if key not in path_keys},
     }
 
 
+def _place(path: str) -> str:
+    return path if is_remote(path) else os.path.realpath(path)
+
+
 def _contents(path: str) -> list[str]:
-    """Return the names and SHA-256 digests of a file or of all files in a folder."""
+    """Return the names and SHA-256 digests of a file or of all files in a folder; those of the wheels, if the folder is a URL."""
+    if is_remote(path):
+        urls = [path] if PATHS.isfile(path) else [join(path, name) for name in sorted(wheel_files.FILES)]
+        return [f"{PurePosixPath(urlsplit(url).path).name} {sha256(url)}" for url in urls]
     root = Path(path)
     files = sorted(file for file in root.rglob("*") if file.is_file()) if root.is_dir() else [root]
     return [f"{file.name} {sha256(file)}" for file in files]

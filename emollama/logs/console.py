@@ -19,6 +19,7 @@ from emollama.disk import remedy
 from emollama.errors import UserError
 from emollama.heartbeat import beat
 from emollama.logs.verbosity import SETTINGS
+from emollama.text_encoding import escaped
 
 Item = TypeVar("Item")
 LINE_SECONDS = 10.0  # time between progress lines without a terminal; a phase that takes longer always ends with a line
@@ -139,8 +140,7 @@ def printable(text: str, stream: Any) -> str:
 
 def _encodable(text: str, stream: Any) -> str:
     """Escape characters outside the stream's encoding with backslashes."""
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+    return escaped(text, getattr(stream, "encoding", None) or "utf-8")
 
 
 def _log(text: str) -> None:

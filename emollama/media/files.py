@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +13,7 @@ from emollama.errors import UserError
 from emollama.listing import listing
 from emollama.paths import require_folder
 
-# Containers with a video track that FFmpeg reads, the most common ones first. Names may also be in upper case.
+# Containers with a video track that FFmpeg reads, the most common ones first. The case of a name does not matter.
 EXTENSIONS = (
     ".mp4", ".avi", ".mov", ".mkv", ".webm", ".flv", ".wmv", ".mpg", ".mpeg", ".m4v", ".ts", ".mts", ".m2ts", ".m2t", ".3gp",
     ".3g2", ".ogv", ".asf", ".f4v", ".vob", ".mxf", ".mpe", ".m2v", ".mk3d", ".mj2", ".qt", ".dv", ".divx", ".rm", ".rmvb",
@@ -75,10 +76,20 @@ def find_video(folder: str | os.PathLike[str], name: str) -> Path | None:
     Args:
         folder: the folder of the videos.
         name: the clip's name, which may contain folders. If there are several videos, the one with the first extension in
-            :data:`EXTENSIONS` is returned. Extensions may be in upper case.
+            :data:`EXTENSIONS` is returned. The case of an extension does not matter.
     """
-    for extension in EXTENSIONS:
-        for path in (Path(folder, name + extension), Path(folder, name + extension.upper())):
-            if path.is_file():
-                return path
-    return None
+    path = Path(folder, name)
+    try:
+        return _videos_by_stem(str(path.parent), os.stat(path.parent).st_mtime_ns).get(path.name)
+    except OSError:
+        return None
+
+
+@functools.lru_cache(maxsize=256)
+def _videos_by_stem(folder: str, mtime_ns: int) -> dict[str, Path]:
+    """Return name without extension -> video in a folder, which is listed again when its time of modification changes."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if Path(entry.name).suffix.lower() in EXTENSIONS and entry.is_file()]
+    # Of several videos, the last one in this order remains.
+    names.sort(key=lambda name: (EXTENSIONS.index(Path(name).suffix.lower()), Path(name).suffix.isupper(), name), reverse=True)
+    return {Path(name).stem: Path(folder, name) for name in names}

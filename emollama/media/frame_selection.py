@@ -13,7 +13,7 @@ from emollama.data.csv_files import read_csv, require_column
 from emollama.data.slots import FrameSelection
 from emollama.errors import UserError
 from emollama.media.source import Source, UnusableMedia
-from emollama.paths import require_file
+from emollama.paths import extension, require_file
 
 FaceChoice = Literal["detect", "centre"]
 PEAK = "peak_index"
@@ -72,7 +72,7 @@ def read_peaks(path: str) -> dict[str, int]:
     """
     require_file(path, "peak_index_path")
     peaks: dict[str, int] = {}
-    for where, name, value in _peaks_in_csv(path) if path.lower().endswith(".csv") else _peaks_in_json(path):
+    for where, name, value in _peaks_in_csv(path) if extension(path) == ".csv" else _peaks_in_json(path):
         text = str(value).strip()
         if not (text.isascii() and text.isdigit()):
             raise UserError(f"{where}: the {PEAK} of '{name}' is {value!r}; expected the index of a frame, from 0")

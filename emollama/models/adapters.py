@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from emollama.errors import UserError
+from emollama.json_io import parse_json
 from emollama.listing import abbreviated, listing
 from emollama.models import checkpoint_names
 from emollama.paths import read_text
@@ -147,11 +148,11 @@ def read_peft_config(path: str) -> dict[str, Any]:
         UserError: If the file is not JSON, describes adapters other than LoRA, or a variant of LoRA.
     """
     try:
-        stored = json.loads(read_text(path))
+        stored = parse_json(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
-    except RecursionError:
-        raise UserError(f"{path}: the JSON is nested too deeply") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     if not isinstance(stored, dict) or "peft_type" not in stored:
         raise UserError(f"{path} has no key 'peft_type', so it is not an adapter configuration of peft")
     if stored["peft_type"] != "LORA":

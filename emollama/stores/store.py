@@ -18,7 +18,7 @@ from emollama.errors import DownloadError, UserError
 from emollama.paths import PATHS, require_folder, sha256
 from emollama.remote.manager import is_remote, require_handler
 from emollama.stores import checksums, packed, tars
-from emollama.stores.conversion import require_npy
+from emollama.stores.conversion import reject_other_formats
 from emollama.stores.npy import npy_header, read_npy
 
 # What to do about a folder at a URL.
@@ -182,5 +182,5 @@ def open_store(path: str, key: str) -> ArrayStore:
         return packed.PackedStore.open(folder)
     store = NpyFolder.open(Path(folder))
     if not store.listed:
-        require_npy(folder, key)
+        reject_other_formats(folder, key)
     return store

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 from emollama.data.prompts.template import Fragment
 from emollama.data.prompts.tokenizer_check import outside
-from emollama.data.text_checks import escaped, is_encodable
 from emollama.errors import UserError
-from emollama.text_encoding import HALF_CHARACTER
+from emollama.text_encoding import LONE_SURROGATE, escaped, is_encodable
 
 MAX_CACHED_TEXTS = 256
 MAX_SHOWN = 200  # characters of a text in a message
@@ -150,7 +149,7 @@ class SegmentTokenizer:
         """Return the token ids of one or several texts.
 
         Raises:
-            UserError: If a text of a user's dataset class contains half of a character.
+            UserError: If a text of a user's dataset class contains a lone surrogate.
         """
         try:
             return self._tokenizer(texts, add_special_tokens=False).input_ids
@@ -158,7 +157,7 @@ class SegmentTokenizer:
             invalid = next((text for text in [texts, *texts] if isinstance(text, str) and not is_encodable(text)), None)
             if invalid is None:
                 raise
-            raise UserError(f"the text '{escaped(invalid)[:MAX_SHOWN]}' contains {HALF_CHARACTER}.") from None
+            raise UserError(f"the text '{escaped(invalid)[:MAX_SHOWN]}' contains {LONE_SURROGATE}.") from None
 
 
 def _marked(segments: Sequence[Segment]) -> str:

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from emollama.errors import UserError
+from emollama.text_encoding import encodable
 
 NEEDS_JAVA = "a Java runtime: install one (on Debian: apt install default-jre-headless), so that 'java' is on the PATH"
 MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")  # SPICE's parser; pycocoevalcap omits it
@@ -74,7 +75,7 @@ def run_java(what: str, arguments: Sequence[str], folder: Path, text: str = "") 
     """
     command = [java() or "java", "-Dfile.encoding=UTF-8", *arguments]
     try:
-        done = subprocess.run(command, cwd=folder, input=text.encode("utf-8", "replace"), capture_output=True, timeout=LIMIT)
+        done = subprocess.run(command, cwd=folder, input=encodable(text).encode(), capture_output=True, timeout=LIMIT)
     except subprocess.TimeoutExpired:
         raise JavaFailed(f"{what}: Java did not finish within {LIMIT / 60:g} minutes and was stopped.") from None
     except OSError as error:

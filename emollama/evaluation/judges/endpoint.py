@@ -15,13 +15,13 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
-from emollama.data.text_checks import encodable
 from emollama.errors import UserError
 from emollama.evaluation.judges.cache import Reply
 from emollama.evaluation.judges.judge import JudgeUnreachable
 from emollama.evaluation.judges.prompts import Messages
 from emollama.evaluation.judges.replies import excerpt
 from emollama.logs.console import track
+from emollama.text_encoding import encodable
 
 GIVE_UP_AFTER = 16  # consecutive failed questions, each after its retries; one that timed out counts as several
 CONNECT_SECONDS = 10.0

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from emollama.data.text_checks import encodable
+from emollama.text_encoding import encodable
 
 PROMPT_VERSION = 1
 Messages = list[dict[str, str]]

@@ -7,8 +7,9 @@ therefore not mistaken for the judge's own. A leading ``<think>...</think>`` is 
 
 from __future__ import annotations
 
-import json
 import re
+
+from emollama.json_io import parse_json
 
 MAX_SCORE = 10.0
 _MAX_SCORE_LINE = 80  # characters; longer lines are not scores
@@ -82,7 +83,7 @@ def _lines(reply: str) -> list[str]:
 def _strings(text: str) -> list[str] | None:
     """Return the strings of a JSON list; None for any other text."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = parse_json(text)
+    except ValueError:
         return None
     return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else None
