@@ -22,6 +22,7 @@ from running import read_jsonl
 from small_disks import small_disk
 
 from emollama import checkpoint
+from emollama.config import loading
 from emollama.errors import UserError
 from emollama.evaluation.judges.cache import Reply, ReplyCache
 from emollama.extraction import failures
@@ -537,3 +538,30 @@ def test_a_name_that_cannot_be_a_folder_is_refused(tmp_path, emollama, job_id, p
     completed = emollama("train", "--cfg-path", write(tmp_path, training(tmp_path, job_id=job_id)))
     assert completed.returncode == 1 and problem in completed.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "job_id", ["007", "0x10", "1e5", "1.10", "12:30:45", "yes", "1_000", "run #1", "#1", "2024-01-01", "None"]
+)
+def test_a_name_on_the_command_line_is_used_as_written(tmp_path, job_id):
+    config = loading.load(str(write(tmp_path, training(tmp_path))), [f"run.job_id={job_id}"])
+    assert config.run.job_id == job_id and config.resolved()["run"]["job_id"] == job_id
+
+
+@pytest.mark.parametrize(("value", "job_id"), [("'007'", "007"), ('"run #1"', "run #1"), ("null", None), ("!!str 7", "7")])
+def test_quotes_around_a_name_are_removed_and_null_is_no_name(tmp_path, value, job_id):
+    assert loading.load(str(write(tmp_path, training(tmp_path))), [f"run.job_id={value}"]).run.job_id == job_id
+
+
+def test_the_last_option_for_a_name_counts(tmp_path):
+    options = ["run.job_id=007", "run={job_id: x}"]
+    assert loading.load(str(write(tmp_path, training(tmp_path))), options).run.job_id == "x"
+
+
+@pytest.mark.parametrize("value", ["007", "0x10", "yes", "12:30:45", "1.10"])
+def test_a_name_that_yaml_reads_as_another_value_is_refused_in_a_file(tmp_path, emollama, value):
+    content = training(tmp_path)
+    content["run"]["job_id"] = "NAME"
+    completed = emollama("train", "--cfg-path", write(tmp_path, json.dumps(content).replace('"NAME"', value)))
+    assert completed.returncode == 1 and "'run.job_id': YAML reads this value as" in completed.stderr
+    assert "Write it in quotes, as in job_id: '007'" in completed.stderr and not (tmp_path / "out").exists()
