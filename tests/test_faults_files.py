@@ -20,6 +20,7 @@ import torch
 from helpers import GOLDEN, golden_tree, write
 from running import read_jsonl
 from small_disks import small_disk
+from torch.utils.data import DataLoader
 
 from emollama import checkpoint
 from emollama.config import loading
@@ -565,3 +566,61 @@ def test_a_name_that_yaml_reads_as_another_value_is_refused_in_a_file(tmp_path, 
     completed = emollama("train", "--cfg-path", write(tmp_path, json.dumps(content).replace('"NAME"', value)))
     assert completed.returncode == 1 and "'run.job_id': YAML reads this value as" in completed.stderr
     assert "Write it in quotes, as in job_id: '007'" in completed.stderr and not (tmp_path / "out").exists()
+
+
+# Checkpoints that are written or replaced while something else happens
+
+
+class EndsWorker:
+    """An object whose pickling ends a data worker and waits until torch notices that."""
+
+    def __init__(self, pid):
+        self.pid = pid
+
+    def __reduce__(self):
+        os.kill(self.pid, signal.SIGKILL)
+        signal.sigtimedwait([signal.SIGUSR1], 30)  # is interrupted by SIGCHLD
+        return int, ()
+
+
+def test_a_data_worker_that_ends_during_a_save_is_not_a_problem_of_the_disk(tmp_path):
+    batches = iter(DataLoader(list(range(100)), num_workers=1))
+    next(batches)
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid \d+\) is killed by signal: Killed"):
+        checkpoint.save(tmp_path / "checkpoint_0.pth", {"model": EndsWorker(batches._workers[0].pid)})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("function", [checkpoint.is_intact, lambda path: checkpoint.read(path, "model.ckpt")])
+def test_a_checkpoint_that_a_training_replaces_while_it_is_read_is_not_damaged(tmp_path, monkeypatch, function):
+    path, stored, replacements = tmp_path / "checkpoint_last.pth", checkpoint._stored_digests, [2.0]
+    checkpoint.save(path, {"model": {"a": torch.tensor(1.0)}})
+
+    def replaced_before(digest):
+        while replacements:
+            checkpoint.save(path, {"model": {"a": torch.tensor(replacements.pop())}})
+        return stored(digest)
+
+    monkeypatch.setattr(checkpoint, "_stored_digests", replaced_before)
+    assert function(str(path)) in (True, {"model": {"a": 2.0}}) and not replacements
+
+
+@pytest.mark.parametrize("completed", range(4))
+def test_an_interrupted_copy_leaves_a_checkpoint_with_its_digest(tmp_path, monkeypatch, completed):
+    """The copy is interrupted before each of its renames."""
+    source, target, replace = tmp_path / "checkpoint_1.pth", tmp_path / "checkpoint_best.pth", os.replace
+    checkpoint.save(source, {"model": {"a": torch.tensor(2.0)}})
+    checkpoint.save(target, {"model": {"a": torch.tensor(1.0)}})
+    renames = []
+
+    def interrupted(*paths):
+        if len(renames) == completed:
+            raise KeyboardInterrupt
+        renames.append(paths)
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with suppress(KeyboardInterrupt):
+        checkpoint.copy(source, target)
+    assert checkpoint.is_intact(target) and len(renames) == min(completed, 3)
+    assert checkpoint.read(str(target), "model.ckpt")["model"]["a"] == (1 if completed < 2 else 2)
