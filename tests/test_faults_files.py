@@ -28,7 +28,7 @@ from emollama.errors import UserError
 from emollama.evaluation.judges.cache import Reply, ReplyCache
 from emollama.extraction import failures
 from emollama.logs import tracking
-from emollama.runners.checkpoints import RunCheckpoints
+from emollama.runners.checkpoints import RunCheckpoints, step_of
 from emollama.runners.runner_base import RunnerBase
 from emollama.stores.feature_cache import FeatureCache
 from emollama.stores.manifest import Manifest
@@ -338,8 +338,9 @@ def test_an_evaluation_on_a_full_disk_does_not_end_the_training(tmp_path, emolla
     with small_disk("8m") as disk:
 
         def save_and_fill(self, name, completed_steps):
-            save(self, name, completed_steps)
+            saved = save(self, name, completed_steps)
             fill(disk)
+            return saved
 
         monkeypatch.setattr(RunCheckpoints, "save", save_and_fill)
         path = write(tmp_path, training(tmp_path, output_dir=str(disk / "out"), iters_per_epoch=2))
@@ -624,3 +625,41 @@ def test_an_interrupted_copy_leaves_a_checkpoint_with_its_digest(tmp_path, monke
         checkpoint.copy(source, target)
     assert checkpoint.is_intact(target) and len(renames) == min(completed, 3)
     assert checkpoint.read(str(target), "model.ckpt")["model"]["a"] == (1 if completed < 2 else 2)
+
+
+def test_a_last_checkpoint_that_does_not_fit_is_saved_after_a_step_with_space(tmp_path, emollama, during):
+    with small_disk("8m") as disk:
+        settings = {"output_dir": str(disk / "out"), "iters_per_epoch": 6, "save_every_iters": 2, "evaluate": False}
+        during({1: lambda: fill(disk, leave=50_000), 4: (disk / "filler").unlink})
+        completed = emollama("train", "--cfg-path", write(tmp_path, training(tmp_path, **settings)))
+        assert completed.returncode == 0, completed.stderr
+        assert completed.stderr.count("checkpoint_last.pth could not be written: No space left on device") == 1
+        assert step_of(disk / "out/run/checkpoint_last.pth") == 5 and step_of(disk / "out/run/checkpoint_0.pth") == 6
+
+
+def test_a_best_checkpoint_that_does_not_fit_is_copied_after_a_step_with_space(tmp_path, emollama, during, monkeypatch):
+    save, steps = RunCheckpoints.save, []
+    with small_disk("24m") as disk:
+        best = disk / "out/run/checkpoint_best.pth"
+
+        def save_after_filling(self, name, completed_steps):
+            if name == best.name and completed_steps == 3:
+                fill(disk, leave=50_000)
+            return save(self, name, completed_steps)
+
+        monkeypatch.setattr(RunCheckpoints, "save", save_after_filling)
+        during({3: (disk / "filler").unlink, 4: lambda: steps.append(step_of(best))})
+        settings = {"output_dir": str(disk / "out"), "iters_per_epoch": 3, "max_epoch": 2, "save_best": True}
+        completed = emollama("train", "--cfg-path", write(tmp_path, training(tmp_path, **settings)))
+        assert completed.returncode == 0, completed.stderr
+        assert completed.stderr.count("checkpoint_best.pth could not be written: No space left on device") == 1
+        assert steps == [3] and checkpoint.is_intact(best)
+
+
+def test_a_stop_checkpoint_that_does_not_fit_is_an_error(tmp_path, emollama, during):
+    with small_disk("8m") as disk:
+        settings = {"output_dir": str(disk / "out"), "iters_per_epoch": 6, "evaluate": False}
+        during({1: lambda: (fill(disk, leave=50_000), signal.raise_signal(signal.SIGTERM))})
+        completed = emollama("train", "--cfg-path", write(tmp_path, training(tmp_path, **settings)))
+        assert completed.returncode == 1
+        assert "error: " in completed.stderr and "checkpoint_last.pth could not be written: No space left" in completed.stderr
