@@ -87,7 +87,7 @@ def user_error(error: OSError) -> UserError | None:
 
 
 @contextmanager
-def named(path: str | os.PathLike[str]) -> Iterator[None]:
+def with_path(path: str | os.PathLike[str]) -> Iterator[None]:
     """Add the path to the OSErrors of this block, because errors of writing to an open file do not contain it."""
     try:
         yield
