@@ -78,8 +78,8 @@ IMPORTS = {
     "reporting": "__init__ data disk errors evaluation json_io listing logs logs.console paths run_folder suggestions",
     "starter": "config data demo.folder errors media paths registration registry stores",
     "demo": "data demo.folder encoders errors logs logs.console media paths run_folder tensor_files variables",
-    "extraction": "__init__ config data datasets disk distributed.process_group encoders errors listing logs logs.console"
-    " media paths stores",
+    "extraction": "__init__ config data datasets disk distributed.process_group encoders errors folder_lock listing logs"
+    " logs.console media paths stores",
     "models": "checkpoint_files component_errors components config data data.batch dtypes encoders errors json_io listing"
     " paths registry stores suggestions tensor_files",
     "runners": "checkpoint checkpoint_average checkpoint_files component_errors components config data data.batch disk"

@@ -17,10 +17,11 @@ from emollama.errors import UserError
 from emollama.extraction import failures
 from emollama.extraction.clips import Clips, find_clips
 from emollama.extraction.configs import VideoExtractionConfig
-from emollama.extraction.disk import locked, write_errors
+from emollama.extraction.disk import write_errors
 from emollama.extraction.failures import ExtractionFailure
 from emollama.extraction.jobs import Job, describe_encoders, plan_jobs, require_weights
 from emollama.extraction.work import Share
+from emollama.folder_lock import FolderLock
 from emollama.logs.console import dry_run_summary
 from emollama.logs.logger import get_logger, set_up
 from emollama.media.files import not_videos
@@ -105,10 +106,12 @@ class VideoExtraction:
         descriptions, clips = self._check()
         if clips.ignored:
             get_logger().info("extraction.videos: not videos, and not extracted: %s", not_videos(clips.ignored))
-        with write_errors(self.output):
-            self.output.mkdir(parents=True, exist_ok=True)
         # The contents of the output folder are read after it is locked, because another extraction may be changing them.
-        stack.enter_context(locked(self.output))
+        with write_errors(self.output):
+            lock = stack.enter_context(FolderLock(self.output, "extraction.output"))
+        if not lock.supported:
+            text = "%s: this file system has no locks. Do not start a second extraction into this folder"
+            get_logger().info(text, self.output)
         self._failures = {(failure.folder, failure.name): failure for failure in failures.read(self.output)}
         jobs = plan_jobs(self.config, descriptions, clips, set(self._failures))
         for leftover in self.output.glob(f"{temporary_prefix(self.output / failures.FILE)}*"):
