@@ -2,21 +2,21 @@
 
 A checkpoint is a dictionary ``{"model", "optimizer", "scaler", "step", "epoch", "skipped", "facts", "features", "config"}``.
 ``facts`` contains values that must be equal in a resumed run, and ``features`` the provenance of the training features by slot.
-Checkpoints load with ``weights_only=True``. Each has a file ``<name>.sha256`` next to it, because torch.load does not detect a
-flipped bit.
+Checkpoints load with ``weights_only=True``. A file ``<name>.sha256`` is next to each, as torch.load detects no flipped bit.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from emollama.paths import PATHS, atomic_write, sha256
 LAST = "checkpoint_last.pth"
 BEST = "checkpoint_best.pth"
 RESUME_FIELDS_KEY = "facts"  # historical name of this entry of a checkpoint
+ZIP_WRITER = ("PytorchStreamWriter", "inline_container")  # in messages of torch.save about a file that it cannot write
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
@@ -39,41 +40,51 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         UserError: If the file cannot be written, for example because the disk is full. An earlier file is unchanged then.
     """
+    with _replaced(path) as file:
+        torch.save(dict(content), file)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a checkpoint with its digest; the target is replaced as by :func:`save`.
+
+    Raises:
+        UserError: If the source does not match its digest, or the target cannot be written.
+    """
+    content, intact = _open(source)
+    if intact is False:
+        raise UserError(damage(source))
+    with content, _replaced(target) as file:
+        shutil.copyfileobj(content, file)
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file that becomes the file ``path``, with a digest, at the end of the block."""
     temporary, digest = path.with_name(f".{path.name}.new"), digest_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            torch.save(dict(content), file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         line = f"{sha256(temporary)}  {path.name}\n"
         earlier = "".join(f"{stored}  {path.name}\n" for stored in _stored_digests(digest))
         # The file contains both digests while the checkpoint is replaced, so that one of them fits at any moment.
-        with atomic_write(digest) as file:
-            file.write(earlier + line)
+        with atomic_write(digest) as lines:
+            lines.write(earlier + line)
         os.replace(temporary, path)
-        with atomic_write(digest) as file:
-            file.write(line)
+        with atomic_write(digest) as lines:
+            lines.write(line)
     except (OSError, RuntimeError) as error:
         with suppress(OSError):
             temporary.unlink()
+        # torch raises the end of a data worker wherever the process is at that moment.
+        if ended := next((cause for cause in disk.causes(error) if "DataLoader worker" in str(cause)), None):
+            raise ended from None
+        if disk.system_error(error) is None and not any(name in str(error) for name in ZIP_WRITER):
+            raise
         text = f"{path} could not be written: {disk.reason(error)}. {disk.remedy(error, 'set another run.output_dir')}"
         raise UserError(f"{text} Earlier checkpoints are intact.") from error
-
-
-def copy(source: Path, target: Path) -> None:
-    """Copy a checkpoint with its digest, and atomically replace the target.
-
-    Raises:
-        UserError: If the source does not match its digest.
-    """
-    if is_intact(source) is False:
-        raise UserError(damage(source))
-    digest = sha256(source)
-    with atomic_write(digest_path(target)) as file:
-        file.write(f"{digest}  {target.name}\n")
-    with source.open("rb") as content, atomic_write(target, "wb") as file:
-        shutil.copyfileobj(content, file)
 
 
 def digest_path(path: str | Path) -> Path:
@@ -87,10 +98,25 @@ def is_intact(path: str | Path) -> bool | None:
     Raises:
         OSError: If the file cannot be read.
     """
-    digest = digest_path(path)
-    if not os.path.lexists(digest):
-        return None
-    return sha256(path) in _stored_digests(digest)
+    file, intact = _open(path)
+    file.close()
+    return intact
+
+
+def _open(path: str | Path) -> tuple[IO[bytes], bool | None]:
+    """Open a checkpoint, which a training may replace at any moment, and close it if it does not match its digest."""
+    while True:
+        file: Any = PATHS.open(str(path), "rb")
+        intact = None
+        if os.path.lexists(digest_path(path)):
+            intact = hashlib.file_digest(file, "sha256").hexdigest() in _stored_digests(digest_path(path))
+            file.seek(0)
+        if intact is not False:
+            return file, intact
+        with file:
+            # The digest of a file that was replaced meanwhile is that of the new file.
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file, intact
 
 
 def damage(path: str | Path) -> str:
@@ -125,10 +151,12 @@ def read(path: str, key: str) -> dict[str, Any]:
             and plain values.
     """
     require_checkpoint_file(path, key)
-    if is_intact(path) is False:
+    file, intact = _open(path)
+    if intact is False:
         raise UserError(f"{key}: {damage(path)}")
     try:
-        content = torch.load(PATHS.get_local_path(path), map_location="cpu", weights_only=True)
+        with file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         unsafe = re.search(r"GLOBAL (\S+)", str(error))
         if unsafe is None:
@@ -156,11 +184,9 @@ def by_stored_name(stored: Mapping[str, Any], stored_name: Callable[[str], str],
     Raises:
         UserError: If a value is not a tensor, or two tensors have the same name.
     """
-    others = [str(name) for name, tensor in stored.items() if not isinstance(tensor, Tensor)]
-    if others:
-        raise UserError(
-            f"checkpoint {path}: all values in the entry 'model' must be tensors; got {listing(others, 'other value')}"
-        )
+    if others := [str(name) for name, tensor in stored.items() if not isinstance(tensor, Tensor)]:
+        problem = f"all values in the entry 'model' must be tensors; got {listing(others, 'other value')}"
+        raise UserError(f"checkpoint {path}: {problem}")
     named = {stored_name(str(name)): tensor for name, tensor in stored.items()}
     duplicates = [str(name) for name in stored if str(name) not in named and stored_name(str(name)) in stored]
     if duplicates:

@@ -34,14 +34,20 @@ def system_error(error: BaseException) -> OSError | None:
     Not every library raises it: torch raises another error while it handles that of the system, and libraries in Rust only
     mention its number in their message.
     """
-    current: BaseException | None = error
-    while current is not None:
+    for current in causes(error):
         if isinstance(current, OSError):
             return current
         if number := re.search(r"\(os error (\d+)\)", str(current)):
             return OSError(int(number[1]), os.strerror(int(number[1])))
-        current = current.__cause__ or current.__context__
     return None
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and those that caused it, or during whose handling it was raised."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or current.__context__
 
 
 def reason(error: BaseException) -> str:
@@ -81,7 +87,7 @@ def user_error(error: OSError) -> UserError | None:
 
 
 @contextmanager
-def named(path: str | os.PathLike[str]) -> Iterator[None]:
+def with_path(path: str | os.PathLike[str]) -> Iterator[None]:
     """Add the path to the OSErrors of this block, because errors of writing to an open file do not contain it."""
     try:
         yield

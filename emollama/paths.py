@@ -207,7 +207,7 @@ def atomic_write(path: str | Path, mode: str = "w", *, durable: bool = True) -> 
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    with disk.named(path):
+    with disk.with_path(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "") as file:

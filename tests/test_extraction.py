@@ -11,6 +11,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -711,9 +712,10 @@ def test_incomplete_files_of_killed_runs_are_removed(root):
 def test_a_concurrent_second_run_is_refused(root):
     first = in_child(extract, configured(root, encoders=many(root, 0) | {"bytes": {"stuck": "clip_4"}}, num_workers=1))
     wait_for_arrays(root, 1)
-    assert f"is in use: process {first.pid} on " in refusal(configured(root))
+    in_use = f"extraction.output: '{root / 'out'}' is in use: process {first.pid} on {socket.gethostname()} (since "
+    assert in_use in refusal(configured(root))
     otherwise = configured(root, encoders={"bytes": {"layers": [-2]}})
-    assert "is writing to it" in refusal(otherwise), "what changes meanwhile is not looked at"
+    assert in_use in refusal(otherwise), "what changes meanwhile is not looked at"
     (root / "go").touch()
     first.join()
     assert first.exitcode == 0

@@ -20,13 +20,15 @@ import torch
 from helpers import GOLDEN, golden_tree, write
 from running import read_jsonl
 from small_disks import small_disk
+from torch.utils.data import DataLoader
 
 from emollama import checkpoint
+from emollama.config import loading
 from emollama.errors import UserError
 from emollama.evaluation.judges.cache import Reply, ReplyCache
 from emollama.extraction import failures
 from emollama.logs import tracking
-from emollama.runners.checkpoints import RunCheckpoints
+from emollama.runners.checkpoints import RunCheckpoints, step_of
 from emollama.runners.runner_base import RunnerBase
 from emollama.stores.feature_cache import FeatureCache
 from emollama.stores.manifest import Manifest
@@ -336,8 +338,9 @@ def test_an_evaluation_on_a_full_disk_does_not_end_the_training(tmp_path, emolla
     with small_disk("8m") as disk:
 
         def save_and_fill(self, name, completed_steps):
-            save(self, name, completed_steps)
+            saved = save(self, name, completed_steps)
             fill(disk)
+            return saved
 
         monkeypatch.setattr(RunCheckpoints, "save", save_and_fill)
         path = write(tmp_path, training(tmp_path, output_dir=str(disk / "out"), iters_per_epoch=2))
@@ -537,3 +540,126 @@ def test_a_name_that_cannot_be_a_folder_is_refused(tmp_path, emollama, job_id, p
     completed = emollama("train", "--cfg-path", write(tmp_path, training(tmp_path, job_id=job_id)))
     assert completed.returncode == 1 and problem in completed.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "job_id", ["007", "0x10", "1e5", "1.10", "12:30:45", "yes", "1_000", "run #1", "#1", "2024-01-01", "None"]
+)
+def test_a_name_on_the_command_line_is_used_as_written(tmp_path, job_id):
+    config = loading.load(str(write(tmp_path, training(tmp_path))), [f"run.job_id={job_id}"])
+    assert config.run.job_id == job_id and config.resolved()["run"]["job_id"] == job_id
+
+
+@pytest.mark.parametrize(("value", "job_id"), [("'007'", "007"), ('"run #1"', "run #1"), ("null", None), ("!!str 7", "7")])
+def test_quotes_around_a_name_are_removed_and_null_is_no_name(tmp_path, value, job_id):
+    assert loading.load(str(write(tmp_path, training(tmp_path))), [f"run.job_id={value}"]).run.job_id == job_id
+
+
+def test_the_last_option_for_a_name_counts(tmp_path):
+    options = ["run.job_id=007", "run={job_id: x}"]
+    assert loading.load(str(write(tmp_path, training(tmp_path))), options).run.job_id == "x"
+
+
+@pytest.mark.parametrize("value", ["007", "0x10", "yes", "12:30:45", "1.10"])
+def test_a_name_that_yaml_reads_as_another_value_is_refused_in_a_file(tmp_path, emollama, value):
+    content = training(tmp_path)
+    content["run"]["job_id"] = "NAME"
+    completed = emollama("train", "--cfg-path", write(tmp_path, json.dumps(content).replace('"NAME"', value)))
+    assert completed.returncode == 1 and "'run.job_id': YAML reads this value as" in completed.stderr
+    assert "Write it in quotes, as in job_id: '007'" in completed.stderr and not (tmp_path / "out").exists()
+
+
+# Checkpoints that are written or replaced while something else happens
+
+
+class EndsWorker:
+    """An object whose pickling ends a data worker and waits until torch notices that."""
+
+    def __init__(self, pid):
+        self.pid = pid
+
+    def __reduce__(self):
+        os.kill(self.pid, signal.SIGKILL)
+        signal.sigtimedwait([signal.SIGUSR1], 30)  # is interrupted by SIGCHLD
+        return int, ()
+
+
+def test_a_data_worker_that_ends_during_a_save_is_not_a_problem_of_the_disk(tmp_path):
+    batches = iter(DataLoader(list(range(100)), num_workers=1))
+    next(batches)
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid \d+\) is killed by signal: Killed"):
+        checkpoint.save(tmp_path / "checkpoint_0.pth", {"model": EndsWorker(batches._workers[0].pid)})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("function", [checkpoint.is_intact, lambda path: checkpoint.read(path, "model.ckpt")])
+def test_a_checkpoint_that_a_training_replaces_while_it_is_read_is_not_damaged(tmp_path, monkeypatch, function):
+    path, stored, replacements = tmp_path / "checkpoint_last.pth", checkpoint._stored_digests, [2.0]
+    checkpoint.save(path, {"model": {"a": torch.tensor(1.0)}})
+
+    def replaced_before(digest):
+        while replacements:
+            checkpoint.save(path, {"model": {"a": torch.tensor(replacements.pop())}})
+        return stored(digest)
+
+    monkeypatch.setattr(checkpoint, "_stored_digests", replaced_before)
+    assert function(str(path)) in (True, {"model": {"a": 2.0}}) and not replacements
+
+
+@pytest.mark.parametrize("completed", range(4))
+def test_an_interrupted_copy_leaves_a_checkpoint_with_its_digest(tmp_path, monkeypatch, completed):
+    """The copy is interrupted before each of its renames."""
+    source, target, replace = tmp_path / "checkpoint_1.pth", tmp_path / "checkpoint_best.pth", os.replace
+    checkpoint.save(source, {"model": {"a": torch.tensor(2.0)}})
+    checkpoint.save(target, {"model": {"a": torch.tensor(1.0)}})
+    renames = []
+
+    def interrupted(*paths):
+        if len(renames) == completed:
+            raise KeyboardInterrupt
+        renames.append(paths)
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with suppress(KeyboardInterrupt):
+        checkpoint.copy(source, target)
+    assert checkpoint.is_intact(target) and len(renames) == min(completed, 3)
+    assert checkpoint.read(str(target), "model.ckpt")["model"]["a"] == (1 if completed < 2 else 2)
+
+
+def test_a_last_checkpoint_that_does_not_fit_is_saved_after_a_step_with_space(tmp_path, emollama, during):
+    with small_disk("8m") as disk:
+        settings = {"output_dir": str(disk / "out"), "iters_per_epoch": 6, "save_every_iters": 2, "evaluate": False}
+        during({1: lambda: fill(disk, leave=50_000), 4: (disk / "filler").unlink})
+        completed = emollama("train", "--cfg-path", write(tmp_path, training(tmp_path, **settings)))
+        assert completed.returncode == 0, completed.stderr
+        assert completed.stderr.count("checkpoint_last.pth could not be written: No space left on device") == 1
+        assert step_of(disk / "out/run/checkpoint_last.pth") == 5 and step_of(disk / "out/run/checkpoint_0.pth") == 6
+
+
+def test_a_best_checkpoint_that_does_not_fit_is_copied_after_a_step_with_space(tmp_path, emollama, during, monkeypatch):
+    save, steps = RunCheckpoints.save, []
+    with small_disk("24m") as disk:
+        best = disk / "out/run/checkpoint_best.pth"
+
+        def save_after_filling(self, name, completed_steps):
+            if name == best.name and completed_steps == 3:
+                fill(disk, leave=50_000)
+            return save(self, name, completed_steps)
+
+        monkeypatch.setattr(RunCheckpoints, "save", save_after_filling)
+        during({3: (disk / "filler").unlink, 4: lambda: steps.append(step_of(best))})
+        settings = {"output_dir": str(disk / "out"), "iters_per_epoch": 3, "max_epoch": 2, "save_best": True}
+        completed = emollama("train", "--cfg-path", write(tmp_path, training(tmp_path, **settings)))
+        assert completed.returncode == 0, completed.stderr
+        assert completed.stderr.count("checkpoint_best.pth could not be written: No space left on device") == 1
+        assert steps == [3] and checkpoint.is_intact(best)
+
+
+def test_a_stop_checkpoint_that_does_not_fit_is_an_error(tmp_path, emollama, during):
+    with small_disk("8m") as disk:
+        settings = {"output_dir": str(disk / "out"), "iters_per_epoch": 6, "evaluate": False}
+        during({1: lambda: (fill(disk, leave=50_000), signal.raise_signal(signal.SIGTERM))})
+        completed = emollama("train", "--cfg-path", write(tmp_path, training(tmp_path, **settings)))
+        assert completed.returncode == 1
+        assert "error: " in completed.stderr and "checkpoint_last.pth could not be written: No space left" in completed.stderr

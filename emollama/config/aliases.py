@@ -47,7 +47,7 @@ def with_current_keys(layer: Layer, path: str, fields: Collection[str]) -> Layer
             old_keys.update(_renamed(f"{path}.{group}.{name}", value, key))
         del tree[key]
         tree[group] = merged
-    return Layer(layer.name, tree, old_keys)
+    return Layer(layer.name, tree, old_keys, layer.texts)
 
 
 def alias_names(fields: Collection[str]) -> list[str]:

@@ -96,7 +96,7 @@ def translated(layer: Layer) -> Layer:
             old_keys[group] = group
         else:
             tree[group] = block
-    return Layer(layer.name, tree, old_keys)
+    return Layer(layer.name, tree, old_keys, layer.texts)
 
 
 def old_names(kind: str) -> list[str]:

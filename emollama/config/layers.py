@@ -22,11 +22,13 @@ class Layer:
         name: name in messages.
         tree: the keys and values.
         old_keys: current dotted key -> the old key that the layer uses instead, without the path of its block.
+        texts: dotted key as written -> its text, where YAML reads something else, such as 7 for ``007``; only of ``--options``.
     """
 
     name: str
     tree: dict[str, Any]
     old_keys: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
 
     def source(self, key: str) -> str:
         """Return the source of a key's value: the name of the layer, with the old key if the layer uses one."""

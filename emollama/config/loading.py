@@ -38,7 +38,7 @@ from emollama.config.layers import (
 )
 from emollama.config.merging import empty_node, merge_layer
 from emollama.config.omegaconf_errors import first_line, unresolved
-from emollama.config.reading import read_options, read_yaml
+from emollama.config.reading import option_texts, read_options, read_yaml
 from emollama.config.user_modules import import_user_modules
 from emollama.errors import UserError
 from emollama.listing import abbreviated
@@ -168,7 +168,8 @@ def load(cfg_path: str, options: list[str] | None = None, *, needs_model: bool =
         UserError: If a key, component or preset is unknown, a value has the wrong type, or a required value is missing. The
             message names the layer and the key and suggests a similar name.
     """
-    return _merged([Layer(cfg_path, read_yaml(cfg_path)), Layer("--options", read_options(options or []))], needs_model)
+    command_line = Layer("--options", read_options(options or []), texts=option_texts(options or []))
+    return _merged([Layer(cfg_path, read_yaml(cfg_path)), command_line], needs_model)
 
 
 def _merged(untranslated: list[Layer], needs_model: bool = True) -> RunConfig:
@@ -219,7 +220,7 @@ def _block_layers(block: ConfigBlock, layers: list[Layer]) -> Iterator[Layer]:
     group, _, block_name = block.path.partition(".")
     for layer in layers:
         keys = layer.tree.get(group, {})
-        own = Layer(layer.name, keys.get(block_name, {}) if block_name else keys, layer.old_keys)
+        own = Layer(layer.name, keys.get(block_name, {}) if block_name else keys, layer.old_keys, layer.texts)
         yield aliases.with_current_keys(own, block.path, fields)
 
 

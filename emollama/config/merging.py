@@ -23,6 +23,9 @@ from emollama.config.omegaconf_errors import is_type_error, value_problem
 from emollama.errors import UserError
 from emollama.registration import Registry
 
+TEXT = (str, str | None)
+# Two texts, such as 007 and 7, can be the same number in YAML, and a run must not use the folder of another one.
+QUOTED = ("run.job_id",)
 # The type of a key that configures a component: its value is the component's name, or {type: name, ...}.
 COMPONENT = typing.Union[str, dict[str, Any]]  # noqa: UP007
 
@@ -90,7 +93,14 @@ def merge_layer(block: ConfigBlock, layer: Layer, blocks: list[ConfigBlock]) -> 
                 raise UserError(f"{layer.name}: unknown key '{block.path}.{key_in_file}'.{hint}")
             block.without_effect[f"{block.path}.{key_in_file}"] = reason
             continue
-        values[name] = _with_earlier_keys(block, name, value) if isinstance(value, dict) else value
+        if isinstance(value, dict):
+            value = _with_earlier_keys(block, name, value)
+        elif (text := layer.texts.get(f"{block.path}.{key_in_file}")) and _hints(block).get(name) in TEXT:
+            value = text
+        elif path in QUOTED and not isinstance(value, str | None):
+            problem = f"YAML reads this value as {value!r}, not as text. Write it in quotes, as in {name}: '007'."
+            raise UserError(f"{layer.name}: '{path}': {problem}")
+        values[name] = value
         block.sources |= dict.fromkeys((key for key, _ in leaves(value, path)), layer.source(path))
     try:
         rest = {name: value for name, value in values.items() if not _assign(block.node, name, value)}
@@ -101,14 +111,18 @@ def merge_layer(block: ConfigBlock, layer: Layer, blocks: list[ConfigBlock]) -> 
         raise _merge_error(block, layer, values, error) from None
 
 
+def _hints(block: ConfigBlock) -> dict[str, Any]:
+    """Return key -> type of the fields of a block's Config classes."""
+    return {key: hint for config_class in block.configs for key, hint in typing.get_type_hints(config_class).items()}
+
+
 def _with_earlier_keys(block: ConfigBlock, name: str, value: dict[str, Any]) -> dict[str, Any]:
     """Return a mapping together with the earlier layers' keys of the same component, if ``name`` configures a component.
 
     Such a key has the name of a component or ``{type: name, ...}`` as its value. A mapping without ``type`` changes keys of the
     component that earlier layers chose. OmegaConf would replace the whole value.
     """
-    hints = {key: hint for config_class in block.configs for key, hint in typing.get_type_hints(config_class).items()}
-    if hints[name] != COMPONENT or "type" in value:
+    if _hints(block)[name] != COMPONENT or "type" in value:
         return value
     earlier = OmegaConf.to_container(block.node, resolve=False)[name]  # type: ignore[call-overload, index]
     return _deep_merge(Registry.block(earlier), value)
@@ -144,7 +158,7 @@ def _merge_error(block: ConfigBlock, layer: Layer, values: dict[str, Any], error
         except (OmegaConfBaseException, TypeError) as key_error:
             name, error = key, key_error
             break
-    hints = {key: hint for config_class in block.configs for key, hint in typing.get_type_hints(config_class).items()}
+    hints = _hints(block)
     key_in_file = layer.old_keys.get(f"{block.path}.{name}")
     if name not in hints or not is_type_error(error):
         key_in_file = key_in_file or getattr(error, "full_key", None)

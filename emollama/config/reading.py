@@ -18,6 +18,9 @@ from emollama.disk import unreadable
 from emollama.errors import UserError
 from emollama.paths import read_text
 
+NULL = ("null", "Null", "NULL", "~")
+YAML_SYNTAX = "'\"!&*|>"  # first characters of values whose text is not what they mean
+
 
 def read_yaml(path: str) -> dict[str, Any]:
     """Read a YAML file as a plain tree with unresolved interpolations.
@@ -70,6 +73,22 @@ def read_options(options: list[str]) -> dict[str, Any]:
         return typing.cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.from_dotlist(options), resolve=False))
     except UNREADABLE as error:
         raise UserError(f"--options: {yaml_problem(error)}") from None
+
+
+def option_texts(options: list[str]) -> dict[str, str]:
+    """Return dotted key -> text for the options in which YAML reads something else than the text, such as 7 for ``007``.
+
+    Args:
+        options: pairs that :func:`read_options` accepts.
+    """
+    texts: dict[str, str] = {}
+    for key, _, value in (option.partition("=") for option in options):
+        texts = {other: text for other, text in texts.items() if other != key and not other.startswith(f"{key}.")}
+        text = value.strip()
+        parsed = yaml.load(value, Loader=get_yaml_loader())
+        if parsed != text and text not in NULL and text[0] not in YAML_SYNTAX and not isinstance(parsed, dict | list):
+            texts[key] = text
+    return texts
 
 
 def option_of(key: str, value: str) -> str:

@@ -240,12 +240,15 @@ def _hang(reports: WorkerReports, name_of: Callable[[int], str], seconds: float)
         if (index := reports.sample(worker)) >= 0:
             stack = "".join(f"\n    {line}" for line in reports.stack(worker))
             busy.append(f"\n  worker {worker} (process {pid}) reads {name_of(index)}{':' if stack else ''}{stack}")
-    # torch raises another error when it sees that they ended.
+    # In the handler of this signal, torch raises another error when it sees that the first of them ended.
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for pid in workers.values():
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    time.sleep(TRACE_SECONDS)
+    signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
     with suppress(RuntimeError):
-        for pid in workers.values():
-            with suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(TRACE_SECONDS)
+        signal.raise_signal(signal.SIGCHLD)
     doing = "".join(busy) or "\n  no worker reads a sample"
     return (
         f"the data workers delivered no batch for {seconds / 60:,.1f} minutes (run.hang_minutes). Check the disk or the network,"

@@ -41,7 +41,7 @@ class WriteFailures:
         self._failed.add(path)
 
     def remove(self, path: Path) -> None:
-        """Record that a file was written, and log that all files can be written again if that is so."""
+        """Record that a file was written, and log a line if it was the last one that could not be written before."""
         if path in self._failed:
             self._failed.remove(path)
             if not self._failed:

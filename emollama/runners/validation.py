@@ -72,8 +72,8 @@ class Validation:
         value = values[index] if index >= 0 else None
         return None if value is None or self._key is None else (self._key, value, self._past[index].epoch)
 
-    def run(self, completed_steps: int, log: RunLog, save_best: Callable[[], None]) -> None:
-        """Evaluate, and save the checkpoint if it is the best so far."""
+    def run(self, completed_steps: int, log: RunLog, save_best: Callable[[], bool]) -> None:
+        """Evaluate, and save the checkpoint if it is the best so far; ``save_best`` returns whether it fitted on the disk."""
         epoch = completed_steps // self._cfg.iters_per_epoch - 1
         model = self._evaluation.prediction_runner.members[0]
         model.eval()
@@ -85,9 +85,9 @@ class Validation:
         is_best = value is not None and (best_checkpoint_is_missing or self._index_of_best(values) == len(values) - 1)
         # The checkpoint is written before its line in eval.jsonl: a run that is killed in between evaluates again.
         if self._cfg.save_best and is_best:
-            save_best()
+            if save_best():
+                get_logger().info("%s %.4f is the best so far: saved as %s", self._key, value, checkpoint.BEST)
             self._has_best_checkpoint = True
-            get_logger().info("%s %.4f is the best so far: saved as %s", self._key, value, checkpoint.BEST)
         self._past.append(ValidationRecord(completed_steps - 1, epoch, outcome.metrics, is_best))
         self._world.on_rank_zero(lambda: self._write(log))
         examples = {block_name: self._examples(predictions) for block_name, predictions in outcome.predictions.items()}
