@@ -31,7 +31,7 @@ from emollama.paths import PATHS, atomic_write, sha256
 LAST = "checkpoint_last.pth"
 BEST = "checkpoint_best.pth"
 RESUME_FIELDS_KEY = "facts"  # historical name of this entry of a checkpoint
-ZIP_WRITER = ("PytorchStreamWriter", "inline_container")  # in messages of torch.save about a file that it cannot write
+ZIP_WRITER = "PytorchStreamWriter|inline_container"  # in messages of torch.save about a file that it cannot write
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
@@ -81,7 +81,7 @@ def _replaced(path: Path) -> Iterator[IO[bytes]]:
         # torch raises the end of a data worker wherever the process is at that moment.
         if ended := next((cause for cause in disk.causes(error) if "DataLoader worker" in str(cause)), None):
             raise ended from None
-        if disk.system_error(error) is None and not any(name in str(error) for name in ZIP_WRITER):
+        if disk.system_error(error) is None and not re.search(ZIP_WRITER, str(error)):
             raise
         text = f"{path} could not be written: {disk.reason(error)}. {disk.remedy(error, 'set another run.output_dir')}"
         raise UserError(f"{text} Earlier checkpoints are intact.") from error
@@ -151,7 +151,10 @@ def read(path: str, key: str) -> dict[str, Any]:
             and plain values.
     """
     require_checkpoint_file(path, key)
-    file, intact = _open(path)
+    try:
+        file, intact = _open(path)
+    except OSError as error:
+        raise disk.unreadable(error.filename or path, key, error) from None
     if intact is False:
         raise UserError(f"{key}: {damage(path)}")
     try:
@@ -188,8 +191,7 @@ def by_stored_name(stored: Mapping[str, Any], stored_name: Callable[[str], str],
         problem = f"all values in the entry 'model' must be tensors; got {listing(others, 'other value')}"
         raise UserError(f"checkpoint {path}: {problem}")
     named = {stored_name(str(name)): tensor for name, tensor in stored.items()}
-    duplicates = [str(name) for name in stored if str(name) not in named and stored_name(str(name)) in stored]
-    if duplicates:
+    if duplicates := [str(name) for name in stored if str(name) not in named and stored_name(str(name)) in stored]:
         raise UserError(
             f"checkpoint {path} contains two tensors for the same parameter. Remove one of each pair:"
             f" {listing(duplicates, 'longer name')}"
@@ -254,8 +256,7 @@ def load_trainable(
     # Only if all of them are missing is this a MiniGPT-v2 file; otherwise the missing tensors are reported.
     if together and together <= set(missing) <= together | allowed:
         notes.append(f"{path} is a MiniGPT-v2 checkpoint; initialized {listing(sorted(together), 'missing tensor')}")
-        allowed -= together
-        missing = []
+        allowed, missing = allowed - together, []
     missing = [name for name in missing if name not in allowed]
     if allowed:
         notes.append(f"{path}: initialized {listing(sorted(allowed), 'missing tensor')} (allowed by ckpt_allow_missing)")
