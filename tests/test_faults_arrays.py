@@ -284,6 +284,13 @@ def test_the_option_deep_of_the_command_compares_digests(tmp_path, tree, corpus,
     assert completed.returncode == 1 and f"remove their lines in SHA256SUMS: {NAMES[3]}" in completed.stdout
 
 
+def test_a_damaged_file_of_digests_is_reported(tmp_path, tree, corpus):
+    (corpus / AUDIO / "SHA256SUMS").write_text("garbage\n")
+    assert problems(tmp_path, tree) == []
+    ((text, _),) = problems(tmp_path, tree, deep=True)
+    assert "SHA256SUMS is damaged: it contains no digest" in text
+
+
 def test_stores_without_digests_are_read_and_the_deep_check_says_so(tmp_path, tree):
     report = check(loaded(tmp_path, tree), deep=True)
     assert report.of_level("problem") == []

@@ -491,7 +491,8 @@ def test_check_data_names_the_tar_and_the_sample_that_cannot_be_used(tiny, tmp_p
 
 
 @pytest.mark.parametrize(
-    "fault", ["truncated", "no end", "pickle", "pickled caption", "link", "path", "twice", "compressed", "missing", "text"]
+    "fault",
+    "truncated/no end/zeros/appended/number/pickle/pickled caption/link/path/twice/compressed/missing/text".split("/"),
 )
 def test_check_data_refuses_a_damaged_or_unsafe_tar_by_name_and_executes_nothing(tiny, tmp_path, fault):
     tar, trap = tmp_path / "t/0.tar", tmp_path / "executed"
@@ -508,6 +509,17 @@ def test_check_data_refuses_a_damaged_or_unsafe_tar_by_name_and_executes_nothing
         tar.write_bytes(tar.read_bytes()[:700])
     elif fault == "no end":
         tar.write_bytes(tar.read_bytes()[: files.end_of_members(tar)])
+    elif fault == "zeros":  # a copy into a file of the final size was interrupted
+        end = files.end_of_members(tar)
+        tar.write_bytes(tar.read_bytes()[:end] + bytes(2**17))
+    elif fault == "appended":
+        tar.write_bytes(2 * tar.read_bytes())
+    elif fault == "number":  # a size of 2**80
+        content = bytearray(tar.read_bytes())
+        content[124:136] = b"\x80" + (2**80).to_bytes(11, "big")
+        content[148:156] = b" " * 8
+        content[148:156] = f"{sum(content[:512]):06o}\0 ".encode()
+        tar.write_bytes(content)
     elif fault == "link":
         with tarfile.open(tar, "a") as archive:
             link = tarfile.TarInfo("other.jpg")
@@ -522,6 +534,9 @@ def test_check_data_refuses_a_damaged_or_unsafe_tar_by_name_and_executes_nothing
     parts = {
         "truncated": "not a complete, uncompressed tar",
         "no end": "truncated or damaged",
+        "zeros": "truncated or damaged",
+        "appended": "truncated or damaged",
+        "number": "not a complete, uncompressed tar",
         "pickle": "member 'good.pkl' is a pickle, which could execute code",
         "pickled caption": "member 'good.extra.pyd' is a pickle",
         "link": "member 'other.jpg' is a link",

@@ -272,6 +272,13 @@ def test_a_failing_server_is_an_error_with_its_status_and_the_number_of_attempts
     assert len(server.requests) == 5
 
 
+@pytest.mark.parametrize("code", [202, 206, 300])
+def test_a_status_other_than_200_is_no_complete_file(code, server):
+    server.spoil["/list.txt"] = [status(code)] * 9
+    assert f"the server answered {code}" in refusal(read, server)
+    assert copies() == []
+
+
 def test_a_download_that_always_breaks_off_names_the_bytes_and_leaves_nothing(server):
     server.spoil["/list.txt"] = [drop(7)] * 9
     assert "the connection was dropped after 7 of 13 bytes; 5 attempts failed. Check the network" in refusal(read, server)

@@ -26,7 +26,7 @@ from emollama.data.slots import IMAGE, PIXELS, FrameSelection, Pooling, SlotShap
 from emollama.data.validation_cache import ValidationCache
 from emollama.disk import REMEDIES, remedy
 from emollama.dtypes import LARGEST
-from emollama.errors import DownloadError, UserError
+from emollama.errors import UserError
 from emollama.logs.console import Progress
 from emollama.remote.manager import is_remote
 from emollama.stores.feature_cache import FeatureCache
@@ -200,7 +200,7 @@ class Features:
     def _is_intact(self, name: str) -> bool | None:
         try:
             return self.store.is_intact(name)
-        except DownloadError as error:
+        except UserError as error:
             raise UserError(f"{self.key}: {error}") from None
         except (OSError, ValueError):
             return False

@@ -156,7 +156,8 @@ def _request(method: str, url: str, timeout: float, headers: dict[str, str] | No
 
 def _require_success(response: Response, url: str) -> None:
     status = f"{response.status_code} {response.reason}"
-    if response.ok:
+    # Other statuses of success, such as 206, come with a part of the file or with none of it.
+    if response.status_code == 200:
         return
     if response.status_code in (404, 410):
         raise FileAbsent(f"'{shown(url)}': the server has no such file ({status}). Correct the URL, or upload the file.")
@@ -170,7 +171,10 @@ def _require_success(response: Response, url: str) -> None:
 
 def _require_length(response: Response, url: str) -> None:
     """Check that an interrupted download of this response can be detected."""
-    if "Content-Length" not in response.headers and "chunked" not in response.headers.get("Transfer-Encoding", "").lower():
+    if (
+        not response.headers.get("Content-Length", "").isdecimal()
+        and "chunked" not in response.headers.get("Transfer-Encoding", "").lower()
+    ):
         text = "the server does not state the size of the file (Content-Length), so an incomplete download would not be noticed"
         raise DownloadError(
             f"'{shown(url)}': {text}. Use a server that does, or download the file yourself and name the local copy."

@@ -13,10 +13,11 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from emollama.errors import UserError
 from emollama.paths import atomic_write
 
 FILE = "SHA256SUMS"
-_LINE = re.compile(r"([0-9a-f]{64})  (.+)\.npy")
+_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)\.npy")
 
 
 def append(folder: Path, name: str, content: bytes | memoryview) -> None:
@@ -51,13 +52,17 @@ def read(folder: Path) -> dict[str, str]:
 
     Raises:
         OSError: If the file cannot be read.
+        UserError: If it contains no digest at all.
     """
     try:
         text = (folder / FILE).read_text(encoding="utf-8", errors="surrogateescape")
     except FileNotFoundError:
         return {}
     matches = (_LINE.fullmatch(line) for line in text.split("\n"))
-    return {match[2]: match[1] for match in matches if match}
+    digests = {match[2]: match[1].lower() for match in matches if match}
+    if text.strip() and not digests:
+        raise UserError(f"{folder / FILE} is damaged: it contains no digest of a .npy file. Restore it, or delete it.")
+    return digests
 
 
 def tidy(folder: Path, names: Collection[str]) -> None:

@@ -9,6 +9,8 @@ from typing import IO
 
 from emollama.errors import UserError
 
+LARGEST_RECORD = 2**16  # bytes; tars are written in records of 10 KiB, unless GNU tar has the option --blocking-factor
+
 
 @contextmanager
 def open_complete_tar(local: str, shown: str) -> Iterator[tuple[Iterator[tarfile.TarInfo], IO[bytes]]]:
@@ -35,9 +37,15 @@ def open_complete_tar(local: str, shown: str) -> Iterator[tuple[Iterator[tarfile
         with tarfile.open(local, "r:") as tar, open(local, "rb") as file:
             yield members(tar), file
             file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            # Programs fill the last record with zeros. More zeros are those of a copy that was interrupted, and other bytes are
+            # those of a tar that was appended with cat.
+            end = file.read(LARGEST_RECORD + 1)
+            if len(end) < tarfile.BLOCKSIZE or len(end) > LARGEST_RECORD or any(end):
                 raise UserError(f"{shown}: truncated or damaged after {count} members: no end mark. Write the shard again.")
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except UserError:
+        raise
+    # ValueError: impossible numbers in a header.
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise UserError(f"{shown}: not a complete, uncompressed tar: {error}. Write it again, or decompress it.") from None
 
 
