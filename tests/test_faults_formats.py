@@ -455,6 +455,13 @@ def test_a_lone_surrogate_in_a_transcript_is_reported_with_file_and_line(corpus,
     assert re.search(rf"{path}, line 7: not UTF-8 text \(byte 0xed at position \d+\): a lone surrogate", text)
 
 
+def test_a_null_character_in_a_table_is_reported_with_file_and_line(corpus, reported):
+    path = corpus / TRANSCRIPTS
+    path.write_bytes(path.read_bytes().replace(b"Why", b"W\0hy", 1))
+    (text,) = reported()
+    assert f"{path}, line 7: the line contains a null character" in text
+
+
 @pytest.mark.parametrize(("raw", "place"), [
     (r'["\ud83d"]', "[0]"),
     (r'{"clip": {"words": ["a", "\udc00"]}}', "clip.words[1]"),

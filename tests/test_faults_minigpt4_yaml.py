@@ -437,7 +437,7 @@ def test_a_key_that_is_not_utf8_makes_a_sample_unusable(tiny, tmp_path):
         tmp_path / "t/0.tar", files.sample("good", tiny.image, "Good") + files.sample("b\udcff", tiny.image, "Bad")
     )
     (problem,) = findings(tiny, tmp_path, tar).of_level("problem")
-    assert f"{tar}, sample 'b\\xff': its name is not UTF-8" in problem.text
+    assert f"{tar}, sample '0/b\\xff': its name is not UTF-8" in problem.text
 
 
 # Damaged tars
@@ -463,16 +463,16 @@ def findings(tiny, tmp_path, storage, **keys):
 @pytest.mark.parametrize(
     ("fault", "part"),
     [
-        ("unreadable", "sample 'bad': its image cannot be read: it is not an image"),
-        ("cut off", "sample 'bad': its image cannot be read: it is cut off or damaged"),
-        ("empty image", "sample 'bad': its image cannot be read: the file is empty"),
-        ("no image", "sample 'bad': it has no image"),
-        ("no caption", "sample 'bad': its .json has no \"caption\""),
-        ("null caption", "sample 'bad': its .json has no \"caption\""),
-        ("number", "sample 'bad': a caption must be text, got '7'"),
-        ("blank", "sample 'bad': a caption is empty"),
-        ("no json", "sample 'bad': it has no .json with a caption"),
-        ("broken json", "sample 'bad': its .json is not JSON"),
+        ("unreadable", "sample '0/bad': its image cannot be read: it is not an image"),
+        ("cut off", "sample '0/bad': its image cannot be read: it is cut off or damaged"),
+        ("empty image", "sample '0/bad': its image cannot be read: the file is empty"),
+        ("no image", "sample '0/bad': it has no image"),
+        ("no caption", "sample '0/bad': its .json has no \"caption\""),
+        ("null caption", "sample '0/bad': its .json has no \"caption\""),
+        ("number", "sample '0/bad': a caption must be text, got '7'"),
+        ("blank", "sample '0/bad': a caption is empty"),
+        ("no json", "sample '0/bad': it has no .json with a caption"),
+        ("broken json", "sample '0/bad': its .json is not JSON"),
     ],
 )
 def test_check_data_names_the_tar_and_the_sample_that_cannot_be_used(tiny, tmp_path, fault, part):

@@ -362,6 +362,15 @@ def test_the_copy_is_used_with_one_warning_if_the_server_does_not_answer(server,
     assert "Using the copies of this server's files that were downloaded earlier" in record.getMessage()
 
 
+def test_a_server_that_could_not_be_reached_is_not_asked_for_files_without_a_copy(server):
+    read(server)
+    server.stop()
+    start()
+    assert read(server) == "clip_1 happy\n"
+    message = refusal(read, server, "words.csv")
+    assert f"'{server.url}/words.csv': its server could not be reached before, and there is no copy of this file." in message
+
+
 def test_the_copy_is_used_if_the_download_of_a_new_version_breaks_off(server, files, caplog):
     read(server)
     (files / "list.txt").write_text("clip_1 surprise\n")

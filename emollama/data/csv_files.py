@@ -44,6 +44,9 @@ def read_csv(path: str, key: str, report: Report = raise_problem) -> tuple[list[
     if detected := json_format(text):
         text = f"{key}: {path} is {detected}; expected a CSV table, whose first line names the columns"
         raise UserError(f"{text}. Convert the file, or correct the path.")
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"{path}, line {line}: the line contains a null character. Remove it, or save the file again.")
     first = split_lines(text)[0]
     if "," not in first and (separator := next((character for character in ";\t" if character in first), None)):
         name = "';'" if separator == ";" else "tabs"

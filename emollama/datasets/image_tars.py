@@ -123,8 +123,8 @@ class ImageTars:
         """Yield a problem for each sample without a usable image or caption."""
         for tar, prefix, index in zip(self.tars, self._prefixes, self.indexes, strict=True):
             for sample in index.unusable:
-                text = f"{tar}, sample '{sample.key}': {sample.reason}"
-                yield Problem(sample.kind, text, (f"{prefix}/{sample.key}",))
+                name = f"{prefix}/{sample.key}"
+                yield Problem(sample.kind, f"{tar}, sample '{name}': {sample.reason}", (name,))
 
     def __contains__(self, name: object) -> bool:
         return name in self._numbers

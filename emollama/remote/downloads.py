@@ -105,7 +105,9 @@ class Downloads:
         if url in self._paths or url in self._present:
             return True
         copy = self._copy_folder(url)
-        if _read_state(copy) is not None and _server(url) in self._silent:
+        if _server(url) in self._silent:
+            if _read_state(copy) is None:
+                raise self._not_tried(url)
             return True
         try:
             exists = self._transport.exists(url)
@@ -171,6 +173,8 @@ class Downloads:
     def _update(self, url: str, folder: Path) -> Path:
         """Download a file if it has changed, and return the path of its copy. The caller has locked its folder."""
         earlier = _read_state(folder)
+        if earlier is None and _server(url) in self._silent:
+            raise self._not_tried(url)
         if earlier is not None and (_server(url) in self._silent or earlier.checked >= self._start):
             return earlier.path
         partial = folder / ".partial"
@@ -192,6 +196,11 @@ class Downloads:
         finally:
             partial.unlink(missing_ok=True)
         return path
+
+    def _not_tried(self, url: str) -> ServerFailure:
+        """Return the error for a file without a copy on a server that could not be reached for another file."""
+        text = f"'{shown(url)}': its server could not be reached before, and there is no copy of this file"
+        return ServerFailure(f"{text}. Check the network and the server, and start again.", False)
 
     def _copy_folder(self, url: str) -> Path:
         try:
