@@ -7,11 +7,11 @@ import hashlib
 import json
 import uuid
 import zlib
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from torch import uint8
 
@@ -19,6 +19,7 @@ from emollama.data.dataset import SampleDataset
 from emollama.data.features import Features
 from emollama.logs.logger import get_logger
 from emollama.optim import HasParameters, trainable
+from emollama.paths import atomic_write
 from emollama.run_folder import PredictionRecord
 
 BatchItems = tuple[int, ...]  # positions of a batch's items in the list of all items
@@ -48,12 +49,13 @@ class PartialAnswers:
         """Return the answers of the batches that are finished, and prepare the file for further ones."""
         batches = self._read()
         # The file is written again, because its last line can be incomplete.
-        self._write("w", [self._header, *(_line(items, answers) for items, answers in batches.items())])
+        lines = [self._header, *(_line(items, answers) for items, answers in batches.items())]
+        self._write(lines, atomic_write(self._path, durable=False))
         return batches
 
     def append(self, items: Sequence[int], answers: Sequence[PredictionRecord]) -> None:
         """Add a finished batch."""
-        self._write("a", [_line(items, answers)])
+        self._write([_line(items, answers)], _appended(self._path))
 
     def remove(self) -> None:
         """Delete the file after the evaluation, and on rank 0 those of an earlier number of processes."""
@@ -80,17 +82,22 @@ class PartialAnswers:
                 continue
         return batches
 
-    def _write(self, mode: str, lines: Sequence[dict[str, Any]]) -> None:
+    def _write(self, lines: Sequence[dict[str, Any]], opened: AbstractContextManager[IO[str]]) -> None:
         if not self._writable:
             return
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open(mode, encoding="utf-8") as file:
+            with opened as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)
         except OSError as error:
             self._writable = False
             text = "%s cannot be written (%s): after an interruption, this evaluation would start again"
             get_logger().warning(text, self._path, error.strerror)
+
+
+@contextmanager
+def _appended(path: Path) -> Iterator[IO[str]]:
+    with path.open("a", encoding="utf-8") as file:
+        yield file
 
 
 def _line(items: Sequence[int], answers: Sequence[PredictionRecord]) -> dict[str, Any]:
