@@ -582,4 +582,4 @@ def test_a_dry_run_checks_the_tars_and_writes_nothing(tiny, tmp_path, emollama):
     tar = files.write_tar(tmp_path / "t.tar", files.sample("bad", tiny.image, None) + files.sample("good", tiny.image, "Good"))
     more.append(f"datasets.laion.build_info.storage={tar}")
     ended = emollama("train", "--dry-run", "--cfg-path", tmp_path / "config.yaml", "--options", *more)
-    assert ended.returncode == 1 and "sample 'bad'" in ended.stdout + ended.stderr
+    assert ended.returncode == 1 and "sample 't/bad'" in ended.stdout + ended.stderr
