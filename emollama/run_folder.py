@@ -12,6 +12,9 @@ names and types. Unknown keys in a file are ignored.
 ``result/metrics_<block>.json``                 one :class:`BlockScores` with :class:`TaskRecord` for each task
 ``result/epoch_<e>/``                           predictions and metrics of the evaluation after epoch e
 ``result/report.html``                          the report
+``.lock``                                       the process that writes to the folder, while it does so
+``superseded/``                                 checkpoints of later steps than that from which the run was resumed
+``result/.answers_<block>_*.jsonl``             the answers of an unfinished evaluation, also in ``result/epoch_<e>/``
 ==============================================  ========================================================================
 """
 

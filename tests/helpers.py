@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,14 @@ def golden_tree(folder: Path, data: Path | None = None) -> dict[str, Any]:
             "job_id": "run",
         },
     }
+
+
+def training_tree(folder: Path, data: Path, task_pool: Sequence[str] = ("emotion",)) -> dict[str, Any]:
+    """The configuration of :func:`golden_tree` without evaluation blocks, with these tasks."""
+    tree = golden_tree(folder, data)
+    del tree["evaluation_datasets"]
+    tree["datasets"]["golden"]["task_pool"] = list(task_pool)
+    return tree
 
 
 def write(folder: Path, tree: Any) -> str:

@@ -15,7 +15,7 @@ import pytest
 import running
 import torch
 import transformers
-from helpers import FOLDERS, GOLDEN, NAMES, golden_tree, loaded, write
+from helpers import FOLDERS, GOLDEN, NAMES, loaded, training_tree, write
 from media_files import picture, write_video
 from planted import Planted, not_found
 
@@ -41,10 +41,7 @@ BLOCK = "datasets.golden"
 @pytest.fixture
 def tree(tmp_path, corpus):
     """A configuration with one training block on the copied corpus; tests damage one or both."""
-    content = golden_tree(tmp_path, corpus)
-    del content["evaluation_datasets"]
-    content["datasets"]["golden"]["task_pool"] = ["emotion", "reason"]
-    return content
+    return training_tree(tmp_path, corpus, task_pool=["emotion", "reason"])
 
 
 @pytest.fixture

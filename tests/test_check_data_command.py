@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import FOLDERS, NAMES, golden_tree, write
+from helpers import FOLDERS, NAMES, training_tree, write
 from running import ROOT, environment
 
 from emollama import cli
@@ -18,9 +18,7 @@ from emollama import cli
 @pytest.fixture
 def tree(tmp_path, corpus):
     """A configuration with one training block on the copied corpus."""
-    content = golden_tree(tmp_path, corpus)
-    del content["evaluation_datasets"]
-    return content
+    return training_tree(tmp_path, corpus)
 
 
 @pytest.fixture

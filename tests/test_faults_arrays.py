@@ -16,7 +16,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from helpers import GOLDEN, NAMES, golden_tree, loaded, write
+from helpers import GOLDEN, NAMES, loaded, training_tree, write
 
 from emollama.checks.check_data import check
 from emollama.data import features
@@ -72,9 +72,7 @@ IMPOSSIBLE = {  # kind -> (bytes of a .npy file, text of the error)
 @pytest.fixture
 def tree(tmp_path, corpus):
     """A configuration with one training block on the copied corpus."""
-    content = golden_tree(tmp_path, corpus)
-    del content["evaluation_datasets"]
-    return content
+    return training_tree(tmp_path, corpus)
 
 
 @pytest.fixture

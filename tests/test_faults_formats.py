@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from helpers import GOLDEN, NAMES, golden_tree, loaded, write
+from helpers import GOLDEN, NAMES, golden_tree, loaded, training_tree, write
 
 from emollama.checkpoint import read
 from emollama.checks.check_data import check
@@ -44,10 +44,7 @@ VALUES = np.linspace(-1, 1, WIDTH, dtype=np.float32)
 @pytest.fixture
 def tree(tmp_path, corpus):
     """A configuration with one training block on the copied corpus."""
-    content = golden_tree(tmp_path, corpus)
-    del content["evaluation_datasets"]
-    content["datasets"]["golden"]["task_pool"] = ["emotion", "reason"]
-    return content
+    return training_tree(tmp_path, corpus, task_pool=["emotion", "reason"])
 
 
 @pytest.fixture

@@ -58,8 +58,7 @@ def _run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
 
         write(dry_run(config, training=training, processes=processes))
         return
-    resumable = _resumable_training if training else _resumable_evaluation
-    with resumable(config.run), supervised(config.run, processes):
+    with _resumable(config.run, training=training), supervised(config.run, processes):
         if processes > 1:
             # Checked before worker processes start, which takes seconds.
             require_writable(Path(config.run.output_dir), "run.output_dir")
@@ -102,28 +101,23 @@ def _run(config: Any, *, training: bool) -> None:
 
 
 @contextmanager
-def _resumable_training(run: Any) -> Iterator[None]:
-    """Choose the run's folder for this process and its workers; if the run is interrupted, say how to resume it."""
+def _resumable(run: Any, *, training: bool) -> Iterator[None]:
+    """Choose the run's folder for this process and its workers; after an interrupt, say how to continue."""
     with _run_name(run) as job_id:
         try:
             yield
         except KeyboardInterrupt as stopped:
-            options = [] if run.resume_ckpt_path == "auto" else ["run.resume_ckpt_path=auto"]
-            if not any(Path(run.output_dir, job_id).glob("checkpoint_*.pth")):
-                raise _with_message(stopped, "this run has not saved a checkpoint yet") from None
-            raise _with_message(stopped, _how_to_continue("resume", run, job_id, options)) from None
+            raise _with_message(stopped, _continuation(run, job_id, training=training)) from None
 
 
-@contextmanager
-def _resumable_evaluation(run: Any) -> Iterator[None]:
-    """Choose the folder for this process and its workers; if the evaluation is interrupted, say how to continue it."""
-    with _run_name(run) as job_id:
-        try:
-            yield
-        except KeyboardInterrupt as stopped:
-            if not Path(run.output_dir, job_id, RESULT).is_dir():
-                raise
-            raise _with_message(stopped, _how_to_continue("continue", run, job_id, [])) from None
+def _continuation(run: Any, job_id: str, *, training: bool) -> str:
+    """Return a clause that says how to continue a run that was interrupted; "" if an evaluation has written nothing."""
+    folder = Path(run.output_dir, job_id)
+    if not training:
+        return _how_to_continue("continue", run, job_id, []) if (folder / RESULT).is_dir() else ""
+    if not any(folder.glob("checkpoint_*.pth")):
+        return "this run has not saved a checkpoint yet"
+    return _how_to_continue("resume", run, job_id, [] if run.resume_ckpt_path == "auto" else ["run.resume_ckpt_path=auto"])
 
 
 @contextmanager

@@ -22,7 +22,6 @@ POLL_SECONDS = 10.0  # largest time between two looks at the progress
 MARGIN_SECONDS = 60.0  # after the limit, until the interpreter's own timer ends a process whose threads cannot run
 CONNECT_SECONDS = 30.0
 LARGE_READ = 2**26  # bytes; reading so much is progress, unlike the swapping of a process that waits
-EXIT_STATUS = 1
 
 
 @contextmanager
@@ -48,9 +47,7 @@ def watching(minutes: float | None) -> Iterator[None]:
 
 
 class _Watchdog:
-    """The progress of all processes is the sum of their heartbeats and of the bytes that they read from disks.
-
-    The sum is in the store of the process group.
+    """The progress of all processes: the sum of their heartbeats and large reads, in the store of the process group.
 
     A process that waits for another one makes no progress itself, but does not hang as long as the other one does.
     """
@@ -128,7 +125,7 @@ class _Watchdog:
             with suppress(Exception):
                 sys.stderr.write(f"error: {error}\n")
                 sys.stderr.flush()
-        os._exit(EXIT_STATUS)
+        os._exit(1)
 
 
 def _bytes_read() -> int:
