@@ -58,8 +58,8 @@ from gpu_check_steps import (
 )
 
 from emollama.data.batch import collate
-from emollama.models.decoding import generate
-from emollama.models.sampling_params import SamplingParams
+from emollama.decoding.generate import generate
+from emollama.decoding.sampling_params import SamplingParams
 from emollama.runners.runner_base import RunnerBase
 
 STARTED = time.perf_counter()

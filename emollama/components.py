@@ -7,8 +7,7 @@ components are defined next to the code that uses them: datasets in ``data/datas
 in ``lr_schedules.py``.
 
 Shape letters: n = feature vectors of a slot in a micro-batch, D = size of a feature vector of the slot, H = hidden size of the
-language model, B = sequences, W = width of the padded cache, Q = new tokens per sequence, L = labelled tokens, V = size of the
-vocabulary.
+language model, B = sequences, Q = new tokens per sequence, L = labelled tokens, V = size of the vocabulary.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from emollama.data.fusion_layout import FusionLayout
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.prompts.prompt_style import LossAverage
 from emollama.data.slots import SlotShape
+from emollama.decoding_state import DecodingState
 from emollama.evaluation.scoring import Scoring
 from emollama.run_folder import PredictionRecord
 from emollama.stores.manifest import Manifest
@@ -69,30 +69,6 @@ class Fusion(Protocol):
             part of an output -> (number of feature tokens, H), the tokens of one sample after the other.
         """
         ...
-
-
-@dataclass
-class DecodingState:
-    """Key-value cache and attention mask of B sequences.
-
-    Attributes:
-        cache: a cache of transformers with the keys and values, (B, heads, W, head_dim) per layer, padded on the left; or an
-            object of the model's own that has the method ``batch_select_indices``, too.
-        mask: (B, W) int64, 0 at padding.
-    """
-
-    cache: Any
-    mask: Tensor
-
-    def extended(self, tokens: int) -> tuple[Tensor, Tensor]:
-        """Return the mask (B, W + tokens) and position_ids (B, tokens) for new tokens, without changing the state."""
-        ones = self.mask.new_ones(len(self.mask), tokens)
-        return torch.cat([self.mask, ones], 1), self.mask.sum(1, keepdim=True) + ones.cumsum(1) - 1
-
-    def select(self, rows: Tensor) -> None:
-        """Keep only the sequences at these indices."""
-        self.cache.batch_select_indices(rows)
-        self.mask = self.mask[rows]
 
 
 class LanguageModel(Protocol):

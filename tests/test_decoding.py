@@ -9,8 +9,10 @@ import torch
 from helpers import NINE, TASKS
 
 from emollama.data.batch import Record, collate
-from emollama.models.decoding import candidate_probabilities, generate
-from emollama.models.sampling_params import SamplingParams
+from emollama.decoding.generate import generate
+from emollama.decoding.likelihoods import candidate_probabilities
+from emollama.decoding.running_batch import RunningBatch
+from emollama.decoding.sampling_params import SamplingParams, SequenceParams
 
 GREEDY = SamplingParams(max_new_tokens=20)
 
@@ -120,3 +122,59 @@ def test_label_likelihoods_do_not_depend_on_the_order_of_the_labels(golden_model
     labels = [golden_prompt.answer_ids(label) for label in NINE]
     forward = candidate_probabilities([golden_model], collate(samples[:2]), labels)
     assert candidate_probabilities([golden_model], collate(samples[:2]), labels[::-1]).flip(1).allclose(forward, atol=1e-6)
+
+
+def run_until(running, answers, steps):
+    """Run some steps, and add their tokens to the lists of the sequences; return the reasons why sequences finished."""
+    reasons = {}
+    for new in (new for _ in range(steps) for new in running.step()):
+        answers.setdefault(new.sequence, []).append(new.token)
+        reasons |= {new.sequence: new.finish_reason} if new.finish_reason else {}
+    return reasons
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_prompts_that_are_added_to_running_sequences_get_the_same_answers(golden_model, other, golden_prompt, samples, members):
+    models = [golden_model, other][:members]
+    running, collected, order = RunningBatch(models, golden_prompt.is_finished), {}, []
+    for group in (samples[:5], samples[5:6], samples[6:18]):
+        order += running.add(collate(group), [SequenceParams(GREEDY, 0)] * len(group))
+        run_until(running, collected, 3)
+    reasons = run_until(running, collected, GREEDY.max_new_tokens)
+    expected = answers(models, golden_prompt, samples)
+    assert [collected[sequence] for sequence in order] == expected
+    assert len(running) == 0 and running.step() == [] and len(set(order)) == len(samples)
+    unfinished = {sequence for sequence, ids in collected.items() if not golden_prompt.is_finished(ids)}
+    assert {sequence for sequence, reason in reasons.items() if reason == "length"} == unfinished
+
+
+def never(ids):
+    return False
+
+
+def test_removing_a_sequence_leaves_the_others_as_they_are(golden_model, golden_prompt, samples):
+    expected = generate([golden_model], collate(samples[:4]), GREEDY, never, range(4))
+    running, collected = RunningBatch([golden_model], never), {}
+    first, *others = running.add(collate(samples[:4]), [SequenceParams(GREEDY, 0)] * 4)
+    run_until(running, collected, 1)
+    running.remove(first)
+    assert len(running) == 3
+    with pytest.raises(KeyError):
+        running.remove(first)
+    run_until(running, collected, GREEDY.max_new_tokens)
+    assert [collected[sequence] for sequence in others] == expected[1:]
+    assert collected[first] == expected[0][:1]
+
+
+def test_each_sequence_has_its_own_parameters(golden_model, golden_prompt, samples):
+    choices = [
+        GREEDY,
+        SamplingParams(5),
+        SamplingParams(12, temperature=1.3, top_p=0.9),
+        SamplingParams(20, repetition_penalty=1.7),
+    ]
+    running, collected = RunningBatch([golden_model], golden_prompt.is_finished), {}
+    order = running.add(collate(samples[:4]), [SequenceParams(choice, seed) for seed, choice in enumerate(choices)])
+    run_until(running, collected, 20)
+    alone = [answers([golden_model], golden_prompt, [samples[i]], choices[i], [i])[0] for i in range(4)]
+    assert [collected[sequence] for sequence in order] == alone

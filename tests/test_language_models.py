@@ -22,9 +22,10 @@ from emollama.config import load
 from emollama.convert import formats
 from emollama.convert.weights import read
 from emollama.data.batch import IGNORED, Sample, collate
-from emollama.models import decoding, random_copy, shrinking
+from emollama.decoding.generate import generate
+from emollama.decoding.sampling_params import SamplingParams
+from emollama.models import random_copy, shrinking
 from emollama.models.adapters import split_adapters
-from emollama.models.sampling_params import SamplingParams
 from emollama.planning import plan
 
 pytestmark = pytest.mark.models
@@ -149,7 +150,7 @@ def test_greedy_answers_are_those_of_plain_transformers(family):
                 ids = torch.cat([ids, random_copy.plain_logits(family.plain, ids)[-1:].argmax(-1)])
             answers.append(ids[len(sample.input_ids) :].tolist())
     params = SamplingParams(max_new_tokens=NEW_TOKENS)
-    assert decoding.generate([family.model], collate(family.samples), params, lambda ids: False, [0, 0]) == answers
+    assert generate([family.model], collate(family.samples), params, lambda ids: False, [0, 0]) == answers
 
 
 def test_a_training_step_changes_the_adapters_of_each_layer(family):

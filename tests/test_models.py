@@ -15,12 +15,12 @@ from torch import zeros
 
 from emollama.data.batch import IGNORED, PackedFeatures, Record, collate
 from emollama.data.slots import SlotShape
+from emollama.decoding.generate import generate
+from emollama.decoding.sampling_params import SamplingParams
 from emollama.errors import UserError
 from emollama.models import llm, llm_weights
-from emollama.models.decoding import generate
 from emollama.models.fusion.feature_tokens import place_feature_tokens
 from emollama.models.fusion.linear import LinearFusion
-from emollama.models.sampling_params import SamplingParams
 from emollama.optim import trainable
 
 CPU = torch.device("cpu")

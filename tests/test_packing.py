@@ -16,9 +16,11 @@ from transformers.cache_utils import LinearAttentionLayer
 from emollama.config import load
 from emollama.data.batch import IGNORED, Sample, collate
 from emollama.data.validation_cache import ValidationCache
+from emollama.decoding.generate import generate
+from emollama.decoding.likelihoods import candidate_probabilities
+from emollama.decoding.sampling_params import SamplingParams
 from emollama.errors import UserError
-from emollama.models import attention, decoding, packing_check, packing_comparisons, padded, random_copy
-from emollama.models.sampling_params import SamplingParams
+from emollama.models import attention, packing_check, packing_comparisons, padded, random_copy
 from emollama.models.shrinking import shrunken_configs
 from emollama.planning import plan
 
@@ -253,14 +255,14 @@ def test_losses_and_greedy_answers_equal_those_of_transformers_for_each_sample_a
             answers.append(answer[0, ids.shape[1] :].tolist())
         torch.testing.assert_close(model(batch), torch.cat(expected), atol=1e-4, rtol=0)
     params = SamplingParams(max_new_tokens=4)
-    assert decoding.generate([model], batch, params, lambda ids: False, [0, 0]) == answers
-    assert decoding.generate([model, model], batch, params, lambda ids: False, [0, 0]) == answers
+    assert generate([model], batch, params, lambda ids: False, [0, 0]) == answers
+    assert generate([model, model], batch, params, lambda ids: False, [0, 0]) == answers
     # The first answer ends before the second.
-    ended = decoding.generate([model], batch, params, lambda ids: ids == answers[0][:2], [0, 0])
+    ended = generate([model], batch, params, lambda ids: ids == answers[0][:2], [0, 0])
     assert ended == [answers[0][:2], answers[1]]
     # The probabilities of candidates use the prompt's state several times.
-    both = decoding.candidate_probabilities([model], batch, [answers[0][:3], answers[1][:2]])
-    alone = [decoding.candidate_probabilities([model], collate([one]), [answers[0][:3], answers[1][:2]]) for one in samples]
+    both = candidate_probabilities([model], batch, [answers[0][:3], answers[1][:2]])
+    alone = [candidate_probabilities([model], collate([one]), [answers[0][:3], answers[1][:2]]) for one in samples]
     torch.testing.assert_close(both, torch.cat(alone), atol=1e-4, rtol=0)
 
 
@@ -287,7 +289,7 @@ def test_with_a_cache_each_new_token_is_computed_once(tmp_path, monkeypatch, fam
     model = build(config)
     batch = collate([sample(model, config, length) for length in (30, 22)])
     counts = tokens_of_calls(model, monkeypatch)
-    decoding.generate([model], batch, SamplingParams(max_new_tokens=4), lambda ids: False, [0, 0])
+    generate([model], batch, SamplingParams(max_new_tokens=4), lambda ids: False, [0, 0])
     assert counts == calls
 
 

@@ -25,6 +25,7 @@ IMPORTS = {
     "__init__": "",
     "component_configs": "",
     "data.batch": "",
+    "decoding_state": "",
     "distributed": "",
     "dtypes": "",
     "errors": "",
@@ -72,7 +73,7 @@ IMPORTS = {
     "evaluation": "component_errors data disk errors json_io listing logs.console paths registry run_folder stores suggestions"
     " text_encoding",
     "media": "data disk errors listing paths",
-    "components": "data data.batch evaluation run_folder stores",
+    "components": "data data.batch decoding_state evaluation run_folder stores",
     "planning": "components config data data.batch logs.console precision",
     "datasets": "config data data.batch errors listing logs.console media paths remote stores suggestions",
     "encoders": "config data dtypes errors listing media paths",
@@ -82,7 +83,7 @@ IMPORTS = {
     "demo": "data demo.folder encoders errors logs logs.console media paths run_folder tensor_files variables",
     "extraction": "__init__ config data datasets disk distributed.process_group encoders errors folder_lock listing logs"
     " logs.console media paths stores",
-    "models": "checkpoint_files component_errors components config data data.batch dtypes encoders errors json_io listing"
+    "models": "checkpoint_files component_errors config data data.batch decoding_state dtypes encoders errors json_io listing"
     " paths registry stores suggestions tensor_files",
     "runners": "__init__ checkpoint checkpoint_average checkpoint_files component_errors components config data data.batch"
     " disk distributed.process_group distributed.stop_requests distributed.worker_variables dtypes encoders errors evaluation"
@@ -93,7 +94,8 @@ IMPORTS = {
     "inference": "checkpoint checkpoint_files component_configs config data distributed.process_group encoders errors"
     " evaluation extraction folder_lock json_io listing logs logs.console media optim paths precision remote reporting"
     " run_folder runners suggestions",
-    "tasks": "components data data.batch errors evaluation models run_folder",
+    "decoding": "components data.batch decoding_state",
+    "tasks": "components data data.batch decoding errors evaluation run_folder",
     "commands": "__init__ checks config convert data demo demo.folder disk distributed.launcher distributed.stop_requests"
     " distributed.watchdog distributed.worker_variables errors evaluation folder_lock importers inference json_io listing logs"
     " logs.console logs.verbosity models paths planning registry reporting run_folder starter stores suggestions text_encoding"
@@ -205,8 +207,8 @@ def test_modules_have_no_circular_imports():
 # The modules that may import a library.
 LIBRARY_USERS = {
     "omegaconf": {"config.loading", "config.merging", "config.nested", "config.reading", "config.omegaconf_errors"},
-    "transformers": {"models.llm", "models.llm_weights", "models.packing_check", "models.attention", "models.decoding"}
-    | {"models.random_copy", "models.lora_targets"}
+    "transformers": {"models.llm", "models.llm_weights", "models.packing_check", "models.attention", "models.kv_cache"}
+    | {"models.random_copy", "models.lora_targets", "decoding.running_batch"}
     | {"encoders.hugging_face", "encoders.qformer", "demo.tiny_llama", "demo.tiny_encoders", "demo.tiny_projection"},
     "timm": {"encoders.eva_vit", "encoders.originals"},
     "decord": {"media.frames"},
@@ -239,7 +241,7 @@ TORCH_FREE |= {
     "datasets.clip_config",
     "encoders.shapes",
 }
-TORCH_FREE |= {"data.slots", "models.sampling_params"}
+TORCH_FREE |= {"data.slots", "decoding.sampling_params"}
 TORCH_FREE |= {f"data.prompts.{name}" for name in ("configs", "end_symbol", "image_tag", "prompt_style", "segments")}
 TORCH_FREE |= {f"data.prompts.{name}" for name in ("template", "tokenizer_check")}
 TORCH_FREE |= {f"{package}.configs" for package in ("models", "models.fusion", "datasets", "encoders", "extraction", "tasks")}

@@ -17,10 +17,10 @@ from transformers import AutoConfig
 
 from emollama.data.batch import IGNORED, collate
 from emollama.data.prompts.tokenizer_check import LLMVocabulary, warnings
+from emollama.decoding.generate import generate
+from emollama.decoding.sampling_params import SamplingParams
 from emollama.errors import UserError
-from emollama.models import decoding
 from emollama.models.prompt_formats import KEY as FORMAT
-from emollama.models.sampling_params import SamplingParams
 
 PROBE = "from pathlib import Path\nPath(__file__).with_name('executed').touch()\nclass Own: pass\n"
 
@@ -120,8 +120,7 @@ def test_without_an_eos_token_greedy_answers_are_those_with_the_same_end_symbol(
 ):
     params = SamplingParams(max_new_tokens=30)
     answers = [
-        decoding.generate([golden_model], questions, params, prompt.is_finished, [0, 0, 0])
-        for prompt in (golden_prompt, without_eos)
+        generate([golden_model], questions, params, prompt.is_finished, [0, 0, 0]) for prompt in (golden_prompt, without_eos)
     ]
     assert answers[0] == answers[1] and any(ids[-1] == 2 for ids in answers[0])
 
@@ -178,8 +177,8 @@ def test_generation_ends_at_an_eos_token_that_is_the_pad_token(golden_model, gol
     tokenizer = copy.deepcopy(golden_prompt.tokenizer)
     tokenizer.pad_token = tokenizer.eos_token
     padded, params = rebuilt(golden_prompt, tokenizer=tokenizer), SamplingParams(max_new_tokens=30)
-    answers = decoding.generate([golden_model], questions, params, padded.is_finished, [0, 0, 0])
-    assert answers == decoding.generate([golden_model], questions, params, golden_prompt.is_finished, [0, 0, 0])
+    answers = generate([golden_model], questions, params, padded.is_finished, [0, 0, 0])
+    assert answers == generate([golden_model], questions, params, golden_prompt.is_finished, [0, 0, 0])
     assert any(ids[-1] == 2 for ids in answers)
 
 

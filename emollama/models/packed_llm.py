@@ -15,17 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emollama.components import DecodingState
 from emollama.data.batch import IGNORED, Batch, PackedFeatures
 from emollama.data.fusion_layout import FusionLayout
 from emollama.data.prompts import tokenizer_check
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.slots import SlotShape, without_pixels
+from emollama.decoding_state import DecodingState
 from emollama.errors import UserError
 from emollama.models import checkpoint_names, dropout, frames, llm, padded
-from emollama.models.decoding import empty_cache, left_padded_state, unpacked_state
 from emollama.models.fusion.build import FusionKey, build_fusion, fusion_layout
 from emollama.models.fusion.feature_tokens import MIN_GEMM_ROWS, place_feature_tokens
+from emollama.models.kv_cache import empty_cache, left_padded_state, unpacked_state
 from emollama.stores.manifest import Manifest
 
 if TYPE_CHECKING:

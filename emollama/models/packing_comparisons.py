@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emollama.components import DecodingState
+from emollama.decoding_state import DecodingState
 from emollama.models import attention, dropout
-from emollama.models.decoding import empty_cache, left_padded_state, left_padding_mask, unpacked_state
+from emollama.models.kv_cache import empty_cache, left_padded_state, left_padding_mask, unpacked_state
 from emollama.models.padded import accepted, decode, logits_at, prefill_sequences, prefix_state
 from emollama.models.random_copy import RandomCopy, plain_logits
 
@@ -257,6 +257,6 @@ def _decoding(llm: Any, state: DecodingState, copy: RandomCopy) -> str:
     if problem := _difference(logits, expected, "in decoding, the log-probability of a token"):
         return problem
     # As in generation: the sequence in the first row is finished, and each step appends one token.
-    state.select(torch.tensor([1]))
+    state.drop(0)
     steps = torch.cat([decode(llm, token, state) for token in ids[1:].split(1, 1)], 1)
     return _difference(steps, expected[1:], "in decoding one token at a time, the log-probability of a token")

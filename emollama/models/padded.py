@@ -15,15 +15,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from emollama.components import DecodingState
+from emollama.decoding_state import DecodingState
 from emollama.models import dropout
-from emollama.models.decoding import left_padding_mask
+from emollama.models.kv_cache import left_padding_mask
 
 
 class Prefixes:
@@ -38,9 +38,14 @@ class Prefixes:
         self.sequences = list(sequences)
         self.batched = batched
 
-    def batch_select_indices(self, rows: Tensor) -> None:
-        """Keep only the sequences at these indices."""
-        self.sequences = [self.sequences[index] for index in rows.tolist()]
+    def append(self, other: Self) -> None:
+        """Add the sequences of another object."""
+        self.sequences += other.sequences
+
+    def drop(self, row: int) -> None:
+        """Remove a sequence; the last one takes its place."""
+        self.sequences[row] = self.sequences[-1]
+        self.sequences.pop()
 
 
 class SequenceCaches:
@@ -56,9 +61,14 @@ class SequenceCaches:
     def __init__(self, caches: Sequence[dict[str, Any]]) -> None:
         self.caches = list(caches)
 
-    def batch_select_indices(self, rows: Tensor) -> None:
-        """Keep only the sequences at these indices."""
-        self.caches = [self.caches[index] for index in rows.tolist()]
+    def append(self, other: Self) -> None:
+        """Add the caches of another object."""
+        self.caches += other.caches
+
+    def drop(self, row: int) -> None:
+        """Remove the cache of a sequence; the last one takes its place."""
+        self.caches[row] = self.caches[-1]
+        self.caches.pop()
 
 
 def prefix_state(sequences: Sequence[Tensor], *, batched: bool) -> DecodingState:

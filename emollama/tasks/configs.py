@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from emollama.data.prompts.configs import TRAIN
+from emollama.decoding.sampling_params import SamplingParams
 from emollama.errors import require_at_least
-from emollama.models.sampling_params import SamplingParams
 
 
 @dataclass

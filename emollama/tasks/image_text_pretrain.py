@@ -16,8 +16,9 @@ from emollama.data.dataset import SampleDataset
 from emollama.data.loader import mix_seed
 from emollama.data.prompts.configs import TRAIN
 from emollama.data.prompts.prompt import PromptFormat
+from emollama.decoding.generate import generate
+from emollama.decoding.likelihoods import candidate_probabilities
 from emollama.evaluation.scoring import Scoring
-from emollama.models.decoding import candidate_probabilities, generate
 from emollama.run_folder import PredictionRecord
 from emollama.tasks.configs import ImageTextPretrainConfig
 

@@ -20,3 +20,16 @@ class SamplingParams:
     temperature: float = 0.0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True)
+class SequenceParams:
+    """Parameters of one sequence.
+
+    Attributes:
+        sampling: parameters of token selection.
+        seed: random seed of sampling, so that a sampled answer does not depend on the other sequences.
+    """
+
+    sampling: SamplingParams
+    seed: int

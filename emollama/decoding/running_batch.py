@@ -1,0 +1,211 @@
+"""Continuous batching: sequences of different lengths that get one token per step, and that join and leave at any time.
+
+Shape letters: B = unfinished sequences, V = size of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList
+from transformers.generation.logits_process import (
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from emollama.components import Model
+from emollama.data.batch import Batch
+from emollama.decoding.sampling_params import SamplingParams, SequenceParams
+from emollama.decoding_state import DecodingState
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class NewToken:
+    """The next token of a sequence.
+
+    Attributes:
+        sequence: id of the sequence.
+        token: id of the token.
+        finish_reason: stop if the token ended the answer, length if it is the last that the sequence may have, else None.
+    """
+
+    sequence: int
+    token: int
+    finish_reason: FinishReason | None
+
+
+class RunningBatch:
+    """Unfinished sequences, each of which gets one token per step; sequences can be added and removed at any time.
+
+    An ensemble averages the next-token distributions of its members.
+
+    Args:
+        models: one model in eval mode, or the members of an ensemble.
+        is_finished: returns whether the last of a sequence's new ids ended it.
+    """
+
+    def __init__(self, models: Sequence[Model], is_finished: Callable[[list[int]], bool]) -> None:
+        self._models = list(models)
+        self._is_finished = is_finished
+        self._rows: list[_Row] = []  # in the order of the rows of the states
+        self._states: list[DecodingState] = []  # one per model; empty without sequences
+        self._scores: Tensor | None = None  # (B, V) of the next tokens
+        self._num_added = 0
+
+    def __len__(self) -> int:
+        """Return the number of unfinished sequences."""
+        return len(self._rows)
+
+    @torch.inference_mode()
+    def add(self, batch: Batch, params: Sequence[SequenceParams]) -> list[int]:
+        """Prefill prompts, which get their first token in the next step.
+
+        Args:
+            batch: prompts without answers, at least one.
+            params: parameters of each prompt.
+
+        Returns:
+            The id of each sequence, which no other sequence of this object has or gets.
+
+        Raises:
+            UserError: If a prompt is longer than the language model can process.
+        """
+        device = batch.input_ids.device
+        prefilled = [model.prefill(batch) for model in self._models]
+        scores = _mean_scores([logits for logits, _ in prefilled])
+        if self._scores is None:
+            self._states, self._scores = [state for _, state in prefilled], scores
+        else:
+            for state, (_, added) in zip(self._states, prefilled, strict=True):
+                state.append(added)
+            self._scores = torch.cat([self._scores, scores])
+        rows = [_Row(self._num_added + index, one, device) for index, one in enumerate(params)]
+        self._rows += rows
+        self._num_added += len(rows)
+        return [row.sequence for row in rows]
+
+    @torch.inference_mode()
+    def step(self) -> list[NewToken]:
+        """Return one new token of every sequence, and remove the sequences that it finishes.
+
+        Raises:
+            UserError: If a sequence becomes longer than the language model can process.
+        """
+        if self._scores is None:
+            return []
+        # The only point at which the host waits for the device.
+        ids = self._selected(self._scores)
+        new, finished = [], []
+        for index, (row, token) in enumerate(zip(self._rows, ids.tolist(), strict=True)):
+            row.ids.append(token)
+            reason = self._finish_reason(row)
+            new.append(NewToken(row.sequence, token, reason))
+            if reason:
+                finished.append(index)
+        for index in reversed(finished):
+            self._drop(index)
+            ids = _without(ids, index)
+        if self._rows:
+            pairs = zip(self._models, self._states, strict=True)
+            self._scores = _mean_scores([model.decode(ids[:, None], state)[:, -1] for model, state in pairs])
+        return new
+
+    @torch.inference_mode()
+    def remove(self, sequence: int) -> None:
+        """Remove an unfinished sequence.
+
+        Raises:
+            KeyError: If there is no unfinished sequence with this id.
+        """
+        index = next((index for index, row in enumerate(self._rows) if row.sequence == sequence), None)
+        if index is None:
+            raise KeyError(sequence)
+        self._drop(index)
+
+    def _finish_reason(self, row: _Row) -> FinishReason | None:
+        if self._is_finished(row.ids):
+            return "stop"
+        return "length" if len(row.ids) >= row.params.max_new_tokens else None
+
+    def _drop(self, index: int) -> None:
+        """Remove a row. The last row takes its place, so that only one row moves."""
+        last = self._rows.pop()
+        if not self._rows:
+            self._states, self._scores = [], None
+            return
+        if index < len(self._rows):
+            self._rows[index] = last
+        for state in self._states:
+            state.drop(index)
+        assert self._scores is not None
+        self._scores = _without(self._scores, index)
+
+    def _selected(self, scores: Tensor) -> Tensor:
+        """Return the next token of each row, (B,)."""
+        selected = scores.argmax(-1)
+        for index, row in enumerate(self._rows):
+            if not row.is_plain:
+                selected[index] = row.select(scores[index])
+        return selected
+
+
+class _Row:
+    """A sequence: its id, its parameters and its new ids.
+
+    Tokens are sampled for one row after the other, because torch.multinomial takes a single generator.
+    """
+
+    def __init__(self, sequence: int, params: SequenceParams, device: torch.device) -> None:
+        self.sequence, self.params = sequence, params.sampling
+        self.ids: list[int] = []
+        self._processors = _processors(params.sampling)
+        sampled = params.sampling.temperature > 0
+        self._generator = torch.Generator(device).manual_seed(params.seed) if sampled else None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the token with the highest score is selected."""
+        return not self._processors
+
+    def select(self, scores: Tensor) -> Tensor:
+        """Return the next token, (), given its scores (V,)."""
+        # Before the first token there are no ids, from which torch could infer the dtype.
+        ids: Any = torch.tensor([self.ids], device=scores.device, dtype=torch.long)
+        processed: Tensor = self._processors(ids, scores[None])[0]
+        if self._generator is None:
+            return processed.argmax(-1)
+        return torch.multinomial(processed.softmax(-1), 1, generator=self._generator)[0]
+
+
+def _mean_scores(logits: list[Tensor]) -> Tensor:
+    """Return the log-probabilities of the mean distribution; for a single model, its logits, which differ by a constant."""
+    if len(logits) == 1:
+        return logits[0]
+    return torch.stack([part.log_softmax(-1) for part in logits]).logsumexp(0) - math.log(len(logits))
+
+
+def _without(tensor: Tensor, index: int) -> Tensor:
+    """Return the tensor without one row, whose place the last row takes."""
+    if index < len(tensor) - 1:
+        tensor[index] = tensor[-1]
+    return tensor[:-1]
+
+
+def _processors(params: SamplingParams) -> LogitsProcessorList:
+    """Return the logits processors of transformers that the parameters need."""
+    processors = LogitsProcessorList()
+    if params.repetition_penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
+    if params.temperature > 0:
+        processors.append(TemperatureLogitsWarper(params.temperature))
+        if params.top_p < 1:
+            processors.append(TopPLogitsWarper(params.top_p))
+    return processors
