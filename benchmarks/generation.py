@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from emollama.config import load
+from emollama.decoding.answer_generator import AnswerGenerator
 from emollama.runners.prediction_runner import PredictionRunner
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +33,7 @@ def main() -> None:
     config = load(str(ROOT / "eval_configs/demo_EMER.yaml"), ["run.job_id=generation_benchmark"])
     runner = config.classes["run"](config, training=False)
     runner.model.eval()
-    prediction_runner = PredictionRunner(runner.task, runner.members, runner.prompt, runner.world, runner.precision, seed=0)
+    prediction_runner = PredictionRunner(runner.task, AnswerGenerator(runner.members, runner.prompt), runner.world, runner.precision, seed=0)
     block = runner.blocks["emer"]
     block.dataset.clips = block.dataset.clips[: arguments.clips]
     seconds: dict[int, list[float]] = {1: [], 8: []}

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,10 @@ from emollama.decoding_state import DecodingState
 from emollama.evaluation.scoring import Scoring
 from emollama.run_folder import PredictionRecord
 from emollama.stores.manifest import Manifest
+
+if TYPE_CHECKING:
+    # Only a type: generation is built on the Protocol of models.
+    from emollama.decoding.answer_generator import AnswerGenerator
 
 
 class Fusion(Protocol):
@@ -254,8 +258,7 @@ class Task(Protocol):
 
     def predict(
         self,
-        members: Sequence[Model],
-        prompt: PromptFormat,
+        generator: AnswerGenerator,
         dataset: SampleDataset,
         cfg: Any,
         items: Sequence[EvaluationItem],
@@ -264,8 +267,7 @@ class Task(Protocol):
         """Make a prediction for each item of a batch.
 
         Args:
-            members: the model in eval mode, or the members of an ensemble.
-            prompt: the prompt format of the model.
+            generator: the model in eval mode, or an ensemble, with its prompt format.
             dataset: the dataset of the samples.
             cfg: an object of the class ``Config``.
             items: items of one batch.

@@ -206,10 +206,12 @@ def test_the_augmentation_uses_all_keys_of_the_dataset_block(build):
 
 
 def test_evaluation_is_never_augmented(build, golden_config, golden_prompt, golden_model):
-    task = golden_config.task_class()
+    from emollama.decoding.answer_generator import AnswerGenerator
+
+    task, generator = golden_config.task_class(), AnswerGenerator([golden_model], golden_prompt)
     options = task.Config(max_new_tokens=3)
     plain, augmented_answers = (
-        task.predict([golden_model], golden_prompt, dataset, options, task.evaluation_items(dataset, options), 1)
+        task.predict(generator, dataset, options, task.evaluation_items(dataset, options), 1)
         for dataset in (build(training=False), build(training=False, **ON, augmentation_noise=9.0))
     )
     assert augmented_answers == plain and all(row.loss is not None for row in plain)

@@ -334,10 +334,12 @@ def test_custom_evaluates_any_columns_and_has_no_target_for_a_missing_column(bui
 
 def test_custom_answers_questions_about_clips_without_labels(build, golden_model, golden_prompt, golden_config):
     dataset = build("custom", {"clips.csv": "name\na\nb\n"}, training=False, annotation_file="clips.csv")
+    from emollama.decoding.answer_generator import AnswerGenerator
+
     task = golden_config.task_class()
     options = task.Config(max_new_tokens=2)
     questions = task.evaluation_items(dataset, options)
-    predictions = task.predict([golden_model], golden_prompt, dataset, options, questions, 1)
+    predictions = task.predict(AnswerGenerator([golden_model], golden_prompt), dataset, options, questions, 1)
     assert [(row.name, row.target, row.reference, row.loss) for row in predictions] == [(name, None, None, None) for name in "ab"]
 
 

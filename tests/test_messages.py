@@ -474,7 +474,7 @@ def two_blocks(tmp_path):
     tree["evaluation_datasets"]["more"] = tree["evaluation_datasets"]["answers"]
     blocks = build_blocks(loaded(tmp_path, tree), check=False)
     outcome = Outcome({"answers/emotion/loss": 1.0}, {}, [], {})
-    prediction_runner = SimpleNamespace(world=process_group.start("cpu"), members=[nn.Linear(1, 1)])
+    prediction_runner = SimpleNamespace(world=process_group.start("cpu"), generator=SimpleNamespace(members=[nn.Linear(1, 1)]))
     return SimpleNamespace(blocks=blocks, prediction_runner=prediction_runner, run=lambda *_: outcome)
 
 
@@ -536,7 +536,7 @@ def test_a_block_name_may_contain_a_plus_sign(tmp_path):
     config = loaded(tmp_path, tree, "datasets.refcoco+.batch_size=2", "evaluation_datasets.refcoco+.batch_size=3")
     assert config.datasets["refcoco+"].batch_size == 2
     blocks = build_blocks(config, check=False)
-    prediction_runner = SimpleNamespace(world=process_group.start("cpu"), members=[nn.Linear(1, 1)])
+    prediction_runner = SimpleNamespace(world=process_group.start("cpu"), generator=SimpleNamespace(members=[nn.Linear(1, 1)]))
     outcome = Outcome({"refcoco+/emotion/waf": 0.5}, {}, [], {})
     evaluation = SimpleNamespace(blocks=blocks, prediction_runner=prediction_runner, run=lambda *_: outcome)
     saved = []

@@ -85,17 +85,17 @@ IMPORTS = {
     " logs.console media paths stores",
     "models": "checkpoint_files component_errors config data data.batch decoding_state dtypes encoders errors json_io listing"
     " paths registry stores suggestions tensor_files",
-    "runners": "__init__ checkpoint checkpoint_average checkpoint_files component_errors components config data data.batch"
-    " disk distributed.process_group distributed.stop_requests distributed.worker_variables dtypes encoders errors evaluation"
-    " folder_lock heartbeat interface_check listing logs logs.console lr_schedules memory optim paths planning precision"
-    " registry run_folder stores suggestions variables",
-    "checks": "config data distributed.process_group errors listing logs logs.console optim planning remote runners",
     "convert": "checkpoint checkpoint_average errors listing models paths stores tensor_files",
-    "inference": "checkpoint checkpoint_files component_configs config data distributed.process_group encoders errors"
-    " evaluation extraction folder_lock json_io listing logs logs.console media optim paths precision remote reporting"
-    " run_folder runners suggestions",
-    "decoding": "components data.batch decoding_state",
+    "decoding": "components data data.batch decoding_state",
+    "runners": "__init__ checkpoint checkpoint_average checkpoint_files component_errors components config data data.batch"
+    " decoding disk distributed.process_group distributed.stop_requests distributed.worker_variables dtypes encoders errors"
+    " evaluation folder_lock heartbeat interface_check listing logs logs.console lr_schedules memory optim paths planning"
+    " precision registry run_folder stores suggestions variables",
+    "checks": "config data distributed.process_group errors listing logs logs.console optim planning remote runners",
     "tasks": "components data data.batch decoding errors evaluation run_folder",
+    "inference": "checkpoint checkpoint_files component_configs config data data.batch decoding distributed.process_group"
+    " encoders errors evaluation extraction folder_lock json_io listing logs logs.console media memory optim paths precision"
+    " remote reporting run_folder runners suggestions tasks",
     "commands": "__init__ checks config convert data demo demo.folder disk distributed.launcher distributed.stop_requests"
     " distributed.watchdog distributed.worker_variables errors evaluation folder_lock importers inference json_io listing logs"
     " logs.console logs.verbosity models paths planning registry reporting run_folder starter stores suggestions text_encoding"
@@ -144,7 +144,7 @@ MODULES = {module_name(path): path for path in FILES}
 
 # Registries and configurations name the Protocols of all components as types, but do not import them: a look-up imports only the
 # module of one component.
-IMPORTS_OF_TYPES = {"registry", "config.loading"}
+IMPORTS_OF_TYPES = {"registry", "config.loading", "components"}
 
 
 def imported(path):

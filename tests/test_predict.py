@@ -24,8 +24,9 @@ from emollama.demo.tiny_encoders import make_tiny_encoders
 from emollama.demo.tiny_llama import make_tiny_llama
 from emollama.demo.videos import draw_texts, make_videos
 from emollama.errors import UserError
-from emollama.inference.predict import Modality, dry_run, predict
-from emollama.inference.videos import find_videos, plan_extraction
+from emollama.inference.predict import dry_run, predict
+from emollama.inference.requests import Modality
+from emollama.inference.videos import VideoSources, plan_extraction, require_videos
 
 LABELS = ["happy", "sad", "neutral", "angry", "worried", "surprise"]
 CLIPS = [f"clip_{number:03d}" for number in range(6)]
@@ -295,10 +296,10 @@ def test_a_video_of_the_extraction_has_its_clip_name_peak_frame_and_face_folder(
     options.append(f"extraction.face_path={tmp_path}")
     cfg = config.load(str(world / "config.yaml"), options)
     paths = [videos / "sub/../sub/a.b.mp4", tmp_path / "a.b.mp4", tmp_path / "again/a.b.mp4", tmp_path / "line\nbreak.mp4"]
-    sources = find_videos(cfg, [str(path) for path in paths])
-    assert list(sources) == ["sub/a.b", "a.b", "video_2", "video_3"]
-    assert [source.peak for source in sources.values()] == [3, None, None, None]
-    assert {source.faces for source in sources.values()} == {tmp_path}
+    sources = [VideoSources(cfg).source(path) for path in paths]
+    assert [source.name for source in sources] == ["sub/a.b", "a.b", "a.b", "video"]
+    assert [source.peak for source in sources] == [3, None, None, None]
+    assert {source.faces for source in sources} == {tmp_path}
 
 
 def test_the_block_of_another_extractor_needs_only_the_keys_that_all_extractors_have(world, tmp_path):
@@ -311,9 +312,8 @@ def test_the_block_of_another_extractor_needs_only_the_keys_that_all_extractors_
 
     cfg = config.load(str(world / "config.yaml"), only("mae"))
     cfg = replace(cfg, extraction=Other(str(world / "unseen"), "elsewhere"))
-    sources = find_videos(cfg, [str(world / "unseen/happy_1.mp4")])
-    (job,) = plan_extraction(cfg, {"face"}, sources, tmp_path)
-    assert (list(sources), job.arrays.folder.parent) == (["happy_1"], tmp_path)
+    (job,) = plan_extraction(cfg, {"face"}, tmp_path)
+    assert VideoSources(cfg).source(world / "unseen/happy_1.mp4").name == "happy_1" and job.arrays.folder.parent == tmp_path
 
 
 def test_an_unknown_peak_frame_gives_zero_modalities_with_the_remedy(world, tmp_path):
@@ -389,7 +389,7 @@ def test_a_dry_run_names_the_block_the_encoders_and_the_checkpoint(world):
 def test_missing_video_files_are_reported_in_one_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as error:
-        find_videos(None, ["", "gone.mp4"])
+        require_videos(["", "gone.mp4"])
     named = [f"no file '{name}' (current directory: {tmp_path}). Correct the path" for name in ("", "gone.mp4")]
     assert str(error.value) == f"--video: {'; '.join(named)}."
 

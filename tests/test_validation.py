@@ -392,10 +392,10 @@ def test_prompts_are_answered_once_each_from_the_longest_to_the_shortest(tmp_pat
     block, lengths = runner.blocks["answers"], []
 
     class Recorded(type(runner.prediction_runner.task)):
-        def predict(self, members, prompt, dataset, cfg, items, seed):
+        def predict(self, generator, dataset, cfg, items, seed):
             records = [dataset.record(item.index, item.task, item.instruction) for item in items]
-            lengths.extend(len(prompt.tokenize(record, for_generation=True).input_ids) for record in records)
-            return super().predict(members, prompt, dataset, cfg, items, seed)
+            lengths.extend(len(generator.prompt_format.tokenize(record, for_generation=True).input_ids) for record in records)
+            return super().predict(generator, dataset, cfg, items, seed)
 
     rows = replace(runner.prediction_runner, task=Recorded()).predict("answers", block.dataset, block.options)
     assert len(rows) == len(lengths) == 12 and len(set(lengths)) > 4

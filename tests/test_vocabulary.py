@@ -24,7 +24,7 @@ PROMPTS = {PACKAGE / "evaluation/judges/prompts.py"}  # sent to a model, with ch
 
 CLASSES = set(
     "Order Deck Draw Split Rows KeptRows Seen Made Facts Evidence Choice Reader Sweep Intake"
-    " Placeholders Problems EchoedError EchoedCrash Answer Answered Answering Answers Question Truth TruthFile".split()
+    " Placeholders Problems EchoedError EchoedCrash Answered Answering Answers Question Truth TruthFile".split()
 )
 MODULES = set(
     "order seen kept image_placeholder recipes sweeping exchange predecessors doctor prediction intake lenient canvas basis"

@@ -55,10 +55,10 @@ def run(arguments: argparse.Namespace) -> None:
         write(dry_run(config, arguments.video, text=arguments.text, task=arguments.task, processes=processes))
         return
     if processes > 1:
-        from emollama.inference.videos import find_videos
+        from emollama.inference.videos import require_videos
 
         # Checked before worker processes start, which takes seconds.
-        find_videos(config, arguments.video)
+        require_videos(arguments.video)
         launch(arguments, processes)
         return
     from emollama.inference.predict import predict

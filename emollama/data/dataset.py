@@ -223,8 +223,8 @@ class SampleDataset(Protocol):
         """Apply the text processor of training to an answer."""
         ...
 
-    def user_text(self, index: int, task: str, instruction: str) -> str:
-        """Return the user text of sample ``index`` as in its record, without reading features."""
+    def user_text(self, index: int, task: str | None, instruction: str) -> str:
+        """Return the user text of sample ``index`` as in its record, without reading features; without a task, it has no tag."""
         ...
 
     def record(self, index: int, task: str, instruction: str, rng: np.random.Generator | None = None) -> Record:

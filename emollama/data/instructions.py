@@ -31,15 +31,16 @@ TASK_NAMES = tuple(BUILT_IN)
 _BREAKS_A_PROMPT = set("{}[]<>,\n\r\t")
 
 
-def user_text(task: str, instruction: str, sentence: str | None) -> str:
-    """Return the text of the user's turn: the transcript (absent if None), the task's tag, the instruction.
+def user_text(task: str | None, instruction: str, sentence: str | None) -> str:
+    """Return the text of the user's turn: the transcript (absent if None), the task's tag (absent if None), the instruction.
 
     The format is that of the published Emotion-LLaMA training code, including the double space before the tag. A transcript that
     spells ``<ImageHere>`` gets a space in it, because only an instruction can be the position of an image.
     """
     spoken = None if sentence is None else sentence.replace(IMAGE_TAG, f"{IMAGE_TAG[0]} {IMAGE_TAG[1:]}")
     transcript = "" if spoken is None else f"The person in video says: {spoken}.  "
-    return f"{transcript}[{task}] {instruction} "
+    tag = "" if task is None else f"[{task}] "
+    return f"{transcript}{tag}{instruction} "
 
 
 def check_labels(labels: Sequence[str], key: str) -> None:

@@ -46,7 +46,7 @@ class CaptionDataset:
         # An image has no other features.
         self.slot_sources = dict.fromkeys(declared_slots(slot_shapes)) | {"image": source}
 
-    def user_text(self, index: int, task: str, instruction: str) -> str:
+    def user_text(self, index: int, task: str | None, instruction: str) -> str:
         """Return the user text, which is the instruction."""
         return instruction
 

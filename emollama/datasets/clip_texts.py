@@ -96,7 +96,7 @@ class ClipTexts:
         """Return the names of the clips in order."""
         return [clip.name for clip in self.clips]
 
-    def user_text(self, index: int, task: str, instruction: str) -> str:
+    def user_text(self, index: int, task: str | None, instruction: str) -> str:
         """Return the user text of clip ``index``: sentence, task and instruction."""
         # problems() reports a clip without a row; check-data measures its prompt all the same.
         sentence = None if self.table.sentences is None else self.table.sentences.get(self.clips[index].name, "")

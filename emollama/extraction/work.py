@@ -12,22 +12,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from emollama.distributed.process_group import World
 from emollama.encoders.encoder import Encoder
 from emollama.errors import UserError
+from emollama.extraction.encoding import Loaded, encode_batch, reason
 from emollama.extraction.jobs import Job
 from emollama.extraction.progress import SharedProgress
-from emollama.media.source import Source, UnusableMedia
+from emollama.media.source import Source
 
 READ_AHEAD = 2  # clips per reading thread that are read before they are encoded
 MAX_BATCH_BYTES = 2**28  # of loaded clips that are encoded together; the last clip may exceed it
-MAX_REASON_LENGTH = 300  # characters
-
-Loaded = tuple[Source, Tensor]
 
 
 @dataclass
@@ -69,9 +65,10 @@ class Share:
     def _work(self, encoder: Encoder, pool: ThreadPoolExecutor, read_ahead: int, progress: SharedProgress) -> None:
         writes: list[Future[None]] = []
         for batch in self._batches(encoder, pool, read_ahead):
-            arrays = list(self._arrays(encoder, batch))
+            arrays, failed = encode_batch(self.job, encoder, batch)
+            self.failed |= failed
             self._await(writes)
-            writes = [pool.submit(self.job.arrays.write, name, array) for name, array in arrays]
+            writes = [pool.submit(self.job.arrays.write, name, array) for name, array in arrays.items()]
             progress.reach(self.done + len(self.failed))
         self._await(writes)
         progress.reach(self.done + len(self.failed))
@@ -89,7 +86,7 @@ class Share:
             except UserError:
                 raise
             except Exception as error:  # a library may raise anything for a broken file; other clips are not affected
-                self._fail(source, error)
+                self.failed[source.name] = reason(error)
             if len(batch) == self.job.cfg.batch_size or sum(tensor.nbytes for _, tensor in batch) >= MAX_BATCH_BYTES:
                 yield batch
                 batch = []
@@ -106,46 +103,6 @@ class Share:
                 yield pending.popleft()
         while pending:
             yield pending.popleft()
-
-    def _arrays(self, encoder: Encoder, batch: list[Loaded]) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield the name and the array to store of each clip in a batch."""
-        label, cfg, shape = self.job.label, self.job.cfg, self.job.shape
-        for source, array in self._encode(encoder, batch):
-            if not self.job.fits(array.shape):
-                text = f"encoders.{label}: the array of '{source.name}' has shape {array.shape}, but its description is {shape}."
-                raise UserError(f"{text} Correct the encoder's class.")
-            with np.errstate(over="ignore"):
-                stored = array.astype(cfg.dtype)
-            if np.isfinite(stored).all():
-                yield source.name, stored
-            else:
-                text = f"features are not finite with precision {cfg.precision} and dtype {cfg.dtype}"
-                self._fail(source, UnusableMedia(text))
-
-    def _encode(self, encoder: Encoder, batch: list[Loaded]) -> Iterator[tuple[Source, np.ndarray]]:
-        """Encode a batch. If this fails, encode its clips one by one, so that only unusable ones fail."""
-        try:
-            arrays = encoder.encode([tensor for _, tensor in batch])
-        except torch.OutOfMemoryError:
-            key = f"encoders.{self.job.label}"
-            text = (
-                f"{key}.batch_size: the memory of the device is too small for {self.job.cfg.batch_size} clips. Lower it, or set"
-            )
-            raise UserError(f"{text} {key}.precision: bf16. Finished arrays remain.") from None
-        except (UserError, torch.AcceleratorError):
-            raise
-        except Exception as error:
-            if len(batch) == 1:
-                self._fail(batch[0][0], error)
-                return
-            for clip in batch:
-                yield from self._encode(encoder, [clip])
-            return
-        yield from zip((source for source, _ in batch), arrays, strict=True)
-
-    def _fail(self, source: Source, error: Exception) -> None:
-        text = str(error) if isinstance(error, UnusableMedia) else f"{type(error).__name__}: {error}"
-        self.failed[source.name] = " ".join(text.split())[:MAX_REASON_LENGTH]
 
 
 @contextmanager

@@ -3,44 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from emollama import checkpoint
 from emollama.checkpoint_files import require_language_model
 from emollama.config import RunConfig
-from emollama.data.dataset import ClipsToPredict, FeatureSource
-from emollama.data.slots import PIXELS, without_pixels
 from emollama.distributed import process_group
-from emollama.errors import UserError
+from emollama.inference.engine import Engine
 from emollama.inference.prediction_block import PredictionBlock, find_prediction_block
-from emollama.inference.videos import Extracted, extract, find_videos, plan_extraction
+from emollama.inference.requests import Modality, Request
+from emollama.inference.videos import plan_extraction, require_videos
 from emollama.logs.console import dry_run_summary
 from emollama.logs.logger import get_logger, set_up
-from emollama.media.files import EXTENSIONS
-from emollama.media.frame_selection import NO_PEAK
-from emollama.media.source import Source
 from emollama.precision import Precision
 from emollama.runners.build import checkpoint_paths, checkpoint_tensors, require_checkpoint
-from emollama.runners.evaluation import EvaluationSet
-from emollama.runners.preparation import Preparation
-
-
-@dataclass(frozen=True)
-class Modality:
-    """The input of the model for one slot.
-
-    Attributes:
-        state: "real" for feature vectors of this video; "zero" for zeros, because the encoder failed on this video or the slot
-            is masked; "missing" if the slot has no encoder, or the block does not use it.
-        why: the source of the feature vectors, or why there are none.
-    """
-
-    state: Literal["real", "zero", "missing"]
-    why: str
 
 
 @dataclass(frozen=True)
@@ -85,30 +63,26 @@ def predict(config: RunConfig, videos: Sequence[str], *, text: str | None = None
     set_up(world.is_main)
     for warning in config.warnings if world.is_main else ():
         get_logger().warning("%s", warning)
-    block, sources, sentence = world.rank_zero_first(lambda: _checked(config, videos, text, task))
-    with ExitStack() as stack:
-        # Rank 0 removes the folder after all answers are gathered, when no other rank reads it any more.
-        folder = Path(world.on_rank_zero(lambda: stack.enter_context(tempfile.TemporaryDirectory(prefix="emollama-"))))
-        extracted = extract(config, set(block.slots), sources, folder / "features", world)
-        folders, links = world.on_rank_zero(lambda: (_folders(block, extracted, folder), _link_videos(sources, folder)))
-        clips = ClipsToPredict(list(sources), block.task, sentence, folders, str(links))
-        preparation = Preparation(block.evaluation(config), world, training=False, clips=clips)
-        ((label, evaluation),) = preparation.blocks.items()
-        modalities = {name: _modalities(block, config, evaluation, extracted, name) for name in sources}
-        _require_features(sources, modalities)
-        prediction_runner = preparation.prediction_runner([member.eval() for member in preparation.build_models()])
-        answers = {answer.name: answer for answer in prediction_runner.predict(label, evaluation.dataset, evaluation.options)}
+    block = world.rank_zero_first(lambda: _checked(config, videos, task))
+    if world.is_main:
+        _log_sentence(block, text)
+    # Each process answers a part of the videos.
+    own = range(world.rank, len(videos), world.size)
+    with Engine(config, world=world) as engine:
+        part = engine.answer([Request(video=videos[index], text=text, task=task) for index in own])
+    parts = world.gather(dict(zip(own, part, strict=True)))
+    answers = {index: answer for answers_of_rank in parts for index, answer in answers_of_rank.items()}
     return [
         VideoAnswer(
             video=video,
             task=block.task,
-            prompt=answers[name].instruction,
-            sentence=sentence,
-            modalities=modalities[name],
-            answer=answers[name].prediction,
-            label_probabilities=answers[name].label_probabilities,
+            prompt=answers[index].prompt,
+            sentence=answers[index].sentence,
+            modalities=answers[index].modalities,
+            answer=answers[index].text,
+            label_probabilities=answers[index].label_probabilities,
         )
-        for video, name in zip(videos, sources, strict=True)
+        for index, video in enumerate(videos)
     ]
 
 
@@ -132,14 +106,15 @@ def dry_run(config: RunConfig, videos: Sequence[str], *, text: str | None, task:
     set_up(is_main=False)
 
     def summary() -> str:
-        block, sources, sentence = _checked(config, videos, text, task)
+        block = _checked(config, videos, task)
         with tempfile.TemporaryDirectory(prefix="emollama-") as folder:
-            jobs = plan_extraction(config, set(block.slots), sources, Path(folder))
+            jobs = plan_extraction(config, set(block.slots), Path(folder))
         require_language_model(config.model.llama_model)
         checkpoint_tensors(config, Precision(world.device, config.run.amp, config.run.amp_dtype), None, {}, training=False)
         entries = [["videos", f"{len(videos):,}"], ["processes", f"{processes} on {world.device.type}"]]
         entries += [["block", block.key], ["task", block.task]]
-        entries.append(["sentence", "none" if sentence is None else f'"{sentence}"'])
+        sentence = "none" if text is None and not block.has_sentences() else f'"{(text or "").strip()}"'
+        entries.append(["sentence", sentence])
         entries += [[job.slot, f"encoders.{job.label}"] for job in jobs]
         entries.append(["checkpoint", ", ".join(checkpoint_paths(config.model.ckpt)) or "none"])
         return dry_run_summary(entries)
@@ -148,21 +123,19 @@ def dry_run(config: RunConfig, videos: Sequence[str], *, text: str | None, task:
     return summary_text if world.is_main else ""
 
 
-def _checked(
-    config: RunConfig, videos: Sequence[str], text: str | None, task: str | None
-) -> tuple[PredictionBlock, dict[str, Source], str | None]:
-    """Return the block to use, name -> video, and the sentence, after all checks that are possible before encoding."""
+def _checked(config: RunConfig, videos: Sequence[str], task: str | None) -> PredictionBlock:
+    """Return the block to use, after all checks that are possible before encoding."""
     block = find_prediction_block(config, task)
-    sources = find_videos(config, videos)
+    require_videos(videos)
     require_checkpoint(config.model)
     # A damaged checkpoint must be detected before the videos are encoded, which is expensive.
     for path in checkpoint_paths(config.model.ckpt):
         checkpoint.read(path, "model.ckpt")
-    return block, sources, _sentence(block, text)
+    return block
 
 
-def _sentence(block: PredictionBlock, text: str | None) -> str | None:
-    """Return the sentence of the prompts, or None for prompts without a sentence; log the choice if it may surprise."""
+def _log_sentence(block: PredictionBlock, text: str | None) -> None:
+    """Log whether the prompts have a sentence, if that may surprise."""
     has_sentences = block.has_sentences()
     if text is None and has_sentences:
         get_logger().info("no --text: the prompt has an empty sentence, because the samples of %s have sentences", block.key)
@@ -170,74 +143,3 @@ def _sentence(block: PredictionBlock, text: str | None) -> str | None:
         get_logger().warning(
             "--text: the samples of %s have no sentences, so the model may not be trained to use them", block.key
         )
-    return text.strip() if text is not None else "" if has_sentences else None
-
-
-def _folders(block: PredictionBlock, extracted: Mapping[str, Extracted], folder: Path) -> dict[str, str]:
-    """Return slot -> folder of its arrays; the folder is empty for slots without an encoder."""
-    empty = folder / "nothing"
-    empty.mkdir()
-    slots = [slot for slot in block.slots if slot != PIXELS]
-    return {slot: str(extracted[slot].folder if slot in extracted else empty) for slot in slots}
-
-
-def _link_videos(sources: Mapping[str, Source], folder: Path) -> Path:
-    """Create a folder with links to the videos, named after their clips."""
-    videos = folder / "videos"
-    for name, source in sources.items():
-        extension = source.video.suffix if source.video.suffix.lower() in EXTENSIONS else EXTENSIONS[0]
-        link = videos / f"{name}{extension}"
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(source.video.resolve())
-    return videos
-
-
-def _modalities(
-    block: PredictionBlock, config: RunConfig, evaluation: EvaluationSet, extracted: Mapping[str, Extracted], name: str
-) -> dict[str, Modality]:
-    """Return slot -> the model's input for one video clip, for each slot of the model but pixels."""
-    sources: dict[str, FeatureSource] = {slot: source for source in evaluation.dataset.features for slot in source.filled_slots}
-    modalities = {}
-    for slot in without_pixels(config.model_class.slot_shapes(config.model)):
-        if slot not in sources:
-            modalities[slot] = Modality("missing", f"{block.key} has no {slot} features")
-        elif slot in evaluation.options.mask_slots:
-            modalities[slot] = Modality("zero", f"{block.key}.mask_slots")
-        else:
-            modalities[slot] = _modality(block, slot, sources[slot], extracted.get(sources[slot].slots[0]), name)
-    return modalities
-
-
-def _modality(block: PredictionBlock, slot: str, source: FeatureSource, encoded: Extracted | None, name: str) -> Modality:
-    """Return the model's input for a slot with a source. ``encoded`` are the features that were extracted for it."""
-    online = source.frame_selection is not None
-    encoder = "model.vit_weights" if online else encoded.encoder if encoded else ""
-    if name in source:
-        return Modality("real", encoder)
-    if online:
-        return Modality("zero", f"{encoder}: {NO_PEAK}. {_remedy(block.key, block.key, name)}")
-    if encoded is None:
-        return Modality("missing", f"no block under 'encoders' computes {slot} features; zeros replace them")
-    why = encoded.failed.get(name, "no array")
-    remedy = f". {_remedy('extraction', encoder, name)}" if why == NO_PEAK else ""
-    return Modality("zero", f"{encoder}: {why}{remedy}")
-
-
-def _remedy(peaks: str, frames: str, name: str) -> str:
-    """Return how to fix an unknown peak frame.
-
-    Args:
-        peaks: the block with the key ``peak_index_path``.
-        frames: the block with the key ``frame_selection``.
-        name: the clip.
-    """
-    other = f"{frames}.frame_selection=middle with run.allow_other_features=True"
-    return f"Add a row with the name '{name}' to {peaks}.peak_index_path, or select another frame: {other}"
-
-
-def _require_features(sources: Mapping[str, Source], modalities_by_name: Mapping[str, Mapping[str, Modality]]) -> None:
-    """Raise a UserError for a video without any features, whose answer would be meaningless."""
-    for name, modalities in modalities_by_name.items():
-        if not any(modality.state == "real" for modality in modalities.values()):
-            reasons = "".join(f"\n- {slot}: {modality.state}, {modality.why}" for slot, modality in modalities.items())
-            raise UserError(f"--video: the model gets no features of '{sources[name].video}':{reasons}")

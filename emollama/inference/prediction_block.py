@@ -31,6 +31,11 @@ class PredictionBlock:
     task: str
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks of the block."""
+        return self.block.dataset.pool().tasks
+
+    @property
     def slots(self) -> Collection[str]:
         """The slots that the block has features for, and "frame" if the model encodes frames of its videos."""
         return self.dataset_class.clip_slots(self.block.dataset)
@@ -52,6 +57,22 @@ class PredictionBlock:
         return dataclasses.replace(config, evaluation_datasets={label: block}, names=names)
 
 
+def prediction_blocks(config: RunConfig) -> list[PredictionBlock]:
+    """Return the blocks whose dataset class can be used for other clips, ``evaluation_datasets`` before ``datasets``.
+
+    The task of each is its first one.
+    """
+    blocks = {f"evaluation_datasets.{label}": block for label, block in config.evaluation_datasets.items()}
+    for label, cfg in config.datasets.items():
+        blocks[f"datasets.{label}"] = config.default_block(cfg)
+    usable = []
+    for key, block in blocks.items():
+        dataset_class = config.dataset_class(key)
+        if issubclass(dataset_class, ClipDataset):
+            usable.append(PredictionBlock(key, dataset_class, block, block.dataset.pool().tasks[0]))
+    return usable
+
+
 def find_prediction_block(config: RunConfig, task: str | None) -> PredictionBlock:
     """Return the first block that has the task, ``evaluation_datasets`` before ``datasets``, or else the first block.
 
@@ -62,21 +83,15 @@ def find_prediction_block(config: RunConfig, task: str | None) -> PredictionBloc
     Raises:
         UserError: If the task is unknown, or no block's dataset class can be used for other video clips.
     """
-    blocks = {f"evaluation_datasets.{label}": block for label, block in config.evaluation_datasets.items()}
-    for label, cfg in config.datasets.items():
-        blocks[f"datasets.{label}"] = config.default_block(cfg)
-    usable: dict[str, type[ClipDataset]] = {
-        key: dataset_class for key in blocks if issubclass(dataset_class := config.dataset_class(key), ClipDataset)
-    }
-    tasks = {key: blocks[key].dataset.pool().tasks for key in usable}
-    valid = list(dict.fromkeys([*TASK_NAMES, *(name for names in tasks.values() for name in names)]))
+    usable = prediction_blocks(config)
+    valid = list(dict.fromkeys([*TASK_NAMES, *(name for block in usable for name in block.tasks)]))
     if task is not None and task not in valid:
         raise UserError(f"--task: unknown task '{task}'.{did_you_mean(task, valid)} Tasks: {', '.join(valid)}")
     if not usable:
         text = "no block under evaluation_datasets or datasets has video clips, whose labels and instructions predict needs"
         raise UserError(f"{text}. Add the block that the checkpoint was trained with. To caption images, use emollama eval.")
-    suitable = [key for key in usable if task in tasks[key]]
+    suitable = [block for block in usable if task in block.tasks]
     if task is not None and not suitable:
         get_logger().warning("no block of this configuration has the task '%s', so the model may not be trained for it", task)
-    key = (suitable or list(usable))[0]
-    return PredictionBlock(key, usable[key], blocks[key], task or tasks[key][0])
+    block = (suitable or usable)[0]
+    return block if task is None else dataclasses.replace(block, task=task)

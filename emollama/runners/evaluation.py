@@ -190,7 +190,7 @@ class Evaluation:
         """
         world = self.prediction_runner.world
         outcome = Outcome({}, {}, [], {})
-        identity = world.on_rank_zero(lambda: identity_of(self.settings, self.prediction_runner.members))
+        identity = world.on_rank_zero(lambda: identity_of(self.settings, self.prediction_runner.generator.members))
         unfinished = []
         for block_name, block in self.blocks.items():
             block_identity = world.on_rank_zero(partial(self._identity, identity, block.dataset))
@@ -213,7 +213,9 @@ class Evaluation:
         """Return a digest of everything on which the answers of a block depend."""
         runner = self.prediction_runner
         environment = [runner.world.device.type, runner.precision.compute_dtype]
-        return identity_of([identity, dataset.digest(), runner.prompt.digest(), input_stamps(dataset), environment], ())
+        return identity_of(
+            [identity, dataset.digest(), runner.generator.prompt_format.digest(), input_stamps(dataset), environment], ()
+        )
 
     def _score(
         self, folder: Path, block_name: str, predictions: Sequence[PredictionRecord], failures: WriteFailures | None

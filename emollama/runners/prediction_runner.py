@@ -8,9 +8,9 @@ from itertools import chain
 from operator import attrgetter
 from typing import Any
 
-from emollama.components import EvaluationItem, Model, Task
+from emollama.components import EvaluationItem, Task
 from emollama.data.dataset import SampleDataset
-from emollama.data.prompts.prompt import PromptFormat
+from emollama.decoding.answer_generator import AnswerGenerator
 from emollama.distributed.process_group import World
 from emollama.distributed.stop_requests import STOP_REQUESTS
 from emollama.errors import Stopped
@@ -34,16 +34,14 @@ class PredictionRunner:
 
     Attributes:
         task: the task, which defines the evaluation items and makes a prediction for each.
-        members: the model in eval mode, or the members of an ensemble.
-        prompt: the prompt format of the model.
+        generator: the model in eval mode, or an ensemble, with its prompt format.
         world: the processes among which the items are distributed.
         precision: precision of the model's computations.
         seed: random seed of sampling, which is used if the temperature is above 0.
     """
 
     task: Task
-    members: Sequence[Model]
-    prompt: PromptFormat
+    generator: AnswerGenerator
     world: World
     precision: Precision
     seed: int
@@ -68,7 +66,7 @@ class PredictionRunner:
         """
         items = self.task.evaluation_items(dataset, options)
         texts = [dataset.user_text(item.index, item.task, item.instruction) for item in items]
-        lengths = self.prompt.prompt_lengths(texts, options.prompt_layout)
+        lengths = self.generator.prompt_format.prompt_lengths(texts, options.prompt_layout)
         # Prompts of similar length share a batch, so that little of the padded cache is wasted, and every process gets its
         # share of long prompts.
         by_length = sorted(range(len(items)), key=lambda index: -lengths[index])
@@ -113,7 +111,7 @@ class PredictionRunner:
     ) -> list[PredictionRecord] | Exception:
         """Return the predictions for a batch, or the error if memory is exhausted."""
         try:
-            return self.task.predict(self.members, self.prompt, dataset, options, batch, self.seed)
+            return self.task.predict(self.generator, dataset, options, batch, self.seed)
         except (RuntimeError, MemoryError, OSError) as error:
             if not is_out_of_memory(error):
                 raise

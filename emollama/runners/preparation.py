@@ -21,6 +21,7 @@ from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.sampling import MixtureSampler
 from emollama.data.shard_properties import download_shards
 from emollama.data.workers import check_shared_memory
+from emollama.decoding.answer_generator import AnswerGenerator
 from emollama.distributed.process_group import World
 from emollama.distributed.worker_variables import integer
 from emollama.errors import RemoteUserError, UserError
@@ -181,7 +182,7 @@ class Preparation:
     def prediction_runner(self, members: Sequence[Model]) -> PredictionRunner:
         """Return what runs the model, or the members of an ensemble, on evaluation blocks."""
         task, seed = self.config.task_class(), self.config.run.seed
-        return PredictionRunner(task, members, self.prompt, self.world, self.precision, seed)
+        return PredictionRunner(task, AnswerGenerator(members, self.prompt), self.world, self.precision, seed)
 
     def _check_files(self) -> None:
         """Check the run's folder, Weights & Biases, and the language model."""

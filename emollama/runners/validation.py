@@ -75,7 +75,7 @@ class Validation:
     def run(self, completed_steps: int, log: RunLog, save_best: Callable[[], bool]) -> None:
         """Evaluate, and save the checkpoint if it is the best so far; ``save_best`` returns whether it fitted on the disk."""
         epoch = completed_steps // self._cfg.iters_per_epoch - 1
-        model = self._evaluation.prediction_runner.members[0]
+        model = self._evaluation.prediction_runner.generator.members[0]
         model.eval()
         outcome = self._evaluation.run(self._folder / RESULT / epoch_folder(epoch), log.failures)
         model.train()

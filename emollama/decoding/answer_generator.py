@@ -1,0 +1,199 @@
+"""Answers of a language model to records: tokenization, generation, and probabilities of labels.
+
+Evaluation and the :class:`~emollama.inference.engine.Engine` share this module, so that they give the same answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from emollama.components import Model
+from emollama.data.batch import Batch, Record, Sample, collate
+from emollama.data.prompts.prompt import PromptFormat
+from emollama.decoding.likelihoods import candidate_probabilities
+from emollama.decoding.running_batch import RunningBatch
+from emollama.decoding.sampling_params import SequenceParams
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A tokenized record whose last answer is to be generated.
+
+    Attributes:
+        sample: the result of :meth:`AnswerGenerator.tokenize`.
+        params: how tokens are selected.
+    """
+
+    sample: Sample
+    params: SequenceParams
+
+
+@dataclass(frozen=True)
+class LabelAnswers:
+    """The labels of a dataset, and the answers that stand for them.
+
+    Attributes:
+        labels: the labels.
+        label_of: answer, as the model is trained to produce it -> label. Several answers may have the same label.
+    """
+
+    labels: Sequence[str]
+    label_of: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class GeneratedAnswer:
+    """A generated answer.
+
+    Attributes:
+        text: the answer.
+        finish_reason: "stop" if the model ended the answer, "length" if it reached the maximum number of tokens.
+        num_tokens: number of generated tokens.
+    """
+
+    text: str
+    finish_reason: FinishReason
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Update:
+    """The state of a sequence after a step.
+
+    Attributes:
+        sequence: number of the sequence.
+        ids: all its generated ids, including the end of the answer.
+        finish_reason: None while the sequence is not finished.
+    """
+
+    sequence: int
+    ids: Sequence[int]
+    finish_reason: FinishReason | None
+
+
+class AnswerGenerator:
+    """A model, or an ensemble, with its prompt format.
+
+    Sequences can be added to those that are being generated, and each step adds one token to all of them.
+
+    Args:
+        members: the model in eval mode, or the members of an ensemble.
+        prompt_format: the prompt format of the model.
+    """
+
+    def __init__(self, members: Sequence[Model], prompt_format: PromptFormat) -> None:
+        self.members = members
+        self.prompt_format = prompt_format
+        self._running = RunningBatch(members, prompt_format.is_finished)
+        self._ids: dict[int, list[int]] = {}
+
+    def __len__(self) -> int:
+        """Number of unfinished sequences."""
+        return len(self._running)
+
+    def tokenize(self, record: Record, layout: str) -> Sample:
+        """Tokenize a record without its last answer.
+
+        Args:
+            record: texts and features.
+            layout: layout of the prompt format.
+
+        Raises:
+            UserError: If the record cannot be tokenized within the limits. The message names the sample.
+        """
+        return self.prompt_format.tokenize(record, layout=layout, for_generation=True)
+
+    def add(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Process prompts, and return the numbers of their sequences.
+
+        Raises:
+            UserError: If a prompt is longer than the language model can process. Nothing is added then.
+        """
+        sequences = self._running.add(self._batch([prompt.sample for prompt in prompts]), [prompt.params for prompt in prompts])
+        self._ids |= {sequence: [] for sequence in sequences}
+        return sequences
+
+    def step(self) -> list[Update]:
+        """Generate the next token of each sequence. Finished sequences are removed."""
+        updates = []
+        for new in self._running.step():
+            ids = self._ids[new.sequence]
+            ids.append(new.token)
+            updates.append(Update(new.sequence, ids, new.finish_reason))
+            if new.finish_reason is not None:
+                del self._ids[new.sequence]
+        return updates
+
+    def remove(self, sequence: int) -> None:
+        """Remove an unfinished sequence, whose answer is no longer needed."""
+        self._running.remove(sequence)
+        del self._ids[sequence]
+
+    def answer(self, update: Update) -> GeneratedAnswer:
+        """Return the answer of a finished sequence."""
+        assert update.finish_reason is not None, "the sequence is not finished"
+        return GeneratedAnswer(self.prompt_format.answer_text(list(update.ids)), update.finish_reason, len(update.ids))
+
+    def generate(self, prompts: Sequence[Prompt]) -> list[GeneratedAnswer]:
+        """Generate all answers, in one batch. No other sequence may be unfinished.
+
+        Raises:
+            UserError: If a prompt is longer than the language model can process.
+        """
+        assert not len(self), "sequences of another call are unfinished"
+        sequences = self.add(prompts)
+        answers: dict[int, GeneratedAnswer] = {}
+        try:
+            while len(self):
+                answers |= {update.sequence: self.answer(update) for update in self.step() if update.finish_reason is not None}
+        except BaseException:
+            for sequence in list(self._ids):
+                self.remove(sequence)
+            raise
+        return [answers[sequence] for sequence in sequences]
+
+    def beam_search(self, samples: Sequence[Sample], options: Mapping[str, Any]) -> list[GeneratedAnswer]:
+        """Generate answers with beam search.
+
+        Args:
+            samples: results of :meth:`tokenize`.
+            options: keyword arguments of transformers' ``generate``.
+
+        Raises:
+            UserError: If a prompt is longer than the language model can process.
+        """
+        (model,) = self.members
+        generated = model.beam_search(self._batch(samples), self.prompt_format, options)
+        reasons: list[FinishReason] = ["stop" if self.prompt_format.is_finished(ids) else "length" for ids in generated]
+        return [
+            GeneratedAnswer(self.prompt_format.answer_text(ids), reason, len(ids))
+            for ids, reason in zip(generated, reasons, strict=True)
+        ]
+
+    def label_probabilities(self, samples: Sequence[Sample], answers: LabelAnswers) -> list[dict[str, float]]:
+        """Return label -> probability for each sample, by the likelihoods of answers.
+
+        The probabilities of answers that have the same label are added.
+
+        Args:
+            samples: results of :meth:`tokenize`.
+            answers: the labels and their answers.
+
+        Raises:
+            UserError: If a prompt is longer than the language model can process.
+        """
+        candidates = [self.prompt_format.answer_ids(answer) for answer in answers.label_of]
+        results = []
+        for row in candidate_probabilities(self.members, self._batch(samples), candidates).tolist():
+            by_label = dict.fromkeys(answers.labels, 0.0)
+            for label, probability in zip(answers.label_of.values(), row, strict=True):
+                by_label[label] += probability
+            results.append(by_label)
+        return results
+
+    def _batch(self, samples: Sequence[Sample]) -> Batch:
+        return collate(list(samples)).to(self.members[0].device)

@@ -1,0 +1,269 @@
+"""The path from a request with features to the prompts of the language model, with the settings of an evaluation block."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emollama.config import RunConfig
+from emollama.data.batch import Record, Sample
+from emollama.data.dataset import ClipsToPredict, SampleDataset
+from emollama.data.loader import mix_seed
+from emollama.data.prompts.prompt import PromptFormat
+from emollama.data.slots import PIXELS
+from emollama.decoding.answer_generator import LabelAnswers, Prompt
+from emollama.decoding.sampling_params import SequenceParams
+from emollama.errors import UserError
+from emollama.inference.clip_encoders import ClipEncoders, ClipFeatures
+from emollama.inference.modalities import Modalities, require_features
+from emollama.inference.prediction_block import PredictionBlock, find_prediction_block
+from emollama.inference.requests import Modality, Request, RequestError
+from emollama.media.files import EXTENSIONS
+from emollama.media.source import Source
+from emollama.runners.datasets import slot_shapes_of_run
+from emollama.runners.evaluation import build_blocks
+from emollama.tasks.image_text_pretrain import label_answers, masked
+
+
+@dataclass(frozen=True)
+class LabelQuestion:
+    """A prompt whose answer is the probability of each label.
+
+    Attributes:
+        sample: the tokenized prompt.
+        answers: the labels and their answers.
+    """
+
+    sample: Sample
+    answers: LabelAnswers
+
+
+@dataclass(frozen=True)
+class PreparedRequest:
+    """What the language model needs to answer a request.
+
+    Attributes:
+        task: name of the task; None for a question without a task.
+        body: the first user turn with tags at the positions of feature tokens.
+        sentence: the spoken sentence in the prompt; None if the prompt has no sentence.
+        modalities: slot -> the model's input for it.
+        prompt: the prompt of a generated answer; None if the answer is the most probable label.
+        beam_search: keyword arguments of transformers' ``generate``; None without beam search.
+        labels: the prompt for the probabilities of the labels; None if they are not needed.
+        num_tokens: number of tokens of the prompt.
+    """
+
+    task: str | None
+    body: str
+    sentence: str | None
+    modalities: dict[str, Modality]
+    prompt: Prompt | None
+    beam_search: dict[str, Any] | None
+    labels: LabelQuestion | None
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block of the configuration, checked for requests."""
+
+    prediction: PredictionBlock
+    has_sentences: bool
+    modalities: Modalities
+
+
+def clips_to_predict(
+    block: PredictionBlock, source: Source, sentence: str | None, folders: Mapping[str, Path], empty: Path
+) -> ClipsToPredict:
+    """Describe a clip for the dataset of a block.
+
+    Args:
+        block: the block.
+        source: the clip.
+        sentence: the spoken sentence; None for a prompt without one.
+        folders: slot -> folder of arrays, or of videos for the slot "frame".
+        empty: an empty folder for the other slots.
+    """
+    paths = {slot: str(folders.get(slot, empty)) for slot in block.slots if slot != PIXELS}
+    return ClipsToPredict([source.name], block.task, sentence, paths, str(folders.get(PIXELS, empty)))
+
+
+class ClipRecords:
+    """Prepares requests as the evaluation blocks of a configuration would.
+
+    Args:
+        config: the resolved configuration.
+        prompt_format: the prompt format of the model.
+        encoders: the encoders, which define the slots with features.
+        empty: an empty folder. The arrays of a request are beside it while the request is prepared.
+    """
+
+    def __init__(self, config: RunConfig, prompt_format: PromptFormat, encoders: ClipEncoders, empty: Path) -> None:
+        self._config, self._prompt_format, self._encoders, self._empty = config, prompt_format, encoders, empty
+        self._shapes = slot_shapes_of_run(config)
+        self._blocks: dict[str | None, _Block] = {}
+
+    def block(self, task: str | None) -> PredictionBlock:
+        """Return the block that answers a task, or questions without a task.
+
+        Raises:
+            UserError: If the task is unknown, or the block cannot be used.
+        """
+        return self._block(task).prediction
+
+    def prepare(self, request: Request, source: Source, features: ClipFeatures) -> PreparedRequest:
+        """Prepare a request.
+
+        Args:
+            request: the request.
+            source: its clip.
+            features: the features of the clip.
+
+        Raises:
+            RequestError: If the request cannot be answered.
+        """
+        with tempfile.TemporaryDirectory(dir=self._empty.parent) as folder:
+            folders = self._write(Path(folder), source, features)
+            try:
+                return self._prepare(request, source, features, folders)
+            except RequestError:
+                raise
+            except UserError as error:
+                # Messages about arrays name the temporary folder.
+                text = str(error).replace(f"{folder}{os.sep}", "")
+                raise RequestError(text, "features" if request.features else "video") from None
+
+    def _prepare(self, request: Request, source: Source, features: ClipFeatures, folders: Mapping[str, Path]) -> PreparedRequest:
+        block = self._block_of(request)
+        cfg = self._options(request, block.prediction)
+        sentence = _sentence(request, block)
+        dataset = self._dataset(block.prediction, source, sentence, folders)
+        modalities = block.modalities.of(
+            dataset,
+            source.name,
+            masked=self._masked(request, block.prediction),
+            failed=features.failed,
+            in_request=request.features.keys(),
+        )
+        require_features(modalities, "this clip", "video")
+        record = masked(self._record(request, block.prediction, cfg, dataset), cfg.mask_slots)
+        sample = self._prompt_format.tokenize(record, layout=cfg.prompt_layout, for_generation=True)
+        if sample.tokens_cut and (request.question is not None or request.history):
+            limit = f"model.max_context_len ({self._config.model.max_context_len})"
+            text = f"the question is {sample.tokens_cut} tokens longer than {limit} allows. Shorten it, or the spoken sentence."
+            raise RequestError(text, "question")
+        by_label = cfg.answer_by == "likelihood" and request.question is None and block.prediction.task == "emotion"
+        labels = None
+        if by_label:
+            labels = LabelQuestion(sample, label_answers(dataset, cfg.aliases))
+        elif request.label_probabilities:
+            labels = self._label_question(request, source, sentence, folders)
+        seed = self._config.run.seed if request.options.seed is None else request.options.seed
+        params = SequenceParams(cfg.sampling_params(), mix_seed(seed, 0, 0))
+        return PreparedRequest(
+            task=None if request.task is None and request.question is not None else block.prediction.task,
+            body=self._prompt_format.body(record),
+            sentence=sentence,
+            modalities=modalities,
+            prompt=None if by_label else Prompt(sample, params),
+            beam_search=cfg.beam_search_options() if cfg.num_beams > 1 else None,
+            labels=labels,
+            num_tokens=len(sample.input_ids),
+        )
+
+    def _block_of(self, request: Request) -> _Block:
+        try:
+            return self._block(request.task)
+        except RequestError:
+            raise
+        except UserError as error:
+            raise RequestError(str(error).removeprefix("--"), "task") from None
+
+    def _block(self, task: str | None) -> _Block:
+        if task not in self._blocks:
+            config, block = self._config, find_prediction_block(self._config, task)
+            clips = clips_to_predict(block, Source("clip", self._empty), None, self._encoders.folders, self._empty)
+            build_blocks(block.evaluation(config), check=True, clips=clips)
+            modalities = Modalities(block, list(self._shapes), self._encoders.slots)
+            self._blocks[task] = _Block(block, block.has_sentences(), modalities)
+        return self._blocks[task]
+
+    def _options(self, request: Request, block: PredictionBlock) -> Any:
+        """Return the task's Config of a block with the options of a request."""
+        options = {
+            key: value for key, value in dataclasses.asdict(request.options).items() if value is not None and key != "seed"
+        }
+        slots = [slot for slot in self._shapes if slot != PIXELS]
+        if unknown := [slot for slot in request.mask_slots if slot not in slots]:
+            raise RequestError(f"unknown slot {unknown[0]!r}. The slots of this model are {', '.join(slots)}.", "mask_slots")
+        mask_slots = list(dict.fromkeys([*block.block.task.mask_slots, *request.mask_slots]))
+        try:
+            return dataclasses.replace(block.block.task, **options, mask_slots=mask_slots)
+        except ValueError as error:
+            raise RequestError(str(error), "options") from None
+
+    def _masked(self, request: Request, block: PredictionBlock) -> dict[str, str]:
+        reasons = dict.fromkeys(request.mask_slots, "mask_slots of the request")
+        return reasons | dict.fromkeys(block.block.task.mask_slots, f"{block.key}.mask_slots")
+
+    def _dataset(
+        self, block: PredictionBlock, source: Source, sentence: str | None, folders: Mapping[str, Path]
+    ) -> SampleDataset:
+        clips = clips_to_predict(block, source, sentence, folders, self._empty)
+        return block.dataset_class.for_clips(block.block.dataset, clips, slot_shapes=self._shapes, block_path=block.key)
+
+    def _record(self, request: Request, block: PredictionBlock, cfg: Any, dataset: SampleDataset) -> Record:
+        """Return the record of a request, with all turns of its conversation."""
+        pool = dataset.pool
+        instruction = pool.first_instruction(block.task) if cfg.instruction == "first" else pool.fill_labels(cfg.instruction)
+        record = dataset.record(0, block.task, instruction)
+        if request.question is None:
+            if request.history:
+                raise RequestError("history needs the next question of the conversation. Set question.", "question")
+            return record
+        questions = [*(turn.question for turn in request.history), request.question]
+        answers = [*(turn.answer for turn in request.history), None]
+        first = dataset.user_text(0, request.task, questions[0]) if questions[0] else record.turns[0][0]
+        return dataclasses.replace(record, turns=list(zip([first, *questions[1:]], answers, strict=True)))
+
+    def _label_question(
+        self, request: Request, source: Source, sentence: str | None, folders: Mapping[str, Path]
+    ) -> LabelQuestion:
+        """Return the prompt of the task emotion about a clip."""
+        block = self._block("emotion").prediction
+        cfg = dataclasses.replace(self._options(request, block), answer_by="likelihood")
+        dataset = self._dataset(block, source, sentence, folders)
+        if not dataset.cfg.labels:
+            raise RequestError(
+                f"{block.key} has no labels, so there are no probabilities. Set its labels.", "label_probabilities"
+            )
+        record = masked(self._record(Request(task="emotion"), block, cfg, dataset), cfg.mask_slots)
+        sample = self._prompt_format.tokenize(record, layout=cfg.prompt_layout, for_generation=True)
+        return LabelQuestion(sample, label_answers(dataset, cfg.aliases))
+
+    def _write(self, folder: Path, source: Source, features: ClipFeatures) -> dict[str, Path]:
+        """Write the arrays of a clip and a link to its video. Return slot -> folder."""
+        for slot, array in features.arrays.items():
+            path = folder / slot / f"{source.name}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                np.save(file, array)
+        extension = source.video.suffix if source.video.suffix.lower() in EXTENSIONS else EXTENSIONS[0]
+        link = folder / PIXELS / f"{source.name}{extension}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(source.video.resolve())
+        return {slot: folder / slot for slot in (*features.arrays, PIXELS)}
+
+
+def _sentence(request: Request, block: _Block) -> str | None:
+    """Return the sentence of the prompt, or None for a prompt without a sentence."""
+    if request.text is not None:
+        return request.text.strip()
+    return "" if block.has_sentences else None

@@ -1,0 +1,243 @@
+"""The inference engine: a model, its checkpoint and encoders are loaded once and answer requests about clips.
+
+A request passes three stages: threads read its media, one thread extracts features, and one thread generates. The last one runs
+all requests in one batch: each step adds a token to every answer, a finished answer leaves the batch, and a waiting request takes
+its place (continuous batching).
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from emollama.config import RunConfig
+from emollama.data.slots import without_pixels
+from emollama.decoding.answer_generator import AnswerGenerator
+from emollama.distributed import process_group
+from emollama.distributed.process_group import World
+from emollama.inference.clip_encoders import ClipEncoders
+from emollama.inference.clip_records import ClipRecords, clips_to_predict
+from emollama.inference.feature_stage import FeatureStage
+from emollama.inference.generation_stage import GenerationStage
+from emollama.inference.pending import AnswerStream, PendingAnswer
+from emollama.inference.prediction_block import find_prediction_block, prediction_blocks
+from emollama.inference.requests import Answer, Checkpoint, EngineClosed, QueueFull, Request
+from emollama.inference.videos import VideoSources
+from emollama.media.source import Source
+from emollama.paths import sha256
+from emollama.runners.build import checkpoint_paths, require_checkpoint
+from emollama.runners.preparation import Preparation
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Limits of an engine.
+
+    Attributes:
+        max_batch_size: number of answers that are generated at the same time.
+        max_waiting: number of further requests that are accepted. More are rejected with :class:`QueueFull`.
+        reading_threads: number of threads that read media.
+    """
+
+    max_batch_size: int = 8
+    max_waiting: int = 64
+    reading_threads: int = 2
+
+
+@dataclass(frozen=True)
+class EngineStatistics:
+    """Numbers of requests since the engine was loaded.
+
+    Attributes:
+        accepted: requests that have no answer yet.
+        generating: requests whose answer is being generated.
+        answered: requests with an answer.
+        failed: requests that ended with an error.
+        cancelled: requests that were cancelled.
+        rejected: requests that were not accepted because the engine had too many.
+    """
+
+    accepted: int
+    generating: int
+    answered: int
+    failed: int
+    cancelled: int
+    rejected: int
+
+
+class Engine:
+    """Answers requests about clips, with the features, prompts and decoding of an evaluation. All methods are thread-safe.
+
+    Args:
+        config: a configuration with a model, its checkpoint and at least one dataset block. The first block that has the task of
+            a request, of ``evaluation_datasets`` and then of ``datasets``, provides labels, instructions and decoding.
+        options: limits.
+        world: the processes, each of which has an engine of its own; None joins those of torchrun, or is a single process.
+
+    Attributes:
+        config: the resolved configuration.
+        checkpoint: the trained weights.
+
+    Raises:
+        UserError: If weights or a checkpoint are missing, damaged or do not fit, or no block can be used.
+    """
+
+    def __init__(self, config: RunConfig, options: EngineOptions = EngineOptions(), world: World | None = None) -> None:
+        world = process_group.start(config.run.device) if world is None else world
+        self.config = config
+        self._capacity = options.max_batch_size + options.max_waiting
+        self._idle = threading.Condition()
+        self._closed = False
+        self._accepted: set[PendingAnswer] = set()
+        self._counts = {"answered": 0, "failed": 0, "cancelled": 0, "rejected": 0}
+        with ExitStack() as stack:
+            workspace = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="emollama-")))
+            self._load(options, world, workspace)
+            self._resources = stack.pop_all()
+
+    def _load(self, options: EngineOptions, world: World, workspace: Path) -> None:
+        config = self.config
+        require_checkpoint(config.model)
+        block = find_prediction_block(config, None)
+        slots = {slot for other in prediction_blocks(config) for slot in other.slots}
+        manifests, empty = workspace / "manifests", workspace / "empty"
+        manifests.mkdir()
+        empty.mkdir()
+        encoders = ClipEncoders(config, slots, manifests, world)
+        clips = clips_to_predict(block, Source("clip", empty), None, encoders.folders, empty)
+        preparation = Preparation(block.evaluation(config), world, training=False, clips=clips)
+        generator = AnswerGenerator([member.eval() for member in preparation.build_models()], preparation.prompt)
+        paths = checkpoint_paths(config.model.ckpt)
+        self.checkpoint = Checkpoint(tuple(Path(path).name for path in paths), tuple(map(sha256, paths)))
+        self._records = ClipRecords(config, preparation.prompt, encoders, empty)
+        self._generation = GenerationStage(
+            generator, preparation.precision, self.checkpoint, config.model.end_sym, options.max_batch_size
+        )
+        self._features = FeatureStage(encoders, self._records, VideoSources(config), workspace, self._generation.put)
+        self._readers = ThreadPoolExecutor(options.reading_threads, thread_name_prefix="emollama-read")
+
+    @property
+    def block_key(self) -> str:
+        """Dotted name of the block whose settings answer requests without a task."""
+        return self._records.block(None).key
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels of the task emotion; empty if its block has none."""
+        return list(self._records.block("emotion").block.dataset.labels)
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks of all blocks, those of the first one first."""
+        return list(dict.fromkeys(task for block in prediction_blocks(self.config) for task in block.tasks))
+
+    @property
+    def slots(self) -> list[str]:
+        """The slots of the model."""
+        return list(without_pixels(self.config.model_class.slot_shapes(self.config.model)))
+
+    @property
+    def statistics(self) -> EngineStatistics:
+        """Numbers of requests."""
+        with self._idle:
+            return EngineStatistics(len(self._accepted), self._generation.num_running, **self._counts)
+
+    def submit(self, request: Request, on_text: Callable[[str], None] | None = None) -> PendingAnswer:
+        """Accept a request, and return immediately.
+
+        Args:
+            request: the request.
+            on_text: receives each piece of the answer's text, in the thread that generates. It must return quickly.
+
+        Raises:
+            QueueFull: If the engine has as many requests as it may.
+            EngineClosed: If the engine is closed.
+        """
+        pending = PendingAnswer(request, on_text)
+        with self._idle:
+            if self._closed:
+                raise EngineClosed("the engine is closed")
+            if len(self._accepted) >= self._capacity:
+                self._counts["rejected"] += 1
+                raise QueueFull(f"{len(self._accepted)} requests are waiting or being answered. Try again later.")
+            self._accepted.add(pending)
+        pending.future.add_done_callback(lambda _: self._remove(pending))
+        self._readers.submit(self._features.read, pending)
+        return pending
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answer requests, in order. Waits while the engine has as many requests as it may.
+
+        Raises:
+            UserError: If a request cannot be answered: that of the first such request. The others are cancelled.
+            EngineClosed: If the engine is closed.
+        """
+        pending: list[PendingAnswer] = []
+        try:
+            for request in requests:
+                pending.append(self._submit_when_possible(request))
+            return [one.result() for one in pending]
+        except BaseException:
+            for one in pending:
+                one.cancel()
+            raise
+
+    def stream(self, request: Request) -> AnswerStream:
+        """Answer a request piece by piece.
+
+        Raises:
+            QueueFull: If the engine has as many requests as it may.
+            EngineClosed: If the engine is closed.
+        """
+        return AnswerStream(lambda on_text: self.submit(request, on_text))
+
+    def close(self, *, drain: bool = True) -> None:
+        """Accept no further requests, and free all resources.
+
+        Args:
+            drain: answer the accepted requests first. Otherwise they fail with :class:`EngineClosed`.
+        """
+        with self._idle:
+            is_first, self._closed = not self._closed, True
+            accepted = list(self._accepted)
+        for pending in () if drain else accepted:
+            pending.fail(EngineClosed("the engine was closed before it could answer"))
+        with self._idle:
+            self._idle.wait_for(lambda: not self._accepted)
+        if is_first:
+            self._readers.shutdown()
+            self._features.close()
+            self._generation.close()
+            self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error_class: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close(drain=error is None)
+
+    def _submit_when_possible(self, request: Request) -> PendingAnswer:
+        while True:
+            with self._idle:
+                self._idle.wait_for(lambda: self._closed or len(self._accepted) < self._capacity)
+            try:
+                return self.submit(request)
+            except QueueFull:
+                # Another thread was faster.
+                continue
+
+    def _remove(self, pending: PendingAnswer) -> None:
+        """Count a request that is over."""
+        future = pending.future
+        outcome = "cancelled" if future.cancelled() else "answered" if future.exception() is None else "failed"
+        with self._idle:
+            self._accepted.discard(pending)
+            self._counts[outcome] += 1
+            self._idle.notify_all()

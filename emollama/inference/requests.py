@@ -1,0 +1,176 @@
+"""Requests and answers of the :class:`~emollama.inference.engine.Engine`, and its errors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from emollama.errors import UserError
+
+Media: TypeAlias = str | os.PathLike[str] | bytes  # path of a file, or its content
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How the text of an answer is generated. None selects the value of the evaluation block.
+
+    Attributes:
+        max_new_tokens: maximum number of tokens of the answer.
+        temperature: 0 decodes greedily; values above 0 sample.
+        top_p: sample only from the most likely tokens whose probabilities add up to this value.
+        repetition_penalty: values above 1 make tokens that were already generated less likely.
+        seed: random seed of sampling.
+    """
+
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """An earlier turn of a conversation about the same clip.
+
+    Attributes:
+        question: the question; "" for the first turn if it was the instruction of the request's task.
+        answer: the answer of the model.
+    """
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """A question about one clip or image.
+
+    Attributes:
+        video: a video file.
+        image: an image file, which counts as a video of one frame.
+        audio: an audio file, which replaces the sound of the video.
+        features: slot -> array, as the slot's encoder would have extracted it. It replaces the features of the media.
+        text: the spoken sentence. With None, the sentence is empty if the samples of the evaluation block have sentences, and
+            left out otherwise.
+        task: name of a task, whose tag and first instruction are in the prompt. None without a question selects the first task
+            of the evaluation block; None with a question leaves out the tag.
+        question: a free-form question in place of the task's instruction.
+        history: earlier turns about the same clip, the first one first. ``question`` is then the next question.
+        mask_slots: slots whose features are replaced by zeros.
+        label_probabilities: also compute the probability of each label, by the likelihood of the answers to the task emotion.
+        options: how the answer is generated.
+    """
+
+    video: Media | None = None
+    image: Media | None = None
+    audio: Media | None = None
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)
+    text: str | None = None
+    task: str | None = None
+    question: str | None = None
+    history: Sequence[Turn] = ()
+    mask_slots: Sequence[str] = ()
+    label_probabilities: bool = False
+    options: GenerationOptions = GenerationOptions()
+
+
+@dataclass(frozen=True)
+class Modality:
+    """The input of the model for one slot.
+
+    Attributes:
+        state: "real" for feature vectors of this clip; "zero" for zeros, because the encoder failed on this clip or the slot is
+            masked; "missing" if the slot has no encoder, or the evaluation block does not use it.
+        why: the source of the feature vectors, or why there are none.
+    """
+
+    state: Literal["real", "zero", "missing"]
+    why: str
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the time of an answer went, in seconds.
+
+    Attributes:
+        queue: waiting for other requests.
+        features: decoding of the media and extraction of the features.
+        generation: language model, from the first pass over the prompt to the last token.
+    """
+
+    queue: float
+    features: float
+    generation: float
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The trained weights of an engine.
+
+    Attributes:
+        files: names of the checkpoint files, without folders.
+        sha256: their digests.
+    """
+
+    files: tuple[str, ...]
+    sha256: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to a request.
+
+    Attributes:
+        text: the answer.
+        task: name of the task; None for a question without a task.
+        prompt: the first user turn, with tags such as <VideoHere> at the positions of feature tokens.
+        sentence: the spoken sentence in the prompt; None if the prompt has no sentence.
+        modalities: slot -> the model's input for it.
+        label_probabilities: label -> probability among the labels; None if they were not computed.
+        finish_reason: "stop" if the model ended the answer, "length" if it reached ``max_new_tokens``.
+        prompt_tokens: number of tokens of the prompt, including feature tokens.
+        completion_tokens: number of generated tokens.
+        timings: where the time went.
+        checkpoint: the weights that answered.
+    """
+
+    text: str
+    task: str | None
+    prompt: str
+    sentence: str | None
+    modalities: dict[str, Modality]
+    label_probabilities: dict[str, float] | None
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    completion_tokens: int
+    timings: Timings
+    checkpoint: Checkpoint
+
+
+class RequestError(UserError):
+    """A request that cannot be answered.
+
+    Attributes:
+        param: the field of :class:`Request` with the problem.
+    """
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class UnusableInput(RequestError):
+    """The media of a request cannot be decoded, or provide no features for any slot of the model."""
+
+
+class QueueFull(UserError):
+    """The engine has accepted as many requests as it may. Try again later."""
+
+
+class EngineClosed(UserError):
+    """The engine was closed before it could answer."""
