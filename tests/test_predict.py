@@ -6,13 +6,12 @@ import argparse
 import json
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from helpers import write
 from media_files import cut
+from video_world import CLIPS, make_world, only, sentences
 
 from emollama import config
 from emollama.commands import predict as predict_command
@@ -20,73 +19,17 @@ from emollama.data.dataset import ClipsToPredict
 from emollama.data.slots import SlotShape
 from emollama.datasets.configs import CustomConfig
 from emollama.datasets.custom import Custom
-from emollama.demo.tiny_encoders import make_tiny_encoders
-from emollama.demo.tiny_llama import make_tiny_llama
-from emollama.demo.videos import draw_texts, make_videos
 from emollama.errors import UserError
 from emollama.inference.predict import dry_run, predict
 from emollama.inference.requests import Modality
 from emollama.inference.videos import VideoSources, plan_extraction, require_videos
-
-LABELS = ["happy", "sad", "neutral", "angry", "worried", "surprise"]
-CLIPS = [f"clip_{number:03d}" for number in range(6)]
-
-
-def tree_over(root: Path) -> dict:
-    """Return a configuration for invented videos: encoders, their features, a training block and an evaluation block."""
-    block = {
-        "type": "custom",
-        "data_root": str(root),
-        "annotation_file": "labels.csv",
-        "labels": LABELS,
-        "task_pool": ["emotion"],
-        "instructions": {"emotion": ["Which of {labels} is it?"]},
-        **{f"{key}_feature_path": f"features/{key}" for key in ("image", "face", "video", "audio")},
-    }
-    encoders = root / "encoders"
-    return {
-        "model": {
-            "arch": "minigpt_v2",
-            "preset": "tiny",
-            "llama_model": str(root / "llm"),
-            "ckpt": str(root / "out/trained/checkpoint_0.pth"),
-            "image_size": 56,
-            "slot_dims": {"image": 176, "face": 64, "video": 64, "audio": 64},
-        },
-        "encoders": {
-            "eva": {"weights": str(encoders / "eva_vit.safetensors"), "image_size": 56, "folder": "image"},
-            "mae": {"weights": str(encoders / "mae"), "face": "centre", "folder": "face"},
-            "videomae": {"weights": str(encoders / "videomae"), "folder": "video"},
-            "hubert": {"weights": str(encoders / "hubert"), "folder": "audio"},
-        },
-        "extraction": {"videos": str(root / "videos"), "output": str(root / "features"), "device": "cpu"},
-        "datasets": {"clips": block},
-        "evaluation_datasets": {"answers": {**block, "answer_by": "likelihood"}},
-        "run": {
-            "output_dir": str(root / "out"),
-            "max_epoch": 1,
-            "iters_per_epoch": 2,
-            "init_lr": 1e-2,
-            "num_workers": 0,
-            "device": "cpu",
-            "amp": False,
-        },
-    }
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """The folder of invented videos, their features, and a model that was trained on them for two steps."""
     root = tmp_path_factory.mktemp("predict")
-    make_videos(root, clips=len(CLIPS), unseen=2, seed=5)
-    make_tiny_encoders(root / "encoders", seed=5)
-    make_tiny_llama(root / "llm", draw_texts(5, 100), seed=5, steps=3)
-    tree = tree_over(root)
-    path = write(root, tree)
-    extraction = config.load(path)
-    extraction.extractor_class(extraction).run()
-    training = config.load(path, ["model.ckpt=null", "run.job_id=trained"])
-    training.runner_class(training).train()
+    make_world(root)
     return root
 
 
@@ -108,22 +51,12 @@ def checked(root, videos, *options):
     return dry_run(settings, [str(video) for video in videos], text=None, task=None, processes=1)
 
 
-def only(*keys):
-    """Return options that remove all other encoders, because building an encoder takes time."""
-    return [f"encoders.{key}=null" for key in ("eva", "mae", "videomae", "hubert") if key not in keys]
-
-
 def evaluated(root, *options, job="answers"):
     """Run an evaluation and return its rows of predictions by name."""
     cfg = config.load(str(root / "config.yaml"), [*options, f"run.job_id={job}"])
     cfg.runner_class(cfg, training=False).evaluate()
     lines = (root / f"out/{job}/result/predictions_answers.jsonl").read_text().splitlines()
     return {row["name"]: row for row in map(json.loads, lines)}
-
-
-def sentences(root):
-    lines = (root / "labels.csv").read_text().splitlines()[1:]
-    return {line.split(",")[0]: line.split(",", 2)[2].strip('"') for line in lines}
 
 
 def write_clip(path, *, sound):
