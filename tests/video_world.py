@@ -14,6 +14,8 @@ from emollama.demo.videos import draw_texts, make_videos
 LABELS = ["happy", "sad", "neutral", "angry", "worried", "surprise"]
 CLIPS = [f"clip_{number:03d}" for number in range(6)]
 
+REPEATED = "because the face is calm, the voice is low and the words are few, so that the mood of the person is easy to see"
+
 
 def tree_over(root: Path) -> dict:
     """Return a configuration for invented videos: encoders, their features, a training block and an evaluation block."""
@@ -57,15 +59,23 @@ def tree_over(root: Path) -> dict:
     }
 
 
-def make_world(root: Path) -> Path:
-    """Create the world in a folder and return the path of its configuration."""
+def make_world(root: Path, *, long_answers: bool = False) -> Path:
+    """Create the world in a folder and return the path of its configuration.
+
+    Args:
+        root: the folder.
+        long_answers: let the language model repeat itself until ``max_new_tokens``; otherwise, its answers are nearly empty.
+    """
     make_videos(root, clips=len(CLIPS), unseen=2, seed=5)
     make_tiny_encoders(root / "encoders", seed=5)
-    make_tiny_llama(root / "llm", draw_texts(5, 100), seed=5, steps=3)
+    texts, steps, more = draw_texts(5, 100), 3, []
+    if long_answers:
+        texts, steps, more = [f"{text} {REPEATED}" for text in texts], 12, ["run.init_lr=1e-3"]
+    make_tiny_llama(root / "llm", texts, seed=5, steps=steps)
     path = Path(write(root, tree_over(root)))
     extraction = config.load(str(path))
     extraction.extractor_class(extraction).run()
-    training = config.load(str(path), ["model.ckpt=null", "run.job_id=trained"])
+    training = config.load(str(path), ["model.ckpt=null", "run.job_id=trained", *more])
     training.runner_class(training).train()
     return path
 

@@ -110,13 +110,10 @@ class FeatureClips(ClipTexts):
         if cfg.missing_features != "zero":
             # Only arrays that could not be computed become zeros. Slots that the block does not mention stay empty.
             new_cfg.features = dict.fromkeys(declared_slots(slot_shapes)) | new_cfg.features
-        return cls(
-            new_cfg,
-            slot_shapes=slot_shapes,
-            block_path=block_path,
-            training=False,
-            table=table,
-        )
+        dataset = cls(new_cfg, slot_shapes=slot_shapes, block_path=block_path, training=False, table=table)
+        # Notes count missing arrays, which an answer reports for its clip.
+        dataset.notes.clear()
+        return dataset
 
     def record(self, index: int, task: str, instruction: str, rng: np.random.Generator | None = None) -> Record:
         """Return clip ``index`` with an instruction of a task; the answer is None if there is no reference answer.
