@@ -462,6 +462,49 @@ def test_sound_damaged_near_its_end_is_read_up_to_the_damage(tmp_path):
     assert re.fullmatch(r"only [78]. of 17. audio packets can be decoded: the file is damaged", reason(path, read_audio))
 
 
+# Other content than a video
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "bmp"])
+def test_an_image_counts_as_a_video_of_one_frame(tmp_path, kind):
+    Image.fromarray(picture(5)).save(tmp_path / f"a.{kind}")
+    path = (tmp_path / f"a.{kind}").rename(tmp_path / "a.mp4")
+    assert frame_numbers(path, 0, -1, 0) == ([5, 5, 5], [1])
+    assert reason(path, read_audio) == "it has no audio track"
+    probe(path)
+
+
+def test_an_image_of_a_phone_is_upright(tmp_path):
+    image, tags = Image.fromarray(picture(5)), Image.Exif()
+    tags[0x0112] = 6  # orientation: to be rotated by 90 degrees clockwise
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=tags)
+    assert np.array_equal(read_frames(tmp_path / "a.png", lambda count: [0])[0], picture(5))
+
+
+def test_audio_alone_has_no_frames_even_with_a_cover_picture(tmp_path):
+    for name in ("a.wav", "a.m4a"):
+        path = write_sound(tmp_path / name, tone(1.0, 16000, 0.5), 16000)
+        assert reason(path) == "it has no video track" and len(read_audio(path)) > 15900
+    with av.open(str(tmp_path / "a.mp3"), "w") as container:
+        stream = container.add_stream("png", rate=1, width=64, height=48, pix_fmt="rgb24")
+        stream.disposition = av.stream.Disposition.attached_pic
+        audio = container.add_stream("mp3", rate=16000, layout="mono")
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(5), format="rgb24")))
+        frame = av.AudioFrame.from_ndarray(tone(1.0, 16000, 0.5), format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        container.mux([*audio.encode(frame), *audio.encode(None)])
+    assert reason(tmp_path / "a.mp3") == "it has no video track" and len(read_audio(tmp_path / "a.mp3")) > 15900
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mkv", "a.flv", "a.mpg", "a.ts", "a.mxf", "a.nut", "a.y4m", "a.rm"])
+def test_the_format_is_determined_by_the_content(tmp_path, name):
+    codecs = {".flv": "flv", ".mpg": "mpeg2video", ".mxf": "mpeg2video", ".rm": "rv20", ".y4m": "wrapped_avframe"}
+    path = write_video(tmp_path / name, 6, codec=codecs.get(Path(name).suffix, "mpeg4"), sound=())
+    expected = read_frames(path, range)
+    assert len(expected) == 6
+    assert np.array_equal(read_frames(path.rename(tmp_path / "a.m3u8"), range), expected)
+
+
 # Files
 
 

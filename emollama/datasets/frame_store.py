@@ -83,7 +83,7 @@ class FrameStore:
             UnusableMedia: If the frame cannot be read.
         """
         source = self._source(name)
-        (frame,) = read_frames(source.video, lambda count: [choose_frame(self.choice, count, source)])
+        (frame,) = read_frames(source.video, lambda count: [choose_frame(self.choice, count, source)], source.limits)
         return blip2_image(frame, self.side).reshape(1, -1).numpy()
 
     def header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:

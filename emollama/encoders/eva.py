@@ -63,7 +63,7 @@ class Eva(Encoder):
 
     def load(self, source: Source) -> Tensor:
         """Read one frame as normalized pixels of shape (3, image_size, image_size)."""
-        (frame,) = read_frames(source.video, lambda count: [choose_frame(self.cfg.frame_selection, count, source)])
+        (frame,) = read_frames(source.video, lambda count: [choose_frame(self.cfg.frame_selection, count, source)], source.limits)
         return blip2_image(frame, self.cfg.image_size)
 
     @torch.inference_mode()

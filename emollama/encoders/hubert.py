@@ -69,7 +69,7 @@ class Hubert(Encoder):
         Sound shorter than a second is padded with silence.
         """
         rate = self.processor.sampling_rate
-        sound = read_audio(source.video, rate)
+        sound = read_audio(source.audio or source.video, rate, source.limits)
         values: Tensor = self.processor(sound, sampling_rate=rate, return_tensors="pt").input_values[0]
         return torch.nn.functional.pad(values, (0, max(0, MIN_SECONDS * rate - len(values))))
 

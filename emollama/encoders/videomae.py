@@ -68,7 +68,7 @@ class VideoMae(Encoder):
         """Read the selected frames of a clip, (F, 3, S, S)."""
         choose = segment_middles if self.cfg.sampling == "middles" else segment_pairs
         if self.cfg.images == "frames":
-            return self.pixels(read_frames(source.video, lambda count: choose(count, self.config.num_frames)))
+            return self.pixels(read_frames(source.video, lambda count: choose(count, self.config.num_frames), source.limits))
         faces = face_images(source, self.cfg.face, self.cfg.max_frames)
         return self.pixels([faces[index] for index in choose(len(faces), self.config.num_frames)])
 

@@ -10,11 +10,11 @@ import os
 import av
 import numpy as np
 
-from emollama.media.containers import MIN_COMPLETE, open_media, packets
-from emollama.media.source import UnusableMedia
+from emollama.media.containers import MIN_COMPLETE, open_media, packets, require_seconds
+from emollama.media.source import DEFAULT_LIMITS, MediaLimits, UnusableMedia
 
 
-def read_audio(path: str | os.PathLike[str], rate: int = 16000) -> np.ndarray:
+def read_audio(path: str | os.PathLike[str], rate: int = 16000, limits: MediaLimits = DEFAULT_LIMITS) -> np.ndarray:
     """Read the audio of a file as one channel, (S,) float32 in [-1, 1], the mean of its channels.
 
     If a file is damaged near its end, the audio before the damage is returned.
@@ -22,21 +22,28 @@ def read_audio(path: str | os.PathLike[str], rate: int = 16000) -> np.ndarray:
     Args:
         path: a video or audio file with any sampling rate.
         rate: sampling rate of the result, in Hz.
+        limits: the longest audio that is decoded.
 
     Raises:
-        UnusableMedia: If the file cannot be opened, has no audio track, is cut off (:func:`emollama.media.containers.packets`),
-            or more than a tenth of its audio cannot be decoded. Audio that is shorter than the video is accepted.
+        UnusableMedia: If the file cannot be opened (:func:`emollama.media.containers.open_media`), has no audio track, is cut off
+            (:func:`emollama.media.containers.packets`), is too long, or more than a tenth of its audio cannot be decoded. Audio
+            that is shorter than the video is accepted.
     """
     # libswresample only resamples. Its own conversion to mono is the sum of left and right divided by the square root of two,
     # which is louder than either channel and can exceed [-1, 1].
     resampler = av.AudioResampler(format="fltp", rate=rate)
     parts: list[np.ndarray] = []
-    decoded_packets, lost_packets = 0, 0
-    with open_media(path, "audio") as (container, stream):
-        for packet in packets(container, stream):
+    decoded_packets, lost_packets, seconds = 0, 0, 0.0
+    with open_media(path, "audio", limits) as (container, stream):
+        for packet in packets(container, stream, limits.max_seconds):
             try:
-                if not lost_packets:
-                    parts += [piece.to_ndarray().mean(0) for frame in packet.decode() for piece in resampler.resample(frame)]
+                for frame in packet.decode() if not lost_packets else ():
+                    # Before resampling, because that multiplies the samples of a very low rate.
+                    seconds += frame.samples / frame.sample_rate
+                    require_seconds(seconds, limits.max_seconds)
+                    parts += [piece.to_ndarray().mean(0) for piece in resampler.resample(frame)]
+            except UnusableMedia:
+                raise
             except (av.FFmpegError, ValueError):
                 # The packet is damaged, or rate or number of channels change here. Later packets are counted as lost.
                 if not parts:

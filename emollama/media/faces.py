@@ -12,10 +12,10 @@ from typing import Any
 import cv2
 import cv2.data
 import numpy as np
-from PIL import Image
 
 from emollama.media.frame_selection import FaceChoice, segment_middles
 from emollama.media.frames import read_frames
+from emollama.media.image_files import open_image
 from emollama.media.source import Source, UnusableMedia
 
 EXTENSIONS = (".bmp", ".png", ".jpg", ".jpeg")
@@ -40,8 +40,8 @@ def face_images(source: Source, find: FaceChoice = "detect", max_frames: int = 3
         UnusableMedia: If there is no face, a face image cannot be read, or the video is damaged.
     """
     if source.faces is not None:
-        return [_read(path) for path in _face_image_paths(source.faces, source.name)]
-    frames = read_frames(source.video, lambda count: segment_middles(count, min(count, max_frames)))
+        return [_read(path, source.limits.max_pixels) for path in _face_image_paths(source.faces, source.name)]
+    frames = read_frames(source.video, lambda count: segment_middles(count, min(count, max_frames)), source.limits)
     if find == "centre":
         return [central_square(frame) for frame in frames]
     faces = [frame[square] for frame in frames if (square := _largest_face(frame)) is not None]
@@ -67,10 +67,12 @@ def _face_image_paths(faces: Path, name: str) -> list[Path]:
     raise UnusableMedia(f"no face image in {faces / name} or {faces / name}_aligned")
 
 
-def _read(path: Path) -> np.ndarray:
+def _read(path: Path, max_pixels: int) -> np.ndarray:
     try:
-        with Image.open(path) as image:
+        with open_image(path, max_pixels) as image:
             return np.array(image.convert("RGB"))
+    except UnusableMedia as error:
+        raise UnusableMedia(f"its face image {path} cannot be used: {error}") from None
     except (OSError, ValueError, SyntaxError):
         raise UnusableMedia(f"its face image {path} cannot be read") from None
 

@@ -4,6 +4,9 @@ decord reads the videos that it decodes correctly, PyAV all others, with the sam
 2). Both read frame by frame from the start, because decord's seeking (``get_batch``, ``reader[i]``) returns wrong frames for
 H.264 and MPEG-2 in .avi, .wmv and .mpg, and for H.264 and H.265 with open groups of pictures.
 
+decord chooses the demuxer itself, among all of its version of FFmpeg. It gets only files that PyAV has opened with one of the
+accepted demuxers and that contain none of the texts by which FFmpeg recognizes formats that refer to other files.
+
 Letters: F frames, H height, W width.
 """
 
@@ -16,55 +19,69 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
-from emollama.media.containers import MIN_COMPLETE, open_media, packets
-from emollama.media.source import UnusableMedia
+from emollama.media.containers import MIN_COMPLETE, open_media, opened, packets
+from emollama.media.image_files import is_image, probe_image, read_image, require_pixels
+from emollama.media.source import DEFAULT_LIMITS, MediaLimits, UnusableMedia
 
 ChooseFrames = Callable[[int], Sequence[int]]
 FIXED_POINT_ONE = 1 << 16  # the number 1 in a display matrix
 # By default, decord silently replaces a fraction of broken frames by copies of others. This fraction allows none.
 FAULT_TOLERANCE = 1e-9
+# FFmpeg chooses a demuxer by at most this many bytes.
+PROBED_BYTES = 2**20
+# FFmpeg's formats that refer to other files and are recognized by content: HLS, ffconcat, DASH, SDP, VobSub, MLV; in lower case.
+REFERRING = (b"#extm3u", b"ffconcat", b"<mpd", b"c=in ip", b"# vobsub index file", b"mlvi")
 
 
-def read_frames(path: str | os.PathLike[str], choose: ChooseFrames) -> np.ndarray:
+def read_frames(path: str | os.PathLike[str], choose: ChooseFrames, limits: MediaLimits = DEFAULT_LIMITS) -> np.ndarray:
     """Read frames of a video, (F, H, W, 3) uint8 RGB.
 
     Args:
-        path: the video.
+        path: the video. An image counts as a video of one frame, which is returned for every index.
         choose: function from the number of frames to the indices of the frames to read, in any order and possibly repeated. If
             the video is damaged before the last of them, the function is called again with the number of decodable frames.
+        limits: the largest video that is decoded.
 
     Raises:
-        UnusableMedia: If the file cannot be opened or is cut off (:func:`emollama.media.containers.packets`), fewer than nine
-            tenths of the frames can be decoded and the others are needed, or a requested frame does not exist.
+        UnusableMedia: If the file cannot be opened (:func:`emollama.media.containers.open_media`), is cut off
+            (:func:`emollama.media.containers.packets`), or is beyond the limits; if fewer than nine tenths of the frames can be
+            decoded and the others are needed; or if a requested frame does not exist.
     """
-    outline = _outline(path)
+    if is_image(path):
+        return np.stack([read_image(os.fspath(path), limits.max_pixels, upright=True)] * len(choose(1)))
+    outline = _outline(path, limits)
     indices = choose(outline.frames)
     if not any(indices):
         return np.stack([outline.first] * len(indices))
     frames = read_with_decord(path, set(indices)) if outline.plain else None
     if frames is None:
-        frames, decoded = read_with_pyav(path, set(indices))
+        frames, decoded = read_with_pyav(path, set(indices), limits)
         if len(frames) < len(set(indices)):
             if decoded < MIN_COMPLETE * outline.frames:
                 raise UnusableMedia(f"only {decoded} of its {outline.frames} frames can be decoded: the file is damaged")
             indices = choose(decoded)
-            frames, _ = read_with_pyav(path, set(indices))
+            frames, _ = read_with_pyav(path, set(indices), limits)
             if len(frames) < len(set(indices)):
                 raise UnusableMedia(f"only {decoded} of its frames can be decoded")
     return np.stack([frames[index] for index in indices])
 
 
 def probe(path: str | os.PathLike[str]) -> None:
-    """Check that a file has a video track, without decoding it.
+    """Check that a file has a video track or is an image, without decoding it.
 
     Raises:
         UnusableMedia: If the file cannot be opened, or has no video track.
     """
-    with open_media(path, "video"):
-        pass
+    if is_image(path):
+        probe_image(path)
+    else:
+        with open_media(path, "video"):
+            pass
 
 
-def read_with_pyav(path: str | os.PathLike[str], indices: set[int]) -> tuple[dict[int, np.ndarray], int]:
+def read_with_pyav(
+    path: str | os.PathLike[str], indices: set[int], limits: MediaLimits = DEFAULT_LIMITS
+) -> tuple[dict[int, np.ndarray], int]:
     """Read frames by index with PyAV, (H, W, 3) each, in the size of the first frame.
 
     Returns:
@@ -75,9 +92,10 @@ def read_with_pyav(path: str | os.PathLike[str], indices: set[int]) -> tuple[dic
     """
     frames: dict[int, np.ndarray] = {}
     decoded, last = 0, max(indices)
-    with open_media(path, "video") as (container, stream):
+    with open_media(path, "video", limits) as (container, stream):
         try:
             for frame in container.decode(stream):
+                require_pixels(frame.width, frame.height, limits.max_pixels)
                 if not decoded:
                     size = {"width": frame.width, "height": frame.height}
                 if decoded in indices:
@@ -92,7 +110,10 @@ def read_with_pyav(path: str | os.PathLike[str], indices: set[int]) -> tuple[dic
 
 
 def read_with_decord(path: str | os.PathLike[str], indices: set[int]) -> dict[int, np.ndarray] | None:
-    """Read frames by index with decord, (H, W, 3) each; None if decord is missing, fails, or would replace broken frames."""
+    """Read frames by index with decord, (H, W, 3) each.
+
+    None if decord is missing, fails, would replace broken frames, or could open other files.
+    """
     try:
         import decord
         from decord._ffi.base import DECORDLimitReachedError
@@ -101,17 +122,28 @@ def read_with_decord(path: str | os.PathLike[str], indices: set[int]) -> dict[in
     decord.logging.set_level(decord.logging.QUIET)
     frames = {}
     try:
-        reader = decord.VideoReader(os.path.abspath(path), num_threads=1, fault_tol=FAULT_TOLERANCE)
-        for index in range(max(indices) + 1):
-            image = reader.next()
-            # For some narrow videos, decord returns images of four or six channels without content.
-            if image.shape[-1] != 3:
+        # The name of a descriptor, because FFmpeg's demuxer of image sequences is chosen by the name of a file.
+        with opened(path) as name:
+            if _may_refer_to_files(name):
                 return None
-            if index in indices:
-                frames[index] = image.asnumpy()
+            reader = decord.VideoReader(name, num_threads=1, fault_tol=FAULT_TOLERANCE)
+            for index in range(max(indices) + 1):
+                image = reader.next()
+                # For some narrow videos, decord returns images of four or six channels without content.
+                if image.shape[-1] != 3:
+                    return None
+                if index in indices:
+                    frames[index] = image.asnumpy()
     except (decord.DECORDError, DECORDLimitReachedError, RuntimeError, AssertionError, StopIteration):
         return None
     return frames
+
+
+def _may_refer_to_files(name: str) -> bool:
+    """Return whether any version of FFmpeg could take a file for one of the formats that refer to other files."""
+    with open(name, "rb") as file:
+        first = file.read(PROBED_BYTES).lower()
+    return any(text in first for text in REFERRING)
 
 
 class _Outline(NamedTuple):
@@ -130,11 +162,11 @@ class _Outline(NamedTuple):
     plain: bool
 
 
-def _outline(path: str | os.PathLike[str]) -> _Outline:
+def _outline(path: str | os.PathLike[str], limits: MediaLimits = DEFAULT_LIMITS) -> _Outline:
     frames, first, complete = 0, None, True
-    with open_media(path, "video") as (container, stream):
+    with open_media(path, "video", limits) as (container, stream):
         try:
-            for packet in packets(container, stream):
+            for packet in packets(container, stream, limits.max_seconds):
                 if first is None:
                     first = next(iter(packet.decode()), None)
                 if packet.size:
@@ -146,6 +178,7 @@ def _outline(path: str | os.PathLike[str]) -> _Outline:
             complete = False
         if first is None or not frames:
             raise UnusableMedia("none of its frames can be decoded")
+        require_pixels(first.width, first.height, limits.max_pixels)
         eight_bits = all(component.bits == 8 for component in first.format.components)
         image, rotation = first.to_ndarray(format="rgb24"), _rotation(first)
         complete = complete and container.format.name != "mpegts"

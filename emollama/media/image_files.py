@@ -5,39 +5,89 @@ from __future__ import annotations
 import io
 import os
 import struct
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from emollama.disk import unreadable
 from emollama.errors import UserError
-from emollama.media.source import UnusableMedia
+from emollama.media.source import MAX_PIXELS, UnusableMedia
 from emollama.paths import require_local
 
 ImageSource = str | os.PathLike[str] | bytes
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 _LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # the end of a complete file
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error, Image.DecompressionBombError)
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error)
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # the only plugins of Pillow that are used
+# The first bytes of each of these formats. Those of WebP contain its length.
+_FIRST_BYTES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM")
+
+# Pillow only warns about images between one and two times its limit.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
-def read_image(source: ImageSource) -> np.ndarray:
-    """Read the pixels of an image, (H, W, 3) uint8 RGB.
+def is_image(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file exists and starts like an image of one of :data:`FORMATS`."""
+    if not os.path.isfile(path):
+        return False
+    try:
+        with open(path, "rb") as file:
+            first = file.read(12)
+    except OSError:
+        return False
+    return first.startswith(_FIRST_BYTES) or (first[:4] == b"RIFF" and first[8:] == b"WEBP")
 
-    Greyscale and palette images are converted to RGB, transparency is dropped, and of 16 bits the upper 8 are used. EXIF rotation
-    is ignored, as in the published code.
 
-    Args:
-        source: path of an image file, or its bytes.
+@contextmanager
+def open_image(file: IO[bytes] | str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """Open an image of one of :data:`FORMATS` whose header has been read but no pixel.
 
     Raises:
-        UnusableMedia: If the file is not an image, is cut off, or has 32-bit pixels.
+        UnusableMedia: If it has more than ``max_pixels`` pixels.
+        OSError: If it cannot be read, or other errors of Pillow.
     """
     try:
-        with _opened(source) as file, Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
+            require_pixels(image.width, image.height, max_pixels)
+            yield image
+    except _BOMB:
+        raise UnusableMedia(f"it has more than {max_pixels:,} pixels") from None
+
+
+def require_pixels(width: int, height: int, max_pixels: int) -> None:
+    """Check the size of an image or a frame.
+
+    Raises:
+        UnusableMedia: If width times height is above the limit.
+    """
+    if width * height > max_pixels:
+        raise UnusableMedia(f"its pictures have {width} x {height} pixels, more than {max_pixels:,}")
+
+
+def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS, upright: bool = False) -> np.ndarray:
+    """Read the pixels of an image, (H, W, 3) uint8 RGB.
+
+    Greyscale and palette images are converted to RGB, transparency is dropped, and of 16 bits the upper 8 are used.
+
+    Args:
+        source: path of an image file, or its bytes. Its format is one of :data:`FORMATS`.
+        max_pixels: largest width times height.
+        upright: apply EXIF rotation. By default, it is ignored, as in the published code.
+
+    Raises:
+        UnusableMedia: If the file is not an image, is cut off, has too many pixels, or has 32-bit pixels.
+    """
+    try:
+        with _opened(source) as file, open_image(file, max_pixels) as image:
             _require_8_or_16_bits(image)
+            if upright:
+                ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith("I;16"):
                 return np.stack([(np.asarray(image) >> 8).astype(np.uint8)] * 3, axis=-1)
             return np.array(image.convert("RGB"))
@@ -57,7 +107,7 @@ def probe_image(source: ImageSource) -> None:
         UnusableMedia: As for :func:`read_image`.
     """
     try:
-        with _opened(source) as file, Image.open(file) as image:
+        with _opened(source) as file, open_image(file) as image:
             _require_8_or_16_bits(image)
             last = _LAST_BYTES.get(image.format or "")
             if last:
