@@ -191,8 +191,28 @@ class Model(Protocol):
         """Process B prompts; return next-token logits (B, V) float32 and the decoding state."""
         ...
 
-    def decode(self, ids: Tensor, state: DecodingState, *, keep: bool = True) -> Tensor:
-        """Return the logits after each of the next tokens (B, Q), (B, Q, V) float32; append them to the state if ``keep``."""
+    def decode(self, ids: Tensor, state: DecodingState) -> Tensor:
+        """Return the logits after each of the next tokens (B, Q), (B, Q, V) float32, and append the tokens to the state."""
+        ...
+
+    def decode_answers(self, answers: Sequence[Sequence[int]], state: DecodingState) -> list[Tensor]:
+        """Return the logits after each token but the last of several answers to each of B sequences.
+
+        Args:
+            answers: the tokens of each answer, at least two.
+            state: the state of the sequences, which is afterwards as it was before.
+
+        Returns:
+            For each answer the logits (B, its tokens - 1, V), float32.
+        """
+        ...
+
+    def merge_adapters(self) -> None:
+        """Add the adapters to the frozen weights and remove them, for inference only.
+
+        Raises:
+            UserError: If they cannot be added.
+        """
         ...
 
     def beam_search(self, batch: Batch, prompt: PromptFormat, options: Mapping[str, Any]) -> list[list[int]]:

@@ -1,44 +1,65 @@
 """What a model keeps of the sequences that it continues.
 
-Shape letters: B = sequences, W = width of the padded cache.
+Shape letters: B = sequences, W = tokens of the longest sequence, Q = new tokens per sequence.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 
 @dataclass
 class DecodingState:
-    """Key-value cache and attention mask of B sequences.
+    """The cache of B sequences, and their lengths.
+
+    The lengths are on the host, so that no step waits for the device.
 
     Attributes:
         cache: keys and values, (B, heads, W, head_dim) per layer, padded on the left; or another object of the model's own with
-            the methods ``append`` and ``drop`` of this class.
-        mask: (B, W) int64, 0 at padding.
+            the methods ``append`` and ``drop`` of :class:`~emollama.models.kv_cache.RowCache`.
+        lengths: the number of tokens of each sequence.
     """
 
     cache: Any
-    mask: Tensor
+    lengths: list[int]
 
-    def extended(self, tokens: int) -> tuple[Tensor, Tensor]:
-        """Return the mask (B, W + tokens) and position_ids (B, tokens) for new tokens, without changing the state."""
-        ones = self.mask.new_ones(len(self.mask), tokens)
-        return torch.cat([self.mask, ones], 1), self.mask.sum(1, keepdim=True) + ones.cumsum(1) - 1
+    @property
+    def width(self) -> int:
+        """W."""
+        return max(self.lengths)
+
+    def mask(self, tokens: int, device: torch.device) -> Tensor | None:
+        """Return the attention mask (B, W + tokens) for new tokens, int64; None if no sequence is padded."""
+        lengths = [length + tokens for length in self.lengths]
+        return left_padding_mask(lengths, device) if min(lengths) < max(lengths) else None
+
+    def positions(self, tokens: int, device: torch.device) -> Tensor:
+        """Return the positions (B, tokens) of new tokens, int64."""
+        return torch.tensor(self.lengths, device=device)[:, None] + torch.arange(tokens, device=device)
+
+    def extend(self, tokens: int) -> None:
+        """Count new tokens that the cache contains."""
+        self.lengths = [length + tokens for length in self.lengths]
 
     def append(self, other: DecodingState) -> None:
         """Add the sequences of another state of the same model."""
         self.cache.append(other.cache)
-        width = max(self.mask.shape[1], other.mask.shape[1])
-        self.mask = torch.cat([pad(mask, (width - mask.shape[1], 0)) for mask in (self.mask, other.mask)])
+        self.lengths += other.lengths
 
     def drop(self, row: int) -> None:
         """Remove a sequence; the last one takes its row."""
-        self.cache.drop(row)
-        self.mask[row] = self.mask[-1]
-        self.mask = self.mask[:-1]
+        self.lengths[row] = self.lengths[-1]
+        self.lengths.pop()
+        self.cache.drop(row, max(self.lengths, default=0))
+
+
+def left_padding_mask(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """Return the attention mask (B, W) of sequences with these numbers of tokens: 0 at the padding, which is on the left."""
+    width = max(lengths)
+    padding = torch.tensor([width - length for length in lengths], device=device)
+    return (torch.arange(width, device=device) >= padding[:, None]).long()

@@ -31,13 +31,15 @@ def candidate_probabilities(models: Sequence[Model], batch: Batch, answers: Sequ
 
 def _log_likelihoods(model: Model, batch: Batch, answers: Sequence[list[int]]) -> Tensor:
     """Return the log-probability of each answer after each prompt, (B, L) float64."""
-    first, state = model.prefill(batch)
+    logits, state = model.prefill(batch)
+    first = logits.double().log_softmax(-1)
+    longer = [answer for answer in answers if len(answer) > 1]
+    following = iter(model.decode_answers(longer, state) if longer else [])
     columns = []
     for answer in answers:
-        ids = torch.tensor(answer, device=first.device).expand(len(first), -1)
-        logits = first[:, None]
+        column = first[:, answer[0]]
         if len(answer) > 1:
-            # The prompts are prefilled once, so the state must not keep the tokens of an answer.
-            logits = torch.cat([logits, model.decode(ids[:, :-1], state, keep=False)], 1)
-        columns.append(logits.double().log_softmax(-1).gather(2, ids[:, :, None]).sum((1, 2)))
+            ids = torch.tensor(answer[1:], device=first.device).expand(len(first), -1)
+            column = column + next(following).double().log_softmax(-1).gather(2, ids[:, :, None]).sum((1, 2))
+        columns.append(column)
     return torch.stack(columns, 1)

@@ -149,7 +149,10 @@ def packed_samples() -> Iterator[None]:
 
 def _packed_mask(**kwargs: Any) -> Tensor | None:
     """Return None for packed samples, and the mask of transformers' sdpa function in generation."""
-    return None if _PackedSamples.active else sdpa_mask(**kwargs)
+    if _PackedSamples.active:
+        return None
+    # To find out whether a mask can be left out, transformers would read it, and so wait for the device.
+    return sdpa_mask(**(kwargs if kwargs.get("attention_mask") is None else kwargs | {"allow_is_causal_skip": False}))
 
 
 _RECORDERS: list[list[tuple[str, bool]]] = []

@@ -193,6 +193,29 @@ def _with_adapters(llm: Any, options: LLMOptions, targets: list[str]) -> Any:
     return llm
 
 
+def merged(llm: Any) -> Any:
+    """Add the adapters of a language model to the frozen weights; return the model without adapters.
+
+    Args:
+        llm: the result of :func:`build`; its frozen weights are changed.
+
+    Raises:
+        UserError: If an adapted layer shares its weights with another module, which must not get the adapters, too.
+    """
+    if not hasattr(llm, "merge_and_unload"):
+        return llm
+    # A layer with adapters contains the original one, which has the same weight.
+    shared = lora_targets.shared_weights(llm.get_base_model())
+    pairs = [tuple(name.removesuffix(".base_layer") for name in pair) for pair in shared.items()]
+    adapted = {name.removesuffix(".base_layer") for name in shared if name.endswith(".base_layer")}
+    if tied := sorted({name for pair in pairs if len(set(pair)) > 1 for name in pair if name in adapted}):
+        raise UserError(
+            f"model.merge_adapters: the adapters of {listing(tied, 'layer')} cannot be merged, because the weights are tied to"
+            " those of another module. Set model.merge_adapters: False."
+        )
+    return llm.merge_and_unload()
+
+
 def _quantization(options: LLMOptions, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     if options.quantize is None:
         return None

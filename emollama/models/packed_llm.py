@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -195,10 +195,29 @@ class PackedLLM(nn.Module, ABC):
         logits = self._packed_logits(batch, _pad_positions(last), past_key_values=cache, use_cache=True)[: len(last)]
         return logits.float(), unpacked_state(cache, batch.lengths)
 
-    def decode(self, ids: Tensor, state: DecodingState, *, keep: bool = True) -> Tensor:
-        """Return the logits after each of the next tokens (B, Q), (B, Q, V) float32; append them to the state if ``keep``."""
-        self._require_length(state.mask.shape[1] + ids.shape[1])
-        return padded.decode(self._llm, ids, state, keep=keep).float()
+    def decode(self, ids: Tensor, state: DecodingState) -> Tensor:
+        """Return the logits after each of the next tokens (B, Q), (B, Q, V) float32, and append the tokens to the state."""
+        self._require_length(state.width + ids.shape[1])
+        return padded.decode(self._llm, ids, state).float()
+
+    def decode_answers(self, answers: Sequence[Sequence[int]], state: DecodingState) -> list[Tensor]:
+        """Return the logits after each token but the last of several answers; see :class:`~emollama.components.Model`."""
+        self._require_length(state.width + max(map(len, answers)) - 1)
+        if self.packing.joint_answers:
+            return [logits.float() for logits in padded.decode_answers(self._llm, answers, state)]
+        rows = [torch.tensor(answer[:-1], device=self.device).expand(len(state.lengths), -1) for answer in answers]
+        return [padded.decode(self._llm, ids, state, keep=False).float() for ids in rows]
+
+    def merge_adapters(self) -> None:
+        """Add the adapters to the frozen weights and remove them, for inference only.
+
+        Raises:
+            UserError: If an adapted layer shares its weights with another module.
+        """
+        # Imported here for the same reason as in __init__.
+        from emollama.models import llm_weights
+
+        self.llama_model = llm_weights.merged(self.llama_model)
 
     @torch.inference_mode()
     def beam_search(self, batch: Batch, prompt: PromptFormat, options: Mapping[str, Any]) -> list[list[int]]:
@@ -217,26 +236,13 @@ class PackedLLM(nn.Module, ABC):
         """
         self.packing.require_beam_search(self.llm_config.model_type)
         self._require_length(batch.max_length + options.get("max_new_tokens", 0))
+        if not prompt.ends_with_eos:
+            options = {"stop_strings": [self.cfg.end_sym], "tokenizer": prompt.tokenizer, **options}
         pieces = list(self._embed(batch).split(batch.lengths))
         # Most models that cannot be packed compute wrong values if generate() of transformers gets a padded batch.
         groups = [pieces] if self.packing.is_packed else [[piece] for piece in pieces]
-        return [answer for group in groups for answer in self._beam_search(group, prompt, options)]
-
-    def _beam_search(self, pieces: list[Tensor], prompt: PromptFormat, options: Mapping[str, Any]) -> list[list[int]]:
-        embeddings = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True, padding_side="left")
-        lengths = torch.tensor([len(piece) for piece in pieces], device=embeddings.device)
-        mask = torch.arange(embeddings.shape[1], device=embeddings.device) >= embeddings.shape[1] - lengths[:, None]
-        tokenizer = prompt.tokenizer
-        stops = {} if prompt.ends_with_eos else {"stop_strings": [self.cfg.end_sym], "tokenizer": tokenizer}
-        out = self.llama_model.generate(
-            inputs_embeds=embeddings,
-            attention_mask=mask.long(),
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.eos_token_id,
-            **stops,
-            **options,
-        )
-        return [_until(ids, tokenizer.eos_token_id) for ids in out.tolist()]
+        eos = prompt.tokenizer.eos_token_id
+        return [answer for group in groups for answer in padded.beam_search(self.llama_model, group, eos, options)]
 
     def _packed_logits(self, batch: Batch, positions: Tensor, **cache: Any) -> Tensor:
         """Return the next-token logits after these positions of a packed batch, (len(positions), V)."""
@@ -288,10 +294,3 @@ class PackedLLM(nn.Module, ABC):
 def _pad_positions(positions: Tensor) -> Tensor:
     """Repeat the last position until there are ``MIN_GEMM_ROWS``, because the head multiplies one matrix row per position."""
     return torch.cat([positions, positions[-1:].expand(max(0, MIN_GEMM_ROWS - len(positions)))])
-
-
-def _until(ids: list[int], end: int | None) -> list[int]:
-    """Return the ids up to and including the first end token, or all ids if there is none."""
-    # Without an EOS token, the beam search of transformers pads shorter answers with -1.
-    ids = [token for token in ids if token >= 0]
-    return ids[: ids.index(end) + 1] if end in ids else ids

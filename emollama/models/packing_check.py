@@ -25,7 +25,7 @@ from emollama.models.configs import PackingKey
 from emollama.models.packing_comparisons import Forward, packed_logits, padded_logits
 from emollama.models.random_copy import RandomCopy, isolated, runnable_copy
 
-VERSION = "7"  # increase it when the check changes, so that cached results are ignored
+VERSION = "8"  # increase it when the check changes, so that cached results are ignored
 CPU = torch.device("cpu")
 Result = Literal["packed", "padded", "rejected"]
 Cache = Literal["batch", "sequence", "none"]
@@ -45,6 +45,7 @@ class Packing:
         reason: why the model is not packed.
         random_training: whether random numbers in training depend on how a global batch is divided.
         max_tokens: number of tokens for which the model has learned or stored positions; None if it has no such table.
+        joint_answers: compute all candidate answers to a prompt in one forward pass; if False, one after the other.
     """
 
     result: Result
@@ -55,6 +56,7 @@ class Packing:
     reason: str = ""
     random_training: bool = False
     max_tokens: int | None = None
+    joint_answers: bool = False
 
     @property
     def is_packed(self) -> bool:
@@ -230,6 +232,7 @@ def _first_way(copy: RandomCopy, key: PackingKey, device: torch.device, dtype: t
             reason=reason,
             random_training=random,
             max_tokens=copy_properties.position_table(copy),
+            joint_answers=packing.is_packed and not _attempt(partial(packing_comparisons.joint_answers, copy)),
         )
     where = _attempt(partial(copy_properties.first_different_layer, copy))
     return Packing("rejected", reason=f"it differs from plain transformers even for a single sample ({problem}; {where})")

@@ -9,20 +9,22 @@ Shape letters: T = tokens of all samples, V = size of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from emollama.decoding_state import DecodingState
+from emollama.decoding_state import DecodingState, left_padding_mask
 from emollama.models import attention, dropout
-from emollama.models.kv_cache import empty_cache, left_padded_state, left_padding_mask, unpacked_state
-from emollama.models.padded import accepted, decode, logits_at, prefill_sequences, prefix_state
+from emollama.models.kv_cache import empty_cache, left_padded_state, unpacked_state
+from emollama.models.padded import accepted, decode, decode_answers, logits_at, prefill_sequences, prefix_state
 from emollama.models.random_copy import RandomCopy, plain_logits
 
 TOLERANCE = 1e-4  # largest difference of a token's log-probability in float32
 NOISE = 4  # in another precision: the typical error may be this multiple of that of plain transformers
 DECODED = 2  # tokens at the end of each sample that are decoded after a prefill of the others
+ANSWER = 4  # tokens of a candidate answer
 DECODED_IN_PRECISION = 8  # the same in another precision, where a median needs more tokens
 
 BEAMS, BEAM_TOKENS = 3, 6  # of the beam search of the comparison
@@ -89,10 +91,27 @@ def packed(copy: RandomCopy) -> str:
             return "; ".join(filter(None, [f"{layers} the boundaries of packed samples", leak]))
     if leak:
         return leak
+    return _decoding(model, partial(_packed_prefill, model), copy)
+
+
+def _packed_prefill(llm: Any, prompts: Sequence[Tensor]) -> DecodingState:
     cache = empty_cache()
-    prompts = [ids[:-DECODED] for ids in copy.samples]
-    packed_logits(model, prompts, past_key_values=cache, use_cache=True)
-    return _decoding(model, unpacked_state(cache, [len(ids) for ids in prompts]), copy)
+    packed_logits(llm, prompts, past_key_values=cache, use_cache=True)
+    return unpacked_state(cache, [len(ids) for ids in prompts])
+
+
+def joint_answers(copy: RandomCopy) -> str:
+    """Compare two candidate answers that one forward pass computes after each of two packed prompts."""
+    model = copy.build(attention.NAME)
+    prompts = [ids[:-ANSWER] for ids in copy.samples]
+    answers = [copy.samples[0][-ANSWER:], copy.samples[1][1 - ANSWER :]]
+    results = decode_answers(model, [ids.tolist() for ids in answers], _packed_prefill(model, prompts))
+    for logits, answer in zip(results, answers, strict=True):
+        for own, prompt in zip(logits, prompts, strict=True):
+            plain = plain_logits(copy.llm, torch.cat([prompt, answer]))[-len(answer) : -1].float().log_softmax(-1)
+            if problem := _difference(own, plain, "in the scores of candidate answers, the log-probability of a token"):
+                return problem
+    return ""
 
 
 def padded(copy: RandomCopy, implementation: str, *, batched: bool) -> str:
@@ -109,11 +128,14 @@ def padded(copy: RandomCopy, implementation: str, *, batched: bool) -> str:
 def padded_decoding(copy: RandomCopy, implementation: str) -> str:
     """Compare decoding with the key-value cache of a padded prefill."""
     model = copy.build(implementation)
-    prompts = _prompts(model, copy.samples)
-    lengths = [len(prompt) for prompt in prompts]
-    cache = empty_cache()
-    logits_at(model, prompts, torch.arange(len(prompts)), torch.tensor(lengths) - 1, batched=True, cache=cache)
-    return _decoding(model, left_padded_state(cache, lengths), copy)
+
+    def prefill(prompts: Sequence[Tensor]) -> DecodingState:
+        lengths, cache = [len(ids) for ids in prompts], empty_cache()
+        embeddings = [model.get_input_embeddings()(ids) for ids in prompts]
+        logits_at(model, embeddings, torch.arange(len(prompts)), torch.tensor(lengths) - 1, batched=True, cache=cache)
+        return left_padded_state(cache, lengths)
+
+    return _decoding(model, prefill, copy)
 
 
 def sequence_decoding(copy: RandomCopy, implementation: str) -> str:
@@ -122,10 +144,14 @@ def sequence_decoding(copy: RandomCopy, implementation: str) -> str:
     Both sequences are prefilled before one is decoded: a few models, such as RecurrentGemma, keep the state in their modules.
     """
     model = copy.build(implementation)
-    logits, state = prefill_sequences(model, _prompts(model, copy.samples))
+
+    def prefill(prompts: Sequence[Tensor]) -> tuple[Tensor, DecodingState]:
+        return prefill_sequences(model, [model.get_input_embeddings()(ids) for ids in prompts])
+
+    logits, _ = prefill([ids[:-DECODED] for ids in copy.samples])
     expected = torch.stack([part[-DECODED - 1] for part in copy.expected])
     problem = _difference(logits, expected, "after a prefill, the log-probability of a token")
-    return problem or _decoding(model, state, copy)
+    return problem or _decoding(model, lambda prompts: prefill(prompts)[1], copy)
 
 
 def sequence_logits(llm: Any, samples: Sequence[Tensor]) -> Tensor:
@@ -249,14 +275,20 @@ def _expected(copy: RandomCopy) -> Tensor:
     return torch.stack([part[-DECODED:] for part in copy.expected])
 
 
-def _decoding(llm: Any, state: DecodingState, copy: RandomCopy) -> str:
-    """Compare the logits after the last tokens of the samples, given a cache of the other tokens."""
-    ids, expected = _last(copy.samples), _expected(copy)
+def _decoding(llm: Any, prefill: Callable[[Sequence[Tensor]], DecodingState], copy: RandomCopy) -> str:
+    """Compare the logits after the last two tokens of the samples, given a cache of the other tokens."""
+    ids, expected, prompts = _last(copy.samples), _expected(copy), [ids[:-DECODED] for ids in copy.samples]
+    state = prefill(prompts)
     # As for the candidates of an answer: several tokens at once, which the state does not keep.
     logits = decode(llm, ids, state, keep=False)
     if problem := _difference(logits, expected, "in decoding, the log-probability of a token"):
         return problem
-    # As in generation: the sequence in the first row is finished, and each step appends one token.
+    # As in generation, one token at a time: the first sequence is finished, and the next one joins while the other continues.
     state.drop(0)
-    steps = torch.cat([decode(llm, token, state) for token in ids[1:].split(1, 1)], 1)
-    return _difference(steps, expected[1:], "in decoding one token at a time, the log-probability of a token")
+    steps = [decode(llm, ids[1:, :1], state)]
+    state.append(prefill(prompts[:1]))
+    steps.append(decode(llm, torch.stack([ids[1, 1:], ids[0, :1]]), state))
+    state.drop(0)
+    steps.append(decode(llm, ids[:1, 1:], state))
+    what = "in decoding one token at a time, the log-probability of a token"
+    return _difference(torch.cat(steps)[:, 0], expected.flip(0).flatten(0, 1), what)

@@ -13,7 +13,7 @@ needed, H = hidden size, V = size of the vocabulary, Q = new tokens per sequence
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Self
 
@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from emollama.decoding_state import DecodingState
+from emollama.decoding_state import DecodingState, left_padding_mask
 from emollama.models import dropout
-from emollama.models.kv_cache import left_padding_mask
 
 
 class Prefixes:
@@ -42,7 +41,7 @@ class Prefixes:
         """Add the sequences of another object."""
         self.sequences += other.sequences
 
-    def drop(self, row: int) -> None:
+    def drop(self, row: int, width: int) -> None:
         """Remove a sequence; the last one takes its place."""
         self.sequences[row] = self.sequences[-1]
         self.sequences.pop()
@@ -65,7 +64,7 @@ class SequenceCaches:
         """Add the caches of another object."""
         self.caches += other.caches
 
-    def drop(self, row: int) -> None:
+    def drop(self, row: int, width: int) -> None:
         """Remove the cache of a sequence; the last one takes its place."""
         self.caches[row] = self.caches[-1]
         self.caches.pop()
@@ -84,7 +83,7 @@ def prefill_sequences(llm: Any, sequences: Sequence[Tensor]) -> tuple[Tensor, De
 
 
 def _state(cache: Prefixes | SequenceCaches, sequences: Sequence[Tensor]) -> DecodingState:
-    return DecodingState(cache, left_padding_mask([len(sequence) for sequence in sequences], sequences[0].device))
+    return DecodingState(cache, [len(sequence) for sequence in sequences])
 
 
 def accepted(llm: Any, **arguments: Any) -> dict[str, Any]:
@@ -138,27 +137,60 @@ def decode(llm: Any, ids: Tensor, state: DecodingState, *, keep: bool = True) ->
     else:
         logits = _decode_batch(llm, ids, state, keep)
     if keep:
-        state.mask, _ = state.extended(ids.shape[1])
+        state.extend(ids.shape[1])
     return logits
 
 
 def _decode_batch(llm: Any, ids: Tensor, state: DecodingState, keep: bool) -> Tensor:
-    mask, positions = state.extended(ids.shape[1])
+    tokens, device = ids.shape[1], ids.device
     logits: Tensor = llm(
         inputs_embeds=llm.get_input_embeddings()(ids),
-        attention_mask=mask,
+        attention_mask=state.mask(tokens, device),
         past_key_values=state.cache,
         use_cache=True,
-        **accepted(llm, position_ids=positions),
+        **accepted(llm, position_ids=state.positions(tokens, device)),
     ).logits
     if not keep:
         # Without a copy, the cache needs no further memory.
-        state.cache.crop(-ids.shape[1])
+        state.cache.crop(-tokens)
     return logits
 
 
+def decode_answers(llm: Any, answers: Sequence[Sequence[int]], state: DecodingState) -> list[Tensor]:
+    """Return the logits after each token but the last of several answers to each sequence, in one forward pass.
+
+    The answers follow each other, and the mask lets each token attend to the sequence and to the tokens of its own answer.
+
+    Args:
+        llm: the language model; its attention accepts a boolean mask (B, 1, Q, W + Q).
+        answers: the tokens of each answer, at least two.
+        state: the state of the sequences, with the cache of a batch, which is afterwards as it was before.
+
+    Returns:
+        For each answer the logits (B, its tokens - 1, V).
+    """
+    device = llm.get_input_embeddings().weight.device
+    inputs = [answer[:-1] for answer in answers]
+    ids = torch.tensor([token for answer in inputs for token in answer], device=device)
+    owners = torch.tensor([index for index, answer in enumerate(inputs) for _ in answer], device=device)
+    offsets = torch.tensor([offset for answer in inputs for offset in range(len(answer))], device=device)
+    count, new = len(state.lengths), len(ids)
+    own = (owners[:, None] == owners) & (offsets[:, None] >= offsets)
+    prompt = left_padding_mask(state.lengths, device).bool()
+    parts = [prompt[:, None].expand(count, new, -1), own.expand(count, new, new)]
+    logits: Tensor = llm(
+        inputs_embeds=llm.get_input_embeddings()(ids).expand(count, new, -1),
+        attention_mask=torch.cat(parts, 2)[:, None],
+        past_key_values=state.cache,
+        use_cache=True,
+        position_ids=state.positions(1, device) + offsets,
+    ).logits
+    state.cache.crop(-new)
+    return list(logits.split([len(answer) for answer in inputs], 1))
+
+
 def _decode_sequences(llm: Any, ids: Tensor, state: DecodingState, keep: bool) -> Tensor:
-    _, positions = state.extended(ids.shape[1])
+    positions = state.positions(ids.shape[1], ids.device)
     caches = state.cache.caches
     rows = []
     for index, embeddings in enumerate(llm.get_input_embeddings()(ids)):
@@ -200,3 +232,28 @@ def _decode_prefixes(llm: Any, ids: Tensor, prefixes: Prefixes, keep: bool) -> T
     if keep:
         prefixes.sequences = sequences
     return logits_at(llm, sequences, rows, columns.flatten(), batched=prefixes.batched).view(count, new, -1)
+
+
+def beam_search(llm: Any, sequences: Sequence[Tensor], eos: int | None, options: Mapping[str, Any]) -> list[list[int]]:
+    """Generate continuations of sequences (T, H) with the beam search of transformers.
+
+    Args:
+        llm: the language model, with or without the adapters of peft.
+        sequences: the input embeddings.
+        eos: id of the EOS token.
+        options: further keyword arguments of ``generate``.
+
+    Returns:
+        The new token ids of each sequence, up to and including the EOS token.
+    """
+    embeddings = pad_sequence(list(sequences), batch_first=True, padding_side="left")
+    mask = left_padding_mask([len(sequence) for sequence in sequences], embeddings.device)
+    out = llm.generate(inputs_embeds=embeddings, attention_mask=mask, eos_token_id=eos, pad_token_id=eos, **options)
+    return [_until(ids, eos) for ids in out.tolist()]
+
+
+def _until(ids: list[int], end: int | None) -> list[int]:
+    """Return the ids up to and including the first end token, or all ids if there is none."""
+    # Without an EOS token, the beam search of transformers pads shorter answers with -1.
+    ids = [token for token in ids if token >= 0]
+    return ids[: ids.index(end) + 1] if end in ids else ids
