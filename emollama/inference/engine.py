@@ -23,6 +23,7 @@ from emollama.decoding.answer_generator import AnswerGenerator
 from emollama.distributed import process_group
 from emollama.distributed.process_group import World
 from emollama.inference.clip_encoders import ClipEncoders
+from emollama.inference.clip_files import ClipFiles
 from emollama.inference.clip_records import ClipRecords, clips_to_predict
 from emollama.inference.feature_stage import FeatureStage
 from emollama.inference.generation_stage import GenerationStage
@@ -30,7 +31,7 @@ from emollama.inference.pending import AnswerStream, PendingAnswer
 from emollama.inference.prediction_block import find_prediction_block, prediction_blocks
 from emollama.inference.requests import Answer, Checkpoint, EngineClosed, QueueFull, Request
 from emollama.inference.videos import VideoSources
-from emollama.media.source import Source
+from emollama.media.source import DEFAULT_LIMITS, MediaLimits, Source
 from emollama.paths import sha256
 from emollama.runners.build import checkpoint_paths, require_checkpoint
 from emollama.runners.preparation import Preparation
@@ -44,11 +45,13 @@ class EngineOptions:
         max_batch_size: number of answers that are generated at the same time.
         max_waiting: number of further requests that are accepted. More are rejected with :class:`QueueFull`.
         reading_threads: number of threads that read media.
+        media_limits: the largest media that are decoded.
     """
 
     max_batch_size: int = 8
     max_waiting: int = 64
     reading_threads: int = 2
+    media_limits: MediaLimits = DEFAULT_LIMITS
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,8 @@ class Engine:
         self._generation = GenerationStage(
             generator, preparation.precision, self.checkpoint, config.model.end_sym, options.max_batch_size
         )
-        self._features = FeatureStage(encoders, self._records, VideoSources(config), workspace, self._generation.put)
+        clip_files = ClipFiles(VideoSources(config), workspace, options.media_limits)
+        self._features = FeatureStage(encoders, self._records, clip_files, encoders.load, self._generation.put)
         self._readers = ThreadPoolExecutor(options.reading_threads, thread_name_prefix="emollama-read")
 
     @property
