@@ -35,6 +35,7 @@ IMPORTS = {
     "component_errors": "errors",
     "disk": "errors",
     "memory": "errors",
+    "system_errors": "disk memory",
     "logs.bars": "",
     "logs.verbosity": "",
     "optim": "",
@@ -58,7 +59,7 @@ IMPORTS = {
     "logs": "disk errors json_io logs.console logs.verbosity paths run_folder",
     "tensor_files": "",
     "distributed.launcher": "distributed.worker_errors distributed.worker_variables errors logs.console variables",
-    "entry": "disk distributed.worker_errors distributed.worker_variables errors logs.console logs.verbosity memory variables",
+    "entry": "distributed.worker_errors distributed.worker_variables errors logs.console logs.verbosity system_errors variables",
     "config.omegaconf_errors": "suggestions",
     "config.nested": "config.omegaconf_errors",
     "registration": "config.nested errors field_texts interface_check listing suggestions",
@@ -101,6 +102,7 @@ IMPORTS = {
     " distributed.watchdog distributed.worker_variables errors evaluation folder_lock importers inference json_io listing logs"
     " logs.console logs.verbosity models paths planning registry reporting run_folder starter stores suggestions text_encoding"
     " variables",
+    "session": "commands config distributed.launcher distributed.stop_requests errors reporting run_folder runners system_errors",
     "cli": "commands entry",
     "__main__": "cli",
 }
@@ -144,8 +146,8 @@ MODULES = {module_name(path): path for path in FILES}
 
 
 # Registries and configurations name the Protocols of all components as types, but do not import them: a look-up imports only the
-# module of one component.
-IMPORTS_OF_TYPES = {"registry", "config.loading", "components"}
+# module of one component. The package itself imports the names of its API when they are used.
+IMPORTS_OF_TYPES = {"registry", "config.loading", "components", "__init__"}
 
 
 def imported(path):
