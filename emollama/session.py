@@ -1,6 +1,6 @@
 """The Python API: a session with a configuration and its checkpoint, which evaluates, trains and answers.
 
-Each method does the same as the command of its name: ``emollama eval``, ``emollama train`` and ``emollama predict``.
+Evaluations and training are those of ``emollama eval`` and ``emollama train``.
 """
 
 from __future__ import annotations
@@ -9,20 +9,30 @@ import argparse
 import gc
 import json
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias, TypedDict, Unpack
 
 from emollama.commands.running import run_config
 from emollama.config import RunConfig
 from emollama.config import load as load_config
 from emollama.distributed.launcher import processes_for
 from emollama.distributed.stop_requests import STOP_REQUESTS
+from emollama.distributed.worker_variables import integer
 from emollama.errors import UserError
+from emollama.logs.logger import get_logger, set_up
 from emollama.reporting.run_files import TaskResult, metrics_by_key, read_results
 from emollama.run_folder import CONFIG, RESULT, PredictionRecord
 from emollama.system_errors import as_user_errors
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from emollama.inference.engine import Engine, EngineOptions
+    from emollama.inference.pending import AnswerStream
+    from emollama.inference.requests import Answer, GenerationOptions, Media, Turn
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
@@ -47,8 +57,27 @@ class EvaluationResult:
         return [record for task in self.tasks for record in task.predictions]
 
 
+class RequestFields(TypedDict, total=False):
+    """The fields of :class:`emollama.Request`, which describes them, besides ``video``."""
+
+    image: Media | None
+    audio: Media | None
+    features: Mapping[str, np.ndarray]
+    text: str | None
+    task: str | None
+    question: str | None
+    history: Sequence[Turn]
+    mask_slots: Sequence[str]
+    label_probabilities: bool
+    options: GenerationOptions
+
+
 def load(
-    path: StrPath, options: Mapping[str, object] | Sequence[str] = (), *, checkpoint: StrPath | Sequence[StrPath] | None = None
+    path: StrPath,
+    options: Mapping[str, object] | Sequence[str] = (),
+    *,
+    checkpoint: StrPath | Sequence[StrPath] | None = None,
+    engine_options: EngineOptions | None = None,
 ) -> Session:
     """Load a configuration, which is checked completely. Weights are loaded when they are first needed.
 
@@ -57,6 +86,7 @@ def load(
             checkpoint_best.pth as ``model.ckpt``, or its checkpoint of the highest step if there is none.
         options: values that override those of the file: ``{"run.max_epoch": 1}``, or texts as ``--options`` of the command line.
         checkpoint: ``model.ckpt``: a checkpoint, or the members of an ensemble. It takes precedence over the run's folder.
+        engine_options: limits of the engine; None uses the defaults.
 
     Raises:
         UserError: If the file or an option is not valid, or the folder has no intact checkpoint. Messages contain the options of
@@ -78,7 +108,7 @@ def load(
             files = checkpoint if isinstance(checkpoint, Sequence) and not isinstance(checkpoint, str) else [checkpoint]
             names = [os.fspath(file) for file in files]
             settings += options_of({"model.ckpt": names[0] if len(names) == 1 else names})
-        return Session(os.fspath(cfg_path), settings)
+        return Session(os.fspath(cfg_path), settings, engine_options)
 
 
 def options_of(options: Mapping[str, object] | Sequence[str]) -> list[str]:
@@ -101,7 +131,9 @@ def options_of(options: Mapping[str, object] | Sequence[str]) -> list[str]:
 
 
 class Session:
-    """A configuration with its checkpoint, from :func:`emollama.load`.
+    """A configuration with its checkpoint, from :func:`emollama.load`. Any number of threads can ask for answers.
+
+    Weights are loaded by the first answer, and stay loaded until :meth:`close` or the end of a ``with`` block.
 
     Attributes:
         config: the resolved configuration. ``help(session.config.run)`` describes the keys of a block.
@@ -109,15 +141,88 @@ class Session:
 
     config: RunConfig
 
-    def __init__(self, cfg_path: str, options: list[str]) -> None:
-        self._cfg_path, self._options = cfg_path, options
+    def __init__(self, cfg_path: str, options: list[str], engine_options: EngineOptions | None = None) -> None:
+        self._cfg_path, self._options, self._engine_options = cfg_path, options, engine_options
+        self._engine: Engine | None = None
+        self._lock = threading.RLock()
         self.config = load_config(cfg_path, options)
 
     def __repr__(self) -> str:
         return f"Session({self._cfg_path!r}, options={self._options!r})"
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def answer(self, video: Media | None = None, **fields: Unpack[RequestFields]) -> Answer:
+        """Answer a question about a video, an image or features, as an evaluation of the same clip would.
+
+        ``session.answer("clip.mp4")`` asks the first task of the evaluation block, and ``question="..."`` your own question.
+
+        Args:
+            video: path or content of a video file.
+            fields: other fields of :class:`emollama.Request`.
+
+        Raises:
+            UserError: If the request is not valid or its media cannot be used, or the model cannot be loaded.
+        """
+        from emollama.inference.requests import Request
+
+        with as_user_errors():
+            (answer,) = self.engine().answer([Request(video=video, **fields)])
+            return answer
+
+    def stream(self, video: Media | None = None, **fields: Unpack[RequestFields]) -> AnswerStream:
+        """Answer as :meth:`answer` does, and return the pieces of the text while they are generated.
+
+        The stream is iterable. ``stream.answer`` is the complete answer, and ``stream.close()`` ends the generation.
+
+        Args:
+            video: path or content of a video file.
+            fields: other fields of :class:`emollama.Request`.
+
+        Raises:
+            UserError: If the request is not valid or its media cannot be used, or the model cannot be loaded.
+        """
+        from emollama.inference.requests import Request
+
+        with as_user_errors():
+            return self.engine().stream(Request(video=video, **fields))
+
+    def engine(self) -> Engine:
+        """Return the engine, which answers many requests at the same time. The first call loads the weights.
+
+        Raises:
+            UserError: If weights or the checkpoint are missing, damaged or do not fit the configuration.
+        """
+        with self._lock:
+            if self._engine is None:
+                # This module imports torch.
+                from emollama.inference.engine import Engine, EngineOptions
+
+                set_up(is_main=integer("RANK", 0) == 0)
+                for warning in self.config.warnings:
+                    get_logger().warning("%s", warning)
+                with as_user_errors():
+                    self._engine = Engine(self.config, self._engine_options or EngineOptions())
+            return self._engine
+
+    def close(self) -> None:
+        """Complete the accepted requests and free the memory of the model. A later answer loads it again."""
+        with self._lock:
+            engine, self._engine = self._engine, None
+            if engine is not None:
+                engine.close()
+                del engine
+                # Models contain circular references.
+                gc.collect()
+
     def evaluate(self, *, nproc: int | None = None) -> EvaluationResult:
         """Evaluate the blocks under ``evaluation_datasets`` as ``emollama eval`` does, and write predictions and metrics.
+
+        The model of earlier answers is closed before, so that its memory is free.
 
         Args:
             nproc: number of processes, as ``--nproc``. None is one per visible GPU; without GPUs, one.
@@ -132,6 +237,8 @@ class Session:
 
     def train(self, *, nproc: int | None = None) -> Session:
         """Train as ``emollama train`` does, from ``model.ckpt`` if it is set, and return the session of the run's folder.
+
+        The model of earlier answers is closed before, so that its memory is free.
 
         Args:
             nproc: number of processes, as ``--nproc``. None is one per visible GPU; without GPUs, one.
@@ -149,6 +256,7 @@ class Session:
             raise UserError(f"nproc is {nproc}; it must be at least 1")
         line = [command, "--cfg-path", self._cfg_path, *(["--options", *self._options] if self._options else [])]
         arguments = argparse.Namespace(nproc=nproc, gpus=None, master_port=None, argv=line)
+        self.close()
         with as_user_errors(), STOP_REQUESTS.handled():
             # Worker processes load the configuration again.
             if load_config(self._cfg_path, self._options).resolved() != self.config.resolved():
@@ -157,5 +265,4 @@ class Session:
             try:
                 return run_config(self.config, arguments, processes, training=command == "train")
             finally:
-                # Models contain circular references, and their memory is needed again.
                 gc.collect()
