@@ -90,13 +90,13 @@ class GenerationStage:
         with torch.inference_mode(), self._precision.autocast():
             while (items := self._next_items()) is not None:
                 try:
-                    self._advance(items)
+                    self._process(items)
                 except Exception as error:  # the thread must live, and nobody may wait forever
                     for item in items:
                         item.pending.fail(error)
                     self._fail_running(error)
 
-    def _advance(self, items: Sequence[_TextItem]) -> None:
+    def _process(self, items: Sequence[_TextItem]) -> None:
         """Add requests to the batch, and generate a token of each answer in it."""
         now = time.perf_counter()
         for item in items:
