@@ -85,7 +85,8 @@ IMPORTS = {
     " logs.console media paths stores",
     "models": "checkpoint_files component_errors config data data.batch decoding_state dtypes encoders errors json_io listing"
     " paths registry stores suggestions tensor_files",
-    "convert": "checkpoint checkpoint_average errors listing models paths stores tensor_files",
+    "convert": "__init__ checkpoint checkpoint_average config data errors json_io listing models paths registry run_folder stores"
+    " tensor_files",
     "decoding": "components data data.batch decoding_state",
     "runners": "__init__ checkpoint checkpoint_average checkpoint_files component_errors components config data data.batch"
     " decoding disk distributed.process_group distributed.stop_requests distributed.worker_variables dtypes encoders errors"
@@ -209,6 +210,7 @@ LIBRARY_USERS = {
     "omegaconf": {"config.loading", "config.merging", "config.nested", "config.reading", "config.omegaconf_errors"},
     "transformers": {"models.llm", "models.llm_weights", "models.packing_check", "models.attention", "models.kv_cache"}
     | {"models.random_copy", "models.lora_targets", "decoding.running_batch"}
+    | {"convert.hub.modeling_emollama", "convert.hub.processing_emollama"}
     | {"encoders.hugging_face", "encoders.qformer", "demo.tiny_llama", "demo.tiny_encoders", "demo.tiny_projection"},
     "timm": {"encoders.eva_vit", "encoders.originals"},
     "decord": {"media.frames"},
