@@ -110,7 +110,7 @@ def test_the_server_gets_the_embeddings_of_the_model_and_answers_as_it_does(
     import torch
 
     from emollama.decoding.generate import generate
-    from emollama.models.embedding_table import prompt_embeddings
+    from emollama.models.prompt_embeddings import prompt_embeddings
 
     expected = generate([golden_model], batch, params().sampling, golden_prompt.is_finished, [0] * 3)
     client, pieces = connect(f"{running.url}/v1/"), []
@@ -128,7 +128,7 @@ def test_the_server_gets_the_embeddings_of_the_model_and_answers_as_it_does(
 
 def test_requests_run_concurrently_and_do_not_mix(running, connect, embedder, golden_model, golden_prompt, batch):
     from emollama.decoding.generate import generate
-    from emollama.models.embedding_table import prompt_embeddings
+    from emollama.models.prompt_embeddings import prompt_embeddings
 
     expected = generate([golden_model], batch, params().sampling, golden_prompt.is_finished, [0] * 3)
     client = connect(running.url)
@@ -271,3 +271,91 @@ def test_a_folder_without_the_embedding_table_is_refused(tmp_path):
     (tmp_path / "base/model.safetensors").unlink()
     with pytest.raises(UserError, match="contains no .safetensors file with the embedding table model.embed_tokens.weight"):
         config.model_class(config.model, device=torch.device("cpu"), frozen_dtype=torch.float32, embeddings_only=True)
+
+
+# The engine with a language model in a server
+
+
+@pytest.fixture(scope="module")
+def requests(golden_dataset):
+    from emollama.inference.requests import Request
+
+    requests = []
+    for index, task in enumerate(("emotion", "reason", "reason_v2")):
+        vectors = golden_dataset.record(index, task, "").features
+        features = {slot: vectors[slot].numpy() for slot in ("face", "video", "audio")}
+        requests.append(Request(features=features, text="I knew it!", task=task))
+    return requests
+
+
+def open_engine(folder, url, **block):
+    from emollama.inference.engine import Engine, EngineOptions
+
+    tree = golden_tree(folder)
+    tree["evaluation_datasets"]["answers"] |= block
+    return Engine(loaded(folder, tree), EngineOptions(max_batch_size=2, engine_url=url))
+
+
+def test_the_engine_answers_the_same_with_the_language_model_in_a_server(running, requests, tmp_path):
+    with open_engine(tmp_path, None) as local:
+        expected = local.answer(requests)
+    with open_engine(tmp_path, running.url) as engine:
+        answers = engine.answer(requests)
+        stream = engine.stream(requests[1])
+        pieces = list(stream)
+    for answer, own in zip(answers, expected, strict=True):
+        assert (answer.text, answer.finish_reason, answer.completion_tokens, answer.prompt_tokens) == (
+            own.text,
+            own.finish_reason,
+            own.completion_tokens,
+            own.prompt_tokens,
+        )
+    assert "".join(pieces) == expected[1].text and len({answer.text for answer in expected}) > 1
+
+
+def test_a_failure_of_the_server_fails_only_its_request(failing, requests, tmp_path):
+    with open_engine(tmp_path, failing.url, max_new_tokens=1) as engine:
+        failing.replies = ["garbage"]
+        with pytest.raises(UserError, match="--engine-url: "):
+            engine.submit(requests[0]).result(60)
+        failing.replies = ["stall"]
+        assert engine.submit(requests[1]).result(60).completion_tokens == 1
+        assert (engine.statistics.failed, engine.statistics.answered, engine.statistics.accepted) == (1, 1, 0)
+
+
+def test_a_cancelled_request_of_the_engine_closes_its_connection(failing, requests, tmp_path):
+    with open_engine(tmp_path, failing.url) as engine:
+        failing.replies = ["stall"]
+        started = threading.Event()
+        pending = engine.submit(requests[0], lambda text: started.set())
+        assert started.wait(60)
+        pending.cancel()
+        assert failing.disconnected.wait(60)
+
+
+@pytest.mark.parametrize(("block", "request_keys"), [({}, {"label_probabilities": True}), ({"answer_by": "likelihood"}, {})])
+def test_label_probabilities_are_unavailable_with_the_reason(failing, requests, tmp_path, block, request_keys):
+    import dataclasses
+
+    from emollama.inference.requests import RequestError
+
+    with (
+        open_engine(tmp_path, failing.url, **block) as engine,
+        pytest.raises(RequestError, match="not available with --engine-url: vLLM returns no log-probabilities") as error,
+    ):
+        engine.answer([dataclasses.replace(requests[0], **request_keys)])
+    assert error.value.param == "label_probabilities" and failing.received == []
+
+
+def test_beam_search_and_ensembles_are_refused(failing, requests, tmp_path):
+    with (
+        open_engine(tmp_path, failing.url, num_beams=2) as engine,
+        pytest.raises(UserError, match="beam search is not available with --engine-url"),
+    ):
+        engine.answer(requests[:1])
+    from emollama.inference.engine import Engine, EngineOptions
+
+    tree = golden_tree(tmp_path)
+    tree["model"]["ckpt"] = [SLIM, SLIM]
+    with pytest.raises(UserError, match="--engine-url does not support an ensemble"):
+        Engine(loaded(tmp_path, tree), EngineOptions(engine_url=failing.url))

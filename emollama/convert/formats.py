@@ -138,6 +138,7 @@ def to_merged(weights: Weights, output: str, alpha: float | None, llama_model: s
         merging.merge(Path(llama_model), parts, layers, scale, folder)
         if parts.rest:
             _save_tensors(parts.rest, folder / PROJECTORS)
+            merging.write_index(folder)
 
 
 def alpha_of(weights: Weights, option: float | None) -> float:

@@ -33,10 +33,6 @@ API_KEY = "EMOLLAMA_ENGINE_API_KEY"
 CONNECT_SECONDS = 10.0
 MAX_RESPONSE_BYTES = 16 << 20  # of one answer; each token is a line of a few hundred bytes
 MAX_SHOWN = 300  # characters of a server's message
-NO_LIKELIHOODS = (
-    f"label probabilities are not available with {KEY}: vLLM returns no log-probabilities of given tokens after prompt embeddings"
-    " (it refuses echo and prompt_logprobs). Leave them out, and set answer_by: generate."
-)
 T = TypeVar("T")
 
 

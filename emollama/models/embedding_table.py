@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,13 +13,9 @@ from emollama.errors import UserError
 from emollama.models import llm_weights
 from emollama.models.llm_weights import LLMOptions
 
-if TYPE_CHECKING:
-    from emollama.data.batch import Batch
-    from emollama.models.packed_llm import PackedLLM
-
 
 def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
-    """Build a language model on the meta device, and load its embedding table, for :func:`prompt_embeddings`.
+    """Build a language model on the meta device, and load its embedding table.
 
     Args:
         options: as for :func:`emollama.models.llm_weights.build`; the folder has weights in safetensors.
@@ -35,17 +31,6 @@ def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch
     if device.type != "meta":
         _load(llm, options.path, dtype, device)
     return built
-
-
-@torch.inference_mode()
-def prompt_embeddings(model: PackedLLM, batch: Batch) -> list[Tensor]:
-    """Return the input embeddings of each of B prompts, (T, H) in the dtype of the language model.
-
-    Args:
-        model: a model, of whose language model only the embedding table is used.
-        batch: B prompts without answers.
-    """
-    return list(model._embed(batch).split(batch.lengths))
 
 
 def _load(llm: Any, folder: str, dtype: torch.dtype, device: torch.device) -> None:
