@@ -87,7 +87,8 @@ IMPORTS = {
     " logs logs.console media paths stores",
     "models": "checkpoint_files component_errors config data data.batch decoding_state dtypes encoders errors field_texts"
     " json_io listing paths registry stores suggestions tensor_files",
-    "convert": "checkpoint checkpoint_average errors listing models paths stores tensor_files",
+    "convert": "__init__ checkpoint checkpoint_average config data errors json_io listing models paths registry run_folder"
+    " stores tensor_files",
     "decoding": "components data data.batch decoding_state",
     "runners": "__init__ checkpoint checkpoint_average checkpoint_files component_errors components config data data.batch"
     " decoding disk distributed.process_group distributed.stop_requests distributed.worker_variables dtypes encoders errors"
@@ -96,13 +97,14 @@ IMPORTS = {
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning remote runners",
     "tasks": "components data data.batch decoding errors evaluation field_texts run_folder",
     "inference": "checkpoint checkpoint_files component_configs config data data.batch decoding distributed.process_group"
-    " encoders errors evaluation extraction folder_lock json_io listing logs logs.console media memory optim paths precision"
-    " remote reporting run_folder runners suggestions tasks",
+    " encoders errors evaluation extraction folder_lock json_io listing logs logs.console media memory models optim paths"
+    " precision remote reporting run_folder runners suggestions tasks text_encoding",
     "commands": "__init__ checks config convert data demo demo.folder disk distributed.launcher distributed.stop_requests"
     " distributed.watchdog distributed.worker_variables errors evaluation folder_lock importers inference json_io listing logs"
     " logs.console logs.verbosity models paths planning registry reporting run_folder starter stores suggestions text_encoding"
     " variables",
-    "session": "commands config distributed.launcher distributed.stop_requests errors reporting run_folder runners system_errors",
+    "session": "commands config distributed.launcher distributed.stop_requests distributed.worker_variables errors inference"
+    " logs reporting run_folder runners system_errors",
     "cli": "commands entry",
     "__main__": "cli",
 }
@@ -212,6 +214,7 @@ LIBRARY_USERS = {
     "omegaconf": {"config.loading", "config.merging", "config.nested", "config.reading", "config.omegaconf_errors"},
     "transformers": {"models.llm", "models.llm_weights", "models.packing_check", "models.attention", "models.kv_cache"}
     | {"models.random_copy", "models.lora_targets", "decoding.running_batch"}
+    | {"convert.hub.modeling_emollama", "convert.hub.processing_emollama"}
     | {"encoders.hugging_face", "encoders.qformer", "demo.tiny_llama", "demo.tiny_encoders", "demo.tiny_projection"},
     "timm": {"encoders.eva_vit", "encoders.originals"},
     "decord": {"media.frames"},
@@ -222,7 +225,8 @@ LIBRARY_USERS = {
     "requests": {"remote.http"},
     "fsspec": {"remote.object_stores"},
     "filelock": {"remote.downloads"},
-    "openai": {"evaluation.judges.endpoint"},
+    "openai": {"evaluation.judges.endpoint", "inference.remote_llm"},
+    "httpx2": {"inference.remote_llm"},
     "matplotlib": {"reporting.plotting", "reporting.confusion", "reporting.panels", "reporting.curves"},
     "wandb": {"logs.tracking"},
     "rich": {"logs.bars"},

@@ -68,11 +68,13 @@ class Update:
         sequence: number of the sequence.
         ids: all its generated ids, including the end of the answer.
         finish_reason: None while the sequence is not finished.
+        error: why the sequence ended without an answer; None otherwise.
     """
 
     sequence: int
     ids: Sequence[int]
     finish_reason: FinishReason | None
+    error: BaseException | None = None
 
 
 class AnswerGenerator:

@@ -46,12 +46,14 @@ class EngineOptions:
         max_waiting: number of further requests that are accepted. More are rejected with :class:`QueueFull`.
         reading_threads: number of threads that read media.
         media_limits: the largest media that are decoded.
+        engine_url: address of a vLLM server that runs the language model, with the adapters merged into it; None runs it here.
     """
 
     max_batch_size: int = 8
     max_waiting: int = 64
     reading_threads: int = 2
     media_limits: MediaLimits = DEFAULT_LIMITS
+    engine_url: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,10 @@ class Engine:
         self._closed = False
         self._accepted: set[PendingAnswer] = set()
         self._counts = {"answered": 0, "failed": 0, "cancelled": 0, "rejected": 0}
-        with ExitStack() as stack:
-            workspace = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="emollama-")))
+        with ExitStack() as self._resources:
+            workspace = Path(self._resources.enter_context(tempfile.TemporaryDirectory(prefix="emollama-")))
             self._load(options, world, workspace)
-            self._resources = stack.pop_all()
+            self._resources = self._resources.pop_all()
 
     def _load(self, options: EngineOptions, world: World, workspace: Path) -> None:
         config = self.config
@@ -116,7 +118,7 @@ class Engine:
         encoders = ClipEncoders(config, slots, manifests, world)
         clips = clips_to_predict(block, Source("clip", empty), None, encoders.folders, empty)
         preparation = Preparation(block.evaluation(config), world, training=False, clips=clips)
-        generator = AnswerGenerator([member.eval() for member in preparation.build_models()], preparation.prompt)
+        generator = self._generator(preparation, options.engine_url)
         paths = checkpoint_paths(config.model.ckpt)
         self.checkpoint = Checkpoint(tuple(Path(path).name for path in paths), tuple(map(sha256, paths)))
         self._records = ClipRecords(config, preparation.prompt, encoders, empty)
@@ -126,6 +128,16 @@ class Engine:
         clip_files = ClipFiles(VideoSources(config), workspace, options.media_limits)
         self._features = FeatureStage(encoders, self._records, clip_files, encoders.load, self._generation.put)
         self._readers = ThreadPoolExecutor(options.reading_threads, thread_name_prefix="emollama-read")
+
+    def _generator(self, preparation: Preparation, engine_url: str | None) -> AnswerGenerator:
+        if engine_url is None:
+            return AnswerGenerator([member.eval() for member in preparation.build_models()], preparation.prompt)
+        # Imported here because the clients of the server take a second to import.
+        from emollama.inference.remote_generator import RemoteAnswerGenerator
+
+        generator = RemoteAnswerGenerator(preparation, engine_url)
+        self._resources.callback(generator.close)
+        return generator
 
     @property
     def block_key(self) -> str:

@@ -191,7 +191,10 @@ class GenerationStage:
 
     def _pass_on(self, update: Update) -> None:
         item = self._running[update.sequence]
-        if update.finish_reason is not None:
+        if update.error is not None:
+            del self._running[update.sequence]
+            item.pending.fail(update.error)
+        elif update.finish_reason is not None:
             del self._running[update.sequence]
             self._finish(item, self._generator.answer(update))
         elif item.stream is not None:

@@ -175,9 +175,14 @@ class Preparation:
         with self._collect_errors:
             self.tensors = self.world.rank_zero_first(self._checkpoint_tensors)
 
-    def build_models(self) -> list[Model]:
-        """Build the model on this process's device with its checkpoint, or all members of an ensemble."""
-        return build_models(self.config, self.world, self.precision, self.tensors, self.resumed)
+    def build_models(self, *, embeddings_only: bool = False) -> list[Model]:
+        """Build the model on this process's device with its checkpoint, or all members of an ensemble.
+
+        Args:
+            embeddings_only: load only the embedding table of the language model, which runs elsewhere.
+        """
+        tensors, resumed = self.tensors, self.resumed
+        return build_models(self.config, self.world, self.precision, tensors, resumed, embeddings_only=embeddings_only)
 
     def prediction_runner(self, members: Sequence[Model]) -> PredictionRunner:
         """Return what runs the model, or the members of an ensemble, on evaluation blocks."""
