@@ -177,7 +177,11 @@ class Preparation:
 
     def build_models(self) -> list[Model]:
         """Build the model on this process's device with its checkpoint, or all members of an ensemble."""
-        return build_models(self.config, self.world, self.precision, self.tensors, self.resumed)
+        members = build_models(self.config, self.world, self.precision, self.tensors, self.resumed)
+        if self.config.model.merge_adapters and not self.training:
+            (model,) = members
+            model.merge_adapters()
+        return members
 
     def prediction_runner(self, members: Sequence[Model]) -> PredictionRunner:
         """Return what runs the model, or the members of an ensemble, on evaluation blocks."""
