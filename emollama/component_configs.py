@@ -44,6 +44,11 @@ class ModelConfig(Protocol):
         ...
 
     @property
+    def merge_adapters(self) -> bool:
+        """Whether inference calls the method ``merge_adapters`` of the model."""
+        ...
+
+    @property
     def use_grad_checkpoint(self) -> bool:
         """Whether activations are computed again in the backward pass."""
         ...

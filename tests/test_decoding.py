@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers import NINE, TASKS
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from emollama.data.batch import Record, collate
+from emollama.decoding.answer_generator import AnswerGenerator, Prompt
 from emollama.decoding.generate import generate
 from emollama.decoding.likelihoods import candidate_probabilities
 from emollama.decoding.running_batch import RunningBatch
 from emollama.decoding.sampling_params import SamplingParams, SequenceParams
+from emollama.models import padded
 
 GREEDY = SamplingParams(max_new_tokens=20)
 
@@ -178,3 +183,96 @@ def test_each_sequence_has_its_own_parameters(golden_model, golden_prompt, sampl
     run_until(running, collected, 20)
     alone = [answers([golden_model], golden_prompt, [samples[i]], choices[i], [i])[0] for i in range(4)]
     assert [collected[sequence] for sequence in order] == alone
+
+
+def test_merged_adapters_change_an_answer_only_where_two_tokens_are_almost_equally_likely(golden_model, golden_prompt, samples):
+    merged = copy.deepcopy(golden_model)
+    merged.merge_adapters()
+    assert not [name for name, _ in merged.named_parameters() if "lora" in name]
+    plain, other_answers = (answers([model], golden_prompt, samples) for model in (golden_model, merged))
+    for sample, ids, others in zip(samples, plain, other_answers, strict=True):
+        if ids != others:
+            place = next(i for i, (one, other) in enumerate(zip(ids, others, strict=False)) if one != other)
+            best = next_distribution(golden_model, sample, ids[:place]).log().topk(2).values
+            assert best[0] - best[1] < 1e-4
+    kept = golden_model.llama_model.get_base_model().state_dict()
+    assert not merged.llama_model.state_dict()["model.layers.0.self_attn.q_proj.weight"].equal(
+        kept["model.layers.0.self_attn.q_proj.base_layer.weight"]
+    )
+
+
+WAITS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "nonzero", "equal", "allclose")
+WAITING_OPERATORS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim")
+
+
+class Calls(TorchFunctionMode):
+    """Counts the calls in Python by which the host waits for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.waits += [function.__name__] if getattr(function, "__name__", "") in WAITS else []
+        return function(*args, **(kwargs or {}))
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators that wait for the device, also inside of others."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        self.waits += [name] if name in WAITING_OPERATORS else []
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_host_waits_for_the_device_once_per_token(golden_model, golden_prompt, samples):
+    running = RunningBatch([golden_model], never)
+    running.add(collate(samples[:4]), [SequenceParams(SamplingParams(limit), 0) for limit in (3, 9, 9, 5)])
+    with Calls() as calls, Operators() as operators:
+        while len(running):
+            running.step()
+    assert calls.waits == ["tolist"] * 9 and operators.waits == []
+
+
+def test_all_candidate_answers_take_one_forward_pass_after_the_prompt(golden_model, golden_prompt, samples, monkeypatch):
+    widths = []
+    decode_answers = padded.decode_answers
+
+    def counted(llm, given, state):
+        widths.append(sum(len(answer) - 1 for answer in given))
+        return decode_answers(llm, given, state)
+
+    monkeypatch.setattr(padded, "decode_answers", counted)
+    labels = [golden_prompt.answer_ids(label) for label in NINE]
+    together = candidate_probabilities([golden_model], collate(samples[:3]), labels)
+    assert widths == [sum(len(label) - 1 for label in labels)]
+    monkeypatch.setattr(golden_model, "packing", replace(golden_model.packing, joint_answers=False))
+    assert candidate_probabilities([golden_model], collate(samples[:3]), labels).allclose(together, atol=1e-6)
+    first = [label[:1] for label in labels]
+    single = candidate_probabilities([golden_model], collate(samples[:3]), first)
+    assert len(widths) == 1 and single.shape == (3, 9)
+
+
+def test_the_next_turn_of_a_conversation_continues_from_the_state_of_the_last_one(golden_model, golden_prompt, golden_dataset):
+    def prompts(turns):
+        records = [golden_dataset.record(clip, "reason", "Why?") for clip in range(3)]
+        records = [replace(record, turns=[(record.turns[0][0], None)]) for record in records]
+        records = [replace(record, turns=turns(record)) for record in records]
+        return [Prompt(generator.tokenize(record, "train"), SequenceParams(GREEDY, 0)) for record in records]
+
+    generator = AnswerGenerator([golden_model], golden_prompt, num_prefixes=3)
+    first = generator.generate(prompts(lambda record: record.turns))
+    texts = iter([answer.text for answer in first] * 2)
+    follow_up = lambda record: [(record.turns[0][0], next(texts)), ("And what else?", None)]  # noqa: E731
+    continued = prompts(follow_up)
+    answered = generator.generate(continued)
+    plain = AnswerGenerator([golden_model], golden_prompt).generate(continued)
+    assert [answer.text for answer in answered] == [answer.text for answer in plain]
+    lengths = [len(prompt.sample.input_ids) for prompt in continued]
+    assert all(length - 40 < answer.num_cached_tokens < length for answer, length in zip(answered, lengths, strict=True))
+    assert [answer.num_cached_tokens for answer in plain] == [0, 0, 0]

@@ -46,6 +46,7 @@ class EngineOptions:
         max_waiting: number of further requests that are accepted. More are rejected with :class:`QueueFull`.
         reading_threads: number of threads that read media.
         media_limits: the largest media that are decoded.
+        cached_conversations: number of answers whose keys and values are kept for follow-up questions; 0 keeps none.
         engine_url: address of a vLLM server that runs the language model, with the adapters merged into it; None runs it here.
     """
 
@@ -53,6 +54,7 @@ class EngineOptions:
     max_waiting: int = 64
     reading_threads: int = 2
     media_limits: MediaLimits = DEFAULT_LIMITS
+    cached_conversations: int = 4
     engine_url: str | None = None
 
 
@@ -118,7 +120,7 @@ class Engine:
         encoders = ClipEncoders(config, slots, manifests, world)
         clips = clips_to_predict(block, Source("clip", empty), None, encoders.folders, empty)
         preparation = Preparation(block.evaluation(config), world, training=False, clips=clips)
-        generator = self._generator(preparation, options.engine_url)
+        generator = self._generator(preparation, options)
         paths = checkpoint_paths(config.model.ckpt)
         self.checkpoint = Checkpoint(tuple(Path(path).name for path in paths), tuple(map(sha256, paths)))
         self._records = ClipRecords(config, preparation.prompt, encoders, empty)
@@ -129,13 +131,14 @@ class Engine:
         self._features = FeatureStage(encoders, self._records, clip_files, encoders.load, self._generation.put)
         self._readers = ThreadPoolExecutor(options.reading_threads, thread_name_prefix="emollama-read")
 
-    def _generator(self, preparation: Preparation, engine_url: str | None) -> AnswerGenerator:
-        if engine_url is None:
-            return AnswerGenerator([member.eval() for member in preparation.build_models()], preparation.prompt)
+    def _generator(self, preparation: Preparation, options: EngineOptions) -> AnswerGenerator:
+        if options.engine_url is None:
+            members = [member.eval() for member in preparation.build_models()]
+            return AnswerGenerator(members, preparation.prompt, options.cached_conversations)
         # Imported here because the clients of the server take a second to import.
         from emollama.inference.remote_generator import RemoteAnswerGenerator
 
-        generator = RemoteAnswerGenerator(preparation, engine_url)
+        generator = RemoteAnswerGenerator(preparation, options.engine_url)
         self._resources.callback(generator.close)
         return generator
 

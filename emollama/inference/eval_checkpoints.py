@@ -219,6 +219,9 @@ class CheckpointEvaluation:
             # Tensors that no checkpoint contains get the random values with which training started.
             "run.seed": self._start.seed,
         }
+        if self._config.model.merge_adapters:
+            # The tensors of the next checkpoint replace those of the adapters.
+            values["model.merge_adapters"] = False
         if row.epoch == -1:
             new_slots = self._config.model_class.feature_layout(self._config.model).optional_tensors
             allowed = [*self._start.model.get("ckpt_allow_missing", []), *new_slots]

@@ -223,6 +223,7 @@ class GenerationStage:
                 label_probabilities=item.probabilities,
                 finish_reason=answer.finish_reason,
                 prompt_tokens=prepared.num_tokens,
+                cached_tokens=answer.num_cached_tokens,
                 completion_tokens=answer.num_tokens,
                 timings=timings,
                 checkpoint=self._checkpoint,

@@ -52,6 +52,9 @@ class LLMConfig:
     lora_target_modules: Union[str, list[str], None] = None  # noqa: UP007
     """Linear layers that get LoRA adapters: the ends of their names, such as [q_proj, v_proj], or all-linear. If null, the query
     and value projections of each layer, which have other names in some models ([qkv_proj] in Phi-3); see docs/models.md."""
+    merge_adapters: bool = False
+    """Add the LoRA adapters to the weights of the language model for inference (evaluation, predict, serving), which is faster.
+    Values differ by rounding. Training and its validation never do so; an ensemble and a quantized model cannot."""
     dropout: float = 0.0
     """Dropout probability on the feature tokens during training."""
     use_grad_checkpoint: bool = True
@@ -91,6 +94,8 @@ class LLMConfig:
             raise ValueError(
                 "train_llm: full cannot train quantized weights. Set train_llm: lora, or low_resource and load_in_4bit to False."
             )
+        if self.merge_adapters:
+            self._require_mergeable()
         require_at_least(1, self, "lora_r", "lora_alpha")
         require_at_least(8, self, "max_txt_len", "max_context_len")
         PROMPT_FORMATS.nested_config(self.prompt_format, "prompt_format")
@@ -109,6 +114,20 @@ class LLMConfig:
             expected: names of the tensors of the model that the checkpoint does not fit, possibly of a different architecture.
         """
         return False
+
+    def _require_mergeable(self) -> None:
+        if self.train_llm != "lora":
+            raise ValueError(f"merge_adapters has no effect, because train_llm is {self.train_llm}. Remove it.")
+        if self.low_resource or self.load_in_4bit:
+            raise ValueError(
+                "merge_adapters cannot add adapters to quantized weights. Set merge_adapters: False, or low_resource and"
+                " load_in_4bit to False."
+            )
+        if isinstance(self.ckpt, list) and len(self.ckpt) > 1 and self.ensemble == "predictions":
+            raise ValueError(
+                "merge_adapters: the members of an ensemble share the weights of the language model, so their adapters cannot be"
+                " merged. Set merge_adapters: False, or ensemble: weights."
+            )
 
     def require_layout(self, name: str, key: str) -> None:
         """Check that the prompt format has a layout.

@@ -182,7 +182,11 @@ class Preparation:
             embeddings_only: load only the embedding table of the language model, which runs elsewhere.
         """
         tensors, resumed = self.tensors, self.resumed
-        return build_models(self.config, self.world, self.precision, tensors, resumed, embeddings_only=embeddings_only)
+        members = build_models(self.config, self.world, self.precision, tensors, resumed, embeddings_only=embeddings_only)
+        if self.config.model.merge_adapters and not self.training and not embeddings_only:
+            (model,) = members
+            model.merge_adapters()
+        return members
 
     def prediction_runner(self, members: Sequence[Model]) -> PredictionRunner:
         """Return what runs the model, or the members of an ensemble, on evaluation blocks."""

@@ -43,6 +43,7 @@ RESUMABLE_OVERRIDES = (
     "model.vit_weights",
     "model.q_former_model",
     "model.cache_visual",
+    "model.merge_adapters",
     "model.ckpt",
     "model.ckpt_allow_missing",
     "run.output_dir",
