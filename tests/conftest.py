@@ -68,7 +68,7 @@ def pytest_collection() -> Iterator[None]:
 def _let_loggers_propagate() -> None:
     """Pytest adds and removes six handlers for each test in each logger that does not propagate: torch has more than forty."""
     for logger in logging.getLogger().manager.loggerDict.values():
-        if isinstance(logger, logging.Logger) and logger.name.startswith("torch."):
+        if isinstance(logger, logging.Logger) and logger.name.partition(".")[0] == "torch":
             logger.propagate = True
 
 

@@ -881,6 +881,7 @@ def test_two_processes_share_the_clips_and_write_the_same_files_as_one(real):
     assert "meeting: 9 clips, 0 done before, 9 done now (" in output
 
 
+@pytest.mark.slow
 def test_an_error_of_one_process_alone_is_reported_once_and_the_others_end_silently(root):
     encoders = many(root, 100) | {"bytes": {"seconds": 0.2, "hungry_process": 1}}
     (status, output), (other, silent) = together(root, configured(root, encoders=encoders, num_workers=1), 2)

@@ -89,6 +89,7 @@ def test_the_check_tells_models_that_can_be_packed_from_those_that_cannot(family
     assert bool(packing.reason) == (packing.result != "packed")
 
 
+@pytest.mark.slow
 def test_a_model_that_is_wrong_even_alone_is_rejected_with_its_first_wrong_layer():
     reason = packing_check.check(AutoConfig.for_model("gemma3n_text")).reason
     assert reason.endswith("first in model.layers.0 (Gemma3nTextDecoderLayer))")
