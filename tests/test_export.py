@@ -256,6 +256,52 @@ def test_wrong_inputs_of_the_processor_are_refused(folder, arguments, expected):
 # Other models
 
 
+@pytest.mark.parametrize(
+    ("model_type", "kind", "declared"),
+    [
+        ("llama", "sentences", "LlamaTokenizer"),
+        ("llama", "sentences", None),
+        ("llama", "bytes", "PreTrainedTokenizerFast"),
+        ("llama", "bytes", "LlamaTokenizer"),
+        ("qwen2", "bytes", "Qwen2TokenizerFast"),
+        ("qwen2", "bytes", "LlamaTokenizer"),
+        ("mistral", "sentences", "LlamaTokenizerFast"),
+    ],
+)
+def test_a_tokenizer_is_the_same_although_the_type_of_the_model_differs(tmp_path, model_type, kind, declared):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import AutoTokenizer
+
+    from emollama.convert.hub_files import copy_tokenizer
+    from emollama.models.llm import load_tokenizer
+
+    base, folder = tmp_path / "base", tmp_path / "hub"
+    folder.mkdir()
+    shutil.copytree(GOLDEN / "llama", base, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer.model"))
+    settings = json.loads((base / "tokenizer_config.json").read_text()) | {"tokenizer_class": declared}
+    if kind == "bytes":
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = Tokenizer(models.BPE({text: token for token, text in enumerate(alphabet)}, []))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.add_special_tokens(["<s>", "</s>"])
+        tokenizer.save(str(base / "tokenizer.json"))
+        settings = {"tokenizer_class": declared, "eos_token": "</s>"}
+    (base / "tokenizer_config.json").write_text(json.dumps({key: value for key, value in settings.items() if value}))
+    content = json.loads((base / "config.json").read_text()) | {"model_type": model_type}
+    (base / "config.json").write_text(json.dumps(content))
+    (folder / "config.json").write_text(json.dumps({"model_type": "emollama"}))
+    tokenizer = load_tokenizer(str(base))
+    copy_tokenizer(base, folder, tokenizer)
+    copied = AutoTokenizer.from_pretrained(folder)
+    for text in [*HOSTILE, "She says: I'm happy."]:
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        assert copied(text, add_special_tokens=False).input_ids == ids
+        assert copied.decode(ids) == tokenizer.decode(ids)
+    assert (copied.eos_token_id, copied.bos_token_id) == (tokenizer.eos_token_id, tokenizer.bos_token_id)
+    assert copied.get_added_vocab() == tokenizer.get_added_vocab()
+
+
 def random_checkpoint(path, shapes, rank=0, width=64):
     import torch
 

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from emollama.data.prompts.formats import TemplateFormat
 from emollama.errors import UserError
-from emollama.json_io import parse_json
+from emollama.json_io import read_object
 from emollama.listing import listing
 from emollama.models import llm
-from emollama.paths import read_text
 from emollama.tensor_files import save_tensors
 
 LLM_PREFIX, FUSION_PREFIX = "language_model.", "fusion."  # of the tensors in the exported model
@@ -94,7 +93,7 @@ def copy_tokenizer(base: Path, folder: Path, tokenizer: Any) -> None:
     for name in sorted({*names, *licences} - {llm.TOKENIZER_CONFIG}):
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
-    content = _without_private_keys(parse_json(read_text(str(base / llm.TOKENIZER_CONFIG))))
+    content = _without_private_keys(read_object(base / llm.TOKENIZER_CONFIG, []))
     class_name = type(tokenizer).__name__
     content["tokenizer_class"] = "PreTrainedTokenizerFast" if class_name == "TokenizersBackend" else class_name
     write_json(folder / llm.TOKENIZER_CONFIG, content)

@@ -149,7 +149,7 @@ class EmollamaForCausalLM(PreTrainedModel, GenerationMixin):
         criteria = StoppingCriteriaList(kwargs.pop("stopping_criteria", None) or [])
         if self.config.end_symbol is not None and tokenizer is not None:
             criteria.append(EndSymbol(self.config.end_symbol, tokenizer))
-        kwargs.setdefault("generation_config", self.generation_config)
+        self.language_model.generation_config = self.generation_config
         embeddings = self.embed(input_ids, features)
         return self.language_model.generate(inputs_embeds=embeddings, stopping_criteria=criteria, **kwargs)
 
