@@ -10,3 +10,5 @@ STEP = "EMOLLAMA_STEP"
 HTTP_TIMEOUT = "EMOLLAMA_HTTP_TIMEOUT"
 # Unix time at which run.stop_after_minutes ends, which the launcher sets for its workers.
 STOP_AT = "EMOLLAMA_STOP_AT"
+# The key of the server of --engine-url.
+ENGINE_API_KEY = "EMOLLAMA_ENGINE_API_KEY"

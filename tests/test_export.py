@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -151,6 +152,8 @@ def test_no_file_contains_a_path_a_secret_or_a_user_name(folder):
     words = [str(place), str(GOLDEN), str(ROOT), str(Path.home()), "/root/.cache", SECRET, f"/{getpass.getuser()}/"]
     found = [(path.name, word) for path in folder.rglob("*") for word in words if word.encode() in path.read_bytes()]
     assert found == []
+    absolute = re.compile(rb"(?<![\w.:/])/(?:home|root|work|tmp|mnt|data|Users)/")
+    assert [path.name for path in folder.rglob("*") if absolute.search(path.read_bytes())] == []
     assert sum(path.is_file() for path in folder.rglob("*")) > 10
 
 

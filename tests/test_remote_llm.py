@@ -149,7 +149,7 @@ def test_sampling_parameters_are_those_of_the_request(failing, connect):
         "top_p": 0.9,
         "repetition_penalty": 1.2,
         "seed": 7,
-        "top_k": -1,
+        "top_k": 0,
         "min_p": 0.0,
     }
 

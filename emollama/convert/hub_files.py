@@ -23,6 +23,7 @@ from emollama.tensor_files import save_tensors
 LLM_PREFIX, FUSION_PREFIX = "language_model.", "fusion."  # of the tensors in the exported model
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json"}
 TOKENIZER_FILES |= {"merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"}
+TOKENIZER_JSON = "tokenizer.json"
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 # Keys of tokenizer files in which libraries store paths of the machine that wrote them, or names of code.
 PRIVATE_KEY = re.compile(r".*name_or_path|.*_file|auto_map|processor_class")
@@ -90,8 +91,10 @@ def copy_tokenizer(base: Path, folder: Path, tokenizer: Any) -> None:
     """Copy the files of the tokenizer and of the licence. The tokenizer's class must not depend on the type of the model."""
     names = TOKENIZER_FILES | set(type(tokenizer).vocab_files_names.values())
     licences = [path.name for pattern in LICENCE_FILES for path in base.glob(pattern)]
+    has_json = (base / TOKENIZER_JSON).is_file()
     for name in sorted({*names, *licences} - {llm.TOKENIZER_CONFIG}):
-        if (base / name).is_file():
+        # A SentencePiece model contains the path of its training data. It is not needed next to tokenizer.json.
+        if (base / name).is_file() and not (has_json and name.endswith(".model")):
             shutil.copyfile(base / name, folder / name)
     content = _without_private_keys(read_object(base / llm.TOKENIZER_CONFIG, []))
     class_name = type(tokenizer).__name__

@@ -27,9 +27,9 @@ from emollama.decoding.running_batch import FinishReason
 from emollama.decoding.sampling_params import SequenceParams
 from emollama.errors import UserError
 from emollama.text_encoding import encodable
+from emollama.variables import ENGINE_API_KEY
 
 KEY = "--engine-url"
-API_KEY = "EMOLLAMA_ENGINE_API_KEY"
 CONNECT_SECONDS = 10.0
 MAX_RESPONSE_BYTES = 16 << 20  # of one answer; each token is a line of a few hundred bytes
 MAX_SHOWN = 300  # characters of a server's message
@@ -151,7 +151,7 @@ class RemoteLanguageModel:
         if isinstance(error, openai.APIConnectionError):
             return f"no connection to {self._url}: {self._shown(error.__cause__ or error)}. Start the server, or correct the URL."
         if isinstance(error, openai.APIStatusError):
-            hints = {401: f" Set {API_KEY} to its key.", 403: f" Check its key in {API_KEY}."}
+            hints = {401: f" Set {ENGINE_API_KEY} to its key.", 403: f" Check its key in {ENGINE_API_KEY}."}
             hint = hints.get(error.status_code, " vLLM needs --enable-prompt-embeds." if error.status_code == 400 else "")
             return f"the server at {self._url} returned the status {error.status_code}: {self._shown(error.message)}.{hint}"
         return f"the server at {self._url} failed: {self._shown(error)}"
@@ -202,7 +202,7 @@ class RemoteLanguageModel:
         tokenizer = self._prompt_format.tokenizer
         stops = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         # ignore_eos: only the tokenizer's EOS token ends an answer, not further ones in generation_config.json.
-        rules = {"return_token_ids": True, "ignore_eos": True, "stop_token_ids": stops, "top_k": -1, "min_p": 0.0}
+        rules = {"return_token_ids": True, "ignore_eos": True, "stop_token_ids": stops, "top_k": 0, "min_p": 0.0}
         return rules | {"skip_special_tokens": False}
 
     def _answer(self, ids: list[int], reason: FinishReason) -> RemoteAnswer:
@@ -221,7 +221,9 @@ def server_address(url: str) -> str:
     except ValueError as error:
         raise UserError(f"{KEY}: not a valid URL: {error}. Write it as http://host:port.") from None
     if parts.username is not None or parts.password is not None:
-        raise UserError(f"{KEY}: the URL contains a user name or password. Set the key of the server in {API_KEY} instead.")
+        raise UserError(
+            f"{KEY}: the URL contains a user name or password. Set the key of the server in {ENGINE_API_KEY} instead."
+        )
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(f"{KEY}: '{url}' is not an http or https URL. Write it as http://host:port.")
     if parts.query or parts.fragment or parts.path.rstrip("/") not in ("", "/v1"):
@@ -231,11 +233,11 @@ def server_address(url: str) -> str:
 
 
 def _api_key() -> str | None:
-    key = os.environ.get(API_KEY, "").strip()
+    key = os.environ.get(ENGINE_API_KEY, "").strip()
     if not key:
         return None
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError(f"the environment variable {API_KEY} contains spaces or characters that are not printable ASCII.")
+        raise UserError(f"the environment variable {ENGINE_API_KEY} contains spaces or characters that are not printable ASCII.")
     return key
 
 
@@ -243,7 +245,7 @@ def _encoded(embeddings: Tensor) -> str:
     """Return the base64 text of a tensor file."""
     buffer = io.BytesIO()
     # torch.save would write the whole storage of a view, which contains the prompts of other requests.
-    torch.save(embeddings.detach().to("cpu", copy=True).contiguous().clone(), buffer)
+    torch.save(embeddings.detach().cpu().contiguous().clone(), buffer)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
