@@ -268,7 +268,7 @@ def test_predictions_for_other_clips_use_the_pooling_of_the_block(tmp_path, corp
     (tmp_path / "new").mkdir()
     vectors = np.random.default_rng(1).normal(size=(4, WIDTH)).astype(np.float32)
     np.save(tmp_path / "new/mine.npy", vectors)
-    clips = ClipsToPredict(["mine"], "emotion", None, {"audio": str(tmp_path / "new")}, str(tmp_path))
+    clips = ClipsToPredict(["mine"], "emotion", None, {"audio": str(tmp_path / "new")})
     dataset = dataset_of(loaded(tmp_path, tree), "evaluation_datasets.answers", clips=clips)
     expected = vectors.astype(np.float64).mean(axis=0).astype(np.float32)
     assert np.array_equal(dataset.record(0, "emotion", "?").features["audio"].numpy()[0], expected)

@@ -326,6 +326,19 @@ def test_two_checkpoints_can_be_evaluated_as_an_ensemble(plain, tmp_path):
     assert len(lines) == 6 and len(list((tmp_path / "cache").glob("*/*.npy"))) == 6
 
 
+def test_the_engine_captions_an_image_like_an_evaluation(world, plain, tmp_path):
+    from emollama.inference.engine import Engine
+    from emollama.inference.requests import Request
+
+    checkpoint = f"model.ckpt={plain}/checkpoint_1.pth"
+    config = load(str(plain / "config.yaml"), [checkpoint, f"run.output_dir={tmp_path}", "run.job_id=captions"])
+    config.runner_class(config, training=False).evaluate()
+    row = json.loads((tmp_path / "captions/result/predictions_test.jsonl").read_text().splitlines()[0])
+    with Engine(config) as engine:
+        (answer,) = engine.answer([Request(image=world.images / f"{row['name']}.jpg")])
+    assert (answer.text, answer.prompt) == (row["prediction"], row["instruction"])
+
+
 def test_the_cache_can_be_enabled_when_a_run_is_resumed(world, plain, tmp_path):
     ended = resumed(world, plain, tmp_path, model={"cache_visual": True})
     assert logged(ended) == logged(plain)[4:] and list((tmp_path / "cache").glob("*/*.npy"))

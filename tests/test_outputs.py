@@ -95,7 +95,7 @@ def test_the_custom_dataset_in_the_documentation_works_as_written(tmp_path, monk
     runner = runner_of(scaled, *own)
     plain, quiet = runner_of(base).datasets["clips"], runner.datasets["clips"]
     folder = next(source.path for source in quiet.features if source.slots == ("audio",))
-    clips = ClipsToPredict(quiet.names()[:1], "emotion", None, {"audio": folder}, "")
+    clips = ClipsToPredict(quiet.names()[:1], "emotion", None, {"audio": folder})
     shapes = runner.config.model_class.slot_shapes(runner.config.model)
     predicted = type(quiet).for_clips(quiet.cfg, clips, slot_shapes=shapes, block_path="datasets.clips")
     audio = [dataset.record(0, "emotion", "?").features["audio"] for dataset in (plain, quiet, predicted)]

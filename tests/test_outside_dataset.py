@@ -78,7 +78,7 @@ def test_predict_skips_blocks_whose_class_has_no_method_for_new_clips(tmp_path, 
     only_talks, both = loaded(tmp_path, tree), loaded(tmp_path, tree | {"datasets": tree["datasets"] | {"golden": golden}})
     del sys.modules["outside_dataset"].Interviews.for_clips
     assert find_prediction_block(both, None).key == "datasets.golden"
-    with pytest.raises(UserError, match="no block under evaluation_datasets or datasets has video clips"):
+    with pytest.raises(UserError, match="no block under evaluation_datasets or datasets has video clips or images"):
         find_prediction_block(only_talks, None)
 
 

@@ -139,7 +139,7 @@ def test_a_modality_that_only_the_configuration_declares_is_listed(world):
 def test_a_slot_that_the_block_leaves_empty_is_empty_for_a_video_too(world):
     shapes = {"face": SlotShape(1, 64), "gaze": SlotShape(1, 7)}
     cfg = CustomConfig(annotation_file="labels.csv", features={"image": None, "face": "x", "video": None, "audio": None})
-    clips = ClipsToPredict(["clip_000"], "emotion", None, {"face": str(world / "features/face")}, "")
+    clips = ClipsToPredict(["clip_000"], "emotion", None, {"face": str(world / "features/face")})
     record = Custom.for_clips(cfg, clips, slot_shapes=shapes, block_path="b").record(0, "emotion", "?")
     assert {slot: len(vectors) for slot, vectors in record.features.items()} == {"face": 1, "gaze": 0}
 

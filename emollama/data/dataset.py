@@ -241,15 +241,13 @@ class ClipsToPredict:
         task: the task that is asked about each clip.
         sentence: the sentence that is spoken in the clips; None for prompts without a sentence.
         features: slot -> folder of .npy arrays, for the slots of :meth:`ClipDataset.clip_slots`. A clip without an array gets
-            zeros.
-        videos: folder of the videos, <name>.mp4 and so on.
+            zeros. The arrays of "frame" are normalized pixels, (1, 3 x side x side) float32.
     """
 
     names: Sequence[str]
     task: str
     sentence: str | None
     features: Mapping[str, str]
-    videos: str
 
 
 @runtime_checkable

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -16,6 +17,7 @@ from emollama.data.annotations import Clip, Table, missing_names
 from emollama.data.batch import Record
 from emollama.data.curriculum import column_values
 from emollama.data.dataset import ClipsToPredict
+from emollama.data.features import Features
 from emollama.data.problems import Problem
 from emollama.data.sampling import DatasetSampling
 from emollama.data.shard_properties import skipped_members
@@ -25,6 +27,7 @@ from emollama.datasets.clip_texts import ClipTexts
 from emollama.errors import UserError
 from emollama.listing import listing
 from emollama.stores.conversion import other_file
+from emollama.stores.store import NpyFolder
 
 # Keys that select clips or decide what happens to missing features, set so that no clip is left out.
 ALL_CLIPS: dict[str, Any] = {
@@ -104,13 +107,16 @@ class FeatureClips(ClipTexts):
         """Build a dataset for evaluation whose samples are new clips, with the prompts and features of the block."""
         sentences = None if clips.sentence is None else dict.fromkeys(clips.names, clips.sentence)
         table = Table([Clip(name, "", number) for number, name in enumerate(clips.names, 1)], sentences)
-        image_path = clips.videos if PIXELS in cls.clip_slots(cfg) else None
-        changes = {"task_pool": clips.task, "transcription_path": None, "image_path": image_path, **ALL_CLIPS}
-        new_cfg = cfg.with_features(clips.features, **changes)
+        pixels = clips.features.get(PIXELS) if PIXELS in cls.clip_slots(cfg) else None
+        folders = {slot: folder for slot, folder in clips.features.items() if slot != PIXELS}
+        changes = {"task_pool": clips.task, "transcription_path": None, "image_path": pixels, **ALL_CLIPS}
+        new_cfg = cfg.with_features(folders, **changes)
         if cfg.missing_features != "zero":
             # Only arrays that could not be computed become zeros. Slots that the block does not mention stay empty.
             new_cfg.features = dict.fromkeys(declared_slots(slot_shapes)) | new_cfg.features
         dataset = cls(new_cfg, slot_shapes=slot_shapes, block_path=block_path, training=False, table=table)
+        if pixels is not None:
+            dataset.features = [_reading_arrays(source, pixels) for source in dataset.features]
         # Notes count missing arrays, which an answer reports for its clip.
         dataset.notes.clear()
         return dataset
@@ -194,3 +200,10 @@ class FeatureClips(ClipTexts):
                 raise UserError(f"{self.block_path}: missing_features: skip leaves no clips, because each lacks a feature array")
         note = f"of {count} clips have no array (missing_features: {policy})"
         return [f"{key}: {len(names)} {note}" for key, names in missing.items() if names]
+
+
+def _reading_arrays(source: Features, folder: str) -> Features:
+    """Return a source of frames that reads their pixels from arrays in a folder; other sources are returned unchanged."""
+    if source.slots != (PIXELS,):
+        return source
+    return dataclasses.replace(source, store=NpyFolder.open(Path(folder)), path=folder)

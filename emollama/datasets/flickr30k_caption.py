@@ -21,6 +21,7 @@ from emollama.data.slots import PIXELS, SlotShape
 from emollama.datasets.caption_dataset import CaptionDataset
 from emollama.datasets.configs import CAPTION_TASK, Flickr30kCaptionConfig
 from emollama.datasets.image_files import ImageFiles, image_features, image_side
+from emollama.datasets.new_images import AcceptsNewImages
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
 from emollama.media.image_files import EXTENSIONS, image_files
@@ -28,7 +29,7 @@ from emollama.paths import join
 from emollama.stores.feature_cache import FeatureCache
 
 
-class Flickr30kCaption(CaptionDataset):
+class Flickr30kCaption(AcceptsNewImages, CaptionDataset):
     """The dataset of a ``flickr30k_caption`` block. Its only task is ``caption``.
 
     Args:

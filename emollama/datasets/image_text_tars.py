@@ -20,6 +20,7 @@ from emollama.datasets.caption_dataset import CaptionDataset
 from emollama.datasets.configs import CAPTION_TASK, ImageTextTarsConfig
 from emollama.datasets.image_files import image_features, image_side
 from emollama.datasets.image_tars import ImageTars
+from emollama.datasets.new_images import AcceptsNewImages
 from emollama.errors import UserError
 from emollama.listing import listing
 from emollama.media.source import UnusableMedia
@@ -28,7 +29,7 @@ from emollama.stores.feature_cache import FeatureCache
 REMEDY = "Repair the sample in the tar, leave it out (exclude), or set missing_images: skip."
 
 
-class ImageTextTars(CaptionDataset):
+class ImageTextTars(AcceptsNewImages, CaptionDataset):
     """The dataset of an ``image_text_tars`` block. Its only task is ``caption``, and each image has one caption.
 
     Only the positions of the samples are in memory. Captions and images are read when they are needed.

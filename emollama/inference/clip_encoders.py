@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,17 @@ import torch
 from torch import Tensor
 
 from emollama.config import RunConfig
+from emollama.data.slots import PIXELS
 from emollama.distributed.process_group import World
+from emollama.encoders.decoding_worker import LoaderSettings
 from emollama.encoders.encoder import Encoder
 from emollama.errors import UserError
 from emollama.extraction.clips import Clips
 from emollama.extraction.encoding import encode_batch, reason
 from emollama.extraction.jobs import Job, describe_encoders, plan_jobs
+from emollama.inference.prediction_block import PredictionBlock
 from emollama.inference.videos import with_encoders_for
+from emollama.media.frame_pixels import FramePixels
 from emollama.media.source import Source
 
 # Reads a clip for some encoders: label -> what Encoder.load returned, or why the clip cannot be used.
@@ -31,8 +36,8 @@ class LoadedClip:
 
     Attributes:
         source: the clip.
-        tensors: label of an encoder -> its input.
-        failed: label of an encoder -> why it cannot encode the clip.
+        tensors: label of an encoder -> its input; :func:`frame_slot` -> pixels.
+        failed: the same names -> why there is no input.
     """
 
     source: Source
@@ -45,20 +50,25 @@ class ClipFeatures:
     """The features of one clip.
 
     Attributes:
-        arrays: first slot of an encoder -> array, in the dtype in which an extraction stores it.
-        failed: first slot of an encoder -> why there is no array.
+        arrays: first slot of an encoder -> array, in the dtype in which an extraction stores it; :func:`frame_slot` -> pixels.
+        failed: the same names -> why there is no array.
     """
 
     arrays: Mapping[str, np.ndarray]
     failed: Mapping[str, str]
 
 
+def frame_slot(block: PredictionBlock) -> str:
+    """Return the name under which the pixels of the frame that a block selects are stored."""
+    return f"{PIXELS}.{block.frame_selection}"
+
+
 class ClipEncoders:
-    """The encoders that fill some slots.
+    """The encoders that fill the slots of some blocks, and the frames that the model encodes itself.
 
     Args:
         config: a configuration, with or without ``encoders``.
-        slots: the slots. Encoders for other slots are not loaded.
+        blocks: the blocks. Encoders for other slots are not loaded.
         folder: an empty folder, into which a manifest is written for each encoder.
         world: the processes. Rank 0 reads weights first.
 
@@ -69,9 +79,14 @@ class ClipEncoders:
         UserError: If weights are missing or do not fit the encoder or the model.
     """
 
-    def __init__(self, config: RunConfig, slots: Set[str], folder: Path, world: World) -> None:
-        config = with_encoders_for(config, slots, folder)
+    def __init__(self, config: RunConfig, blocks: Sequence[PredictionBlock], folder: Path, world: World) -> None:
+        config = with_encoders_for(config, {slot for block in blocks for slot in block.slots}, folder)
         self._encoders: dict[str, Encoder] = {}
+        self._frames: dict[str, FramePixels] = {}
+        for block in blocks:
+            if (choice := block.frame_selection) is not None:
+                side = math.isqrt(config.model_class.slot_shapes(config.model)[PIXELS].dim // 3)
+                self._frames[frame_slot(block)] = FramePixels(side, choice)
         self.jobs: dict[str, Job] = {}
         if not config.encoders:
             return
@@ -92,12 +107,18 @@ class ClipEncoders:
         """First slot of each encoder -> folder with its manifest."""
         return {job.slot: job.arrays.folder for job in self.jobs.values()}
 
+    @property
+    def loaders(self) -> dict[str, LoaderSettings]:
+        """Label of each encoder, or slot of frames -> what a decoding process needs to load its inputs."""
+        return {label: (type(self._encoders[label]), job.cfg) for label, job in self.jobs.items()} | self._frames
+
     def load(self, source: Source, labels: Sequence[str]) -> dict[str, Tensor | Exception]:
-        """Read a clip for some encoders, in this process."""
+        """Read a clip for some encoders, or frames of it, in this process."""
         loaded: dict[str, Tensor | Exception] = {}
         for label in labels:
+            loader = self._frames[label] if label in self._frames else self._encoders[label]
             try:
-                loaded[label] = self._encoders[label].load(source)
+                loaded[label] = loader.load(source)
             except UserError:
                 raise
             except Exception as error:  # a library may raise anything for a broken file
@@ -112,7 +133,8 @@ class ClipEncoders:
             load: :meth:`load`, or a function that does the same in another process.
             without: slots whose features are not needed.
         """
-        results = load(source, [label for label, job in self.jobs.items() if job.slot not in without])
+        labels = [label for label, job in self.jobs.items() if job.slot not in without]
+        results = load(source, [*labels, *self._frames])
         tensors = {label: result for label, result in results.items() if isinstance(result, Tensor)}
         failed = {label: reason(result) for label, result in results.items() if isinstance(result, Exception)}
         return LoadedClip(source, tensors, failed)
@@ -124,8 +146,9 @@ class ClipEncoders:
         Raises:
             UserError: If the device has too little memory.
         """
-        arrays: list[dict[str, np.ndarray]] = [{} for _ in clips]
-        failed = [{self.jobs[label].slot: why for label, why in clip.failed.items()} for clip in clips]
+        arrays = [{slot: clip.tensors[slot].numpy() for slot in self._frames if slot in clip.tensors} for clip in clips]
+        slots = {label: job.slot for label, job in self.jobs.items()}
+        failed = [{slots.get(label, label): why for label, why in clip.failed.items()} for clip in clips]
         for label, job in self.jobs.items():
             # Clips of several requests may have the same name.
             batch = [

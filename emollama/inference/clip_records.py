@@ -21,11 +21,10 @@ from emollama.data.slots import PIXELS
 from emollama.decoding.answer_generator import LabelAnswers, Prompt
 from emollama.decoding.sampling_params import SequenceParams
 from emollama.errors import UserError
-from emollama.inference.clip_encoders import ClipEncoders, ClipFeatures
+from emollama.inference.clip_encoders import ClipEncoders, ClipFeatures, frame_slot
 from emollama.inference.modalities import Modalities, require_features
 from emollama.inference.prediction_block import PredictionBlock, find_prediction_block
 from emollama.inference.requests import Modality, Request, RequestError
-from emollama.media.files import EXTENSIONS
 from emollama.media.source import Source
 from emollama.runners.datasets import slot_shapes_of_run
 from emollama.runners.evaluation import build_blocks
@@ -88,11 +87,12 @@ def clips_to_predict(
         block: the block.
         source: the clip.
         sentence: the spoken sentence; None for a prompt without one.
-        folders: slot -> folder of arrays, or of videos for the slot "frame".
+        folders: slot -> folder of arrays.
         empty: an empty folder for the other slots.
     """
-    paths = {slot: str(folders.get(slot, empty)) for slot in block.slots if slot != PIXELS}
-    return ClipsToPredict([source.name], block.task, sentence, paths, str(folders.get(PIXELS, empty)))
+    names = {slot: frame_slot(block) if slot == PIXELS else slot for slot in block.slots}
+    paths = {slot: str(folders.get(name, empty)) for slot, name in names.items()}
+    return ClipsToPredict([source.name], block.task, sentence, paths)
 
 
 class ClipRecords:
@@ -249,17 +249,13 @@ class ClipRecords:
         return LabelQuestion(sample, label_answers(dataset, cfg.aliases))
 
     def _write(self, folder: Path, source: Source, features: ClipFeatures) -> dict[str, Path]:
-        """Write the arrays of a clip and a link to its video. Return slot -> folder."""
+        """Write the arrays of a clip. Return slot -> folder."""
         for slot, array in features.arrays.items():
             path = folder / slot / f"{source.name}.npy"
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 np.save(file, array)
-        extension = source.video.suffix if source.video.suffix.lower() in EXTENSIONS else EXTENSIONS[0]
-        link = folder / PIXELS / f"{source.name}{extension}"
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(source.video.resolve())
-        return {slot: folder / slot for slot in (*features.arrays, PIXELS)}
+        return {slot: folder / slot for slot in features.arrays}
 
 
 def _sentence(request: Request, block: _Block) -> str | None:

@@ -22,7 +22,9 @@ from emollama.data.slots import without_pixels
 from emollama.decoding.answer_generator import AnswerGenerator
 from emollama.distributed import process_group
 from emollama.distributed.process_group import World
-from emollama.inference.clip_encoders import ClipEncoders
+from emollama.encoders.decoding_process import DecodingProcess
+from emollama.encoders.decoding_worker import DecodingLimits
+from emollama.inference.clip_encoders import ClipEncoders, LoadClip
 from emollama.inference.clip_files import ClipFiles
 from emollama.inference.clip_records import ClipRecords, clips_to_predict
 from emollama.inference.feature_stage import FeatureStage
@@ -46,6 +48,8 @@ class EngineOptions:
         max_waiting: number of further requests that are accepted. More are rejected with :class:`QueueFull`.
         reading_threads: number of threads that read media.
         media_limits: the largest media that are decoded.
+        decoding: limits of a separate process that decodes media, so that a file which crashes a decoder or needs too much memory
+            fails alone; None decodes in this process.
         cached_conversations: number of answers whose keys and values are kept for follow-up questions; 0 keeps none.
         engine_url: address of a vLLM server that runs the language model, with the adapters merged into it; None runs it here.
     """
@@ -54,6 +58,7 @@ class EngineOptions:
     max_waiting: int = 64
     reading_threads: int = 2
     media_limits: MediaLimits = DEFAULT_LIMITS
+    decoding: DecodingLimits | None = None
     cached_conversations: int = 4
     engine_url: str | None = None
 
@@ -113,11 +118,10 @@ class Engine:
         config = self.config
         require_checkpoint(config.model)
         block = find_prediction_block(config, None)
-        slots = {slot for other in prediction_blocks(config) for slot in other.slots}
         manifests, empty = workspace / "manifests", workspace / "empty"
         manifests.mkdir()
         empty.mkdir()
-        encoders = ClipEncoders(config, slots, manifests, world)
+        encoders = ClipEncoders(config, prediction_blocks(config), manifests, world)
         clips = clips_to_predict(block, Source("clip", empty), None, encoders.folders, empty)
         preparation = Preparation(block.evaluation(config), world, training=False, clips=clips)
         generator = self._generator(preparation, options)
@@ -128,7 +132,13 @@ class Engine:
             generator, preparation.precision, self.checkpoint, config.model.end_sym, options.max_batch_size
         )
         clip_files = ClipFiles(VideoSources(config), workspace, options.media_limits)
-        self._features = FeatureStage(encoders, self._records, clip_files, encoders.load, self._generation.put)
+        load: LoadClip = encoders.load
+        if options.decoding is not None:
+            process = DecodingProcess(encoders.loaders, options.decoding)
+            self._resources.callback(process.close)
+            process.start()
+            load = process.load
+        self._features = FeatureStage(encoders, self._records, clip_files, load, self._generation.put)
         self._readers = ThreadPoolExecutor(options.reading_threads, thread_name_prefix="emollama-read")
 
     def _generator(self, preparation: Preparation, options: EngineOptions) -> AnswerGenerator:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from emollama.data.dataset import FeatureSource, SampleDataset
-from emollama.data.slots import without_pixels
+from emollama.data.slots import PIXELS, without_pixels
+from emollama.inference.clip_encoders import frame_slot
 from emollama.inference.prediction_block import PredictionBlock
 from emollama.inference.requests import Modality, UnusableInput
 from emollama.media.frame_selection import NO_PEAK
@@ -58,16 +59,15 @@ class Modalities:
 
     def _extracted(self, slot: str, source: FeatureSource, name: str, failed: Mapping[str, str]) -> Modality:
         """Return the model's input for a slot whose features are extracted from the clip."""
-        key, online = self._block.key, source.frame_selection is not None
+        online = source.slots == (PIXELS,)
         encoder = "model.vit_weights" if online else self._encoders.get(source.slots[0], "")
         if name in source:
             return Modality("real", encoder)
-        if online:
-            return Modality("zero", f"{encoder}: {NO_PEAK}. {_remedy(key, key, name)}")
         if not encoder:
             return Modality("missing", f"no block under 'encoders' computes {slot} features; zeros replace them")
-        why = failed.get(source.slots[0], "no array")
-        remedy = f". {_remedy('extraction', encoder, name)}" if why == NO_PEAK else ""
+        why = failed.get(frame_slot(self._block) if online else source.slots[0], "no array")
+        peaks, frames = (self._block.key, self._block.key) if online else ("extraction", encoder)
+        remedy = f". {_remedy(peaks, frames, name)}" if why == NO_PEAK else ""
         return Modality("zero", f"{encoder}: {why}{remedy}")
 
 

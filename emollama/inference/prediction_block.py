@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from emollama.config import EvaluationBlock, RunConfig
 from emollama.data.dataset import ClipDataset
 from emollama.data.instructions import TASK_NAMES
+from emollama.data.slots import PIXELS, FrameSelection
 from emollama.errors import UserError
 from emollama.logs.logger import get_logger
 from emollama.suggestions import did_you_mean
@@ -39,6 +40,11 @@ class PredictionBlock:
     def slots(self) -> Collection[str]:
         """The slots that the block has features for, and "frame" if the model encodes frames of its videos."""
         return self.dataset_class.clip_slots(self.block.dataset)
+
+    @property
+    def frame_selection(self) -> FrameSelection | None:
+        """Which frame of a video the model encodes itself; None if it encodes none."""
+        return getattr(self.block.dataset, "frame_selection", "first") if PIXELS in self.slots else None
 
     def has_sentences(self) -> bool:
         """Whether the prompts of the block contain spoken sentences; False with a warning if that cannot be read."""
@@ -88,8 +94,8 @@ def find_prediction_block(config: RunConfig, task: str | None) -> PredictionBloc
     if task is not None and task not in valid:
         raise UserError(f"--task: unknown task '{task}'.{did_you_mean(task, valid)} Tasks: {', '.join(valid)}")
     if not usable:
-        text = "no block under evaluation_datasets or datasets has video clips, whose labels and instructions predict needs"
-        raise UserError(f"{text}. Add the block that the checkpoint was trained with. To caption images, use emollama eval.")
+        text = "no block under evaluation_datasets or datasets has video clips or images, whose labels and instructions it needs"
+        raise UserError(f"{text}. Add the block that the checkpoint was trained with.")
     suitable = [block for block in usable if task in block.tasks]
     if task is not None and not suitable:
         get_logger().warning("no block of this configuration has the task '%s', so the model may not be trained for it", task)
