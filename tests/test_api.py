@@ -37,8 +37,8 @@ def add(folder, name, step):
 def test_the_names_of_the_package_are_those_of_its_modules():
     assert [name for name in emollama.__all__ if getattr(emollama, name).__name__ != name] == []
     assert {*emollama.__all__} < {*dir(emollama)}
-    with pytest.raises(AttributeError, match="no attribute 'lod'"):
-        emollama.lod
+    with pytest.raises(AttributeError, match="no attribute 'loads'"):
+        emollama.loads
 
 
 def test_options_are_those_of_the_command_line_or_a_mapping_of_python_values(tmp_path):
@@ -81,6 +81,7 @@ def test_a_named_checkpoint_takes_precedence_over_the_folder(run_folder, tmp_pat
     other = tmp_path / "other.pth"
     assert emollama.load(run_folder, checkpoint=other).config.model.ckpt == str(other)
     assert emollama.load(run_folder, checkpoint=[other, "b.pth"]).config.model.ckpt == [str(other), "b.pth"]
+    assert emollama.load(run_folder, {"model.ckpt": other}).config.model.ckpt == str(other)
 
 
 @pytest.mark.parametrize("name", ["checkpoint_best.pth", "checkpoint_1.pth"])
