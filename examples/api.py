@@ -24,6 +24,7 @@ def main(cfg_path: str, video: str) -> None:
         history = [emollama.Turn(question="", answer=first.text)]
         for piece in trained.stream(video, question=question, history=history):
             print(piece, end="", flush=True)
+        print()
 
         # Several requests share the batches of the language model.
         options = emollama.GenerationOptions(temperature=0.7, seed=1)
