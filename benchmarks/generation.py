@@ -33,7 +33,9 @@ def main() -> None:
     config = load(str(ROOT / "eval_configs/demo_EMER.yaml"), ["run.job_id=generation_benchmark"])
     runner = config.classes["run"](config, training=False)
     runner.model.eval()
-    prediction_runner = PredictionRunner(runner.task, AnswerGenerator(runner.members, runner.prompt), runner.world, runner.precision, seed=0)
+    prediction_runner = PredictionRunner(
+        runner.task, AnswerGenerator(runner.members, runner.prompt), runner.world, runner.precision, seed=0
+    )
     block = runner.blocks["emer"]
     block.dataset.clips = block.dataset.clips[: arguments.clips]
     seconds: dict[int, list[float]] = {1: [], 8: []}

@@ -85,30 +85,30 @@ def load(
         path: a YAML file as ``--cfg-path`` of the command line, or the folder of a run, which stands for its config.yaml with its
             checkpoint_best.pth as ``model.ckpt``, or its checkpoint of the highest step if there is none.
         options: values that override those of the file: ``{"run.max_epoch": 1}``, or texts as ``--options`` of the command line.
-        checkpoint: ``model.ckpt``: a checkpoint, or the members of an ensemble. It takes precedence over the run's folder.
+        checkpoint: ``model.ckpt``: a checkpoint, or the members of an ensemble. It takes precedence over the folder of a run, as
+            the option ``model.ckpt`` does.
         engine_options: limits of the engine; None uses the defaults.
 
     Raises:
         UserError: If the file or an option is not valid, or the folder has no intact checkpoint. Messages contain the options of
             the command line.
     """
-    settings = options_of(options)
-    cfg_path = Path(path)
+    settings, cfg_path = options_of(options), os.fspath(path)
     with as_user_errors():
-        if cfg_path.is_dir():
-            cfg_path = cfg_path / CONFIG
-            if not cfg_path.is_file():
-                raise UserError(f"'{path}' is not the folder of a run: it has no {CONFIG}. Specify output_dir/<job_id>.")
-            if checkpoint is None:
+        if os.path.isdir(cfg_path):
+            folder, cfg_path = Path(path), os.path.join(path, CONFIG)
+            if not os.path.isfile(cfg_path):
+                raise UserError(f"'{folder}' is not the folder of a run: it has no {CONFIG}. Specify output_dir/<job_id>.")
+            if checkpoint is None and not any(option.startswith("model.ckpt=") for option in settings):
                 # This module imports torch.
                 from emollama.runners.checkpoints import best_or_newest
 
-                checkpoint = best_or_newest(Path(path))
+                checkpoint = best_or_newest(folder)
         if checkpoint is not None:
             files = checkpoint if isinstance(checkpoint, Sequence) and not isinstance(checkpoint, str) else [checkpoint]
             names = [os.fspath(file) for file in files]
             settings += options_of({"model.ckpt": names[0] if len(names) == 1 else names})
-        return Session(os.fspath(cfg_path), settings, engine_options)
+        return Session(cfg_path, settings, engine_options)
 
 
 def options_of(options: Mapping[str, object] | Sequence[str]) -> list[str]:

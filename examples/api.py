@@ -24,10 +24,13 @@ def main(cfg_path: str, video: str) -> None:
         history = [emollama.Turn(question="", answer=first.text)]
         for piece in trained.stream(video, question=question, history=history):
             print(piece, end="", flush=True)
+        print()
 
         # Several requests share the batches of the language model.
         options = emollama.GenerationOptions(temperature=0.7, seed=1)
-        requests = [emollama.Request(video=video, task="emotion", mask_slots=[slot], options=options) for slot in trained.engine().slots]
+        requests = [
+            emollama.Request(video=video, task="emotion", mask_slots=[slot], options=options) for slot in trained.engine().slots
+        ]
         for answer in trained.engine().answer(requests):
             print(answer.text, answer.finish_reason, answer.timings.generation)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
-import yaml
 from helpers import golden_tree, write
-from running import golden_config
+from running import ROOT, golden_config
 
 import emollama
 from emollama.session import options_of
+
+NOTEBOOK = ROOT / "examples/quickstart.ipynb"
 
 
 @pytest.fixture
@@ -34,8 +37,8 @@ def add(folder, name, step):
 def test_the_names_of_the_package_are_those_of_its_modules():
     assert [name for name in emollama.__all__ if getattr(emollama, name).__name__ != name] == []
     assert {*emollama.__all__} < {*dir(emollama)}
-    with pytest.raises(AttributeError, match="no attribute 'lod'"):
-        emollama.lod
+    with pytest.raises(AttributeError, match="no attribute 'loads'"):
+        emollama.loads
 
 
 def test_options_are_those_of_the_command_line_or_a_mapping_of_python_values(tmp_path):
@@ -78,6 +81,7 @@ def test_a_named_checkpoint_takes_precedence_over_the_folder(run_folder, tmp_pat
     other = tmp_path / "other.pth"
     assert emollama.load(run_folder, checkpoint=other).config.model.ckpt == str(other)
     assert emollama.load(run_folder, checkpoint=[other, "b.pth"]).config.model.ckpt == [str(other), "b.pth"]
+    assert emollama.load(run_folder, {"model.ckpt": other}).config.model.ckpt == str(other)
 
 
 @pytest.mark.parametrize("name", ["checkpoint_best.pth", "checkpoint_1.pth"])
@@ -118,34 +122,100 @@ def test_a_session_that_only_evaluates_does_not_train(tmp_path):
         session.evaluate(nproc=0)
 
 
+def test_the_notebook_was_executed_and_its_outputs_are_small_and_contain_no_paths_of_a_machine():
+    cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = json.dumps([cell["outputs"] for cell in cells])
+    assert len(outputs) < 10_000
+    assert re.findall(r"(?<![\w.])/\w+/|\d\d:\d\d:\d\d", outputs) == []
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The session of a run that was trained for two steps by another session."""
-    folder = tmp_path_factory.mktemp("api")
-    tiny = {"run.iters_per_epoch": 2, "run.device": "cpu", "evaluation_datasets.train_layout.max_new_tokens": 8}
-    return emollama.load(golden_config(folder), {**tiny, "evaluation_datasets.upstream": None}).train()
+def quickstart(tmp_path_factory):
+    """A folder in which the notebook was executed, and the executed notebook."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    folder = tmp_path_factory.mktemp("quickstart")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.delenv("EMOLLAMA_DEMO_VIDEOS", raising=False)
+        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+    return folder, notebook
+
+
+@pytest.fixture
+def session(quickstart):
+    """A session of the run that the notebook has trained, and the options that find its data from any folder."""
+    root = quickstart[0] / "demo_videos"
+    with emollama.load(root / "trained", {"paths.root": root}) as session:
+        yield session
 
 
 @pytest.mark.slow
-def test_training_returns_the_session_of_the_run(trained):
-    folder = Path(trained.config.model.ckpt).parent
-    assert Path(trained.config.model.ckpt).name == "checkpoint_0.pth"
-    assert yaml.safe_load((folder / "config.yaml").read_text())["run"]["iters_per_epoch"] == 2
+def test_the_cells_of_the_notebook_run_and_end_with_an_answer(quickstart):
+    cells = [cell for cell in quickstart[1].cells if cell.cell_type == "code"]
+    texts = ["".join(output.get("text", "") for output in cell.outputs if output.output_type == "stream") for cell in cells]
+    labels = ("happy", "sad", "neutral", "angry", "worried", "surprise")
+    assert texts[-2] in labels
+    assert texts[-3].split("\n")[0] in labels
+    (trained,) = [cell.outputs[0].data["text/plain"] for cell in cells if cell.source == "trained"]
+    assert trained.startswith("Session('demo_videos/trained/config.yaml', options=['model.ckpt=")
 
 
 @pytest.mark.slow
-def test_an_evaluation_returns_the_answers_and_metrics_of_the_command(trained, emollama):
-    result = trained.evaluate()
-    path, checkpoint = Path(trained.config.model.ckpt).with_name("config.yaml"), trained.config.model.ckpt
-    assert emollama("eval", "--cfg-path", path, "--options", f"model.ckpt={checkpoint}", "run.job_id=command").returncode == 0
-    by_command = path.parent.parent / "command/result"
-    names = ["predictions_train_layout.jsonl", "metrics_train_layout.json"]
-    assert [(result.folder / name).read_bytes() for name in names] == [(by_command / name).read_bytes() for name in names]
-    lines = [json.loads(line) for line in (by_command / names[0]).read_text().splitlines()]
-    assert {(row.name, row.task): row.prediction for row in result.predictions} == {
-        (line["name"], line["task"]): line["prediction"] for line in lines
-    }
-    scores = json.loads((by_command / names[1]).read_text())["tasks"]
-    assert result.metrics == {
-        f"train_layout/{task}/{name}": value for task, score in scores.items() for name, value in score["metrics"].items()
-    }
+def test_an_evaluation_returns_the_answers_and_metrics_of_the_command(session, quickstart, emollama):
+    root = quickstart[0] / "demo_videos"
+    result = session.evaluate()
+    options = [f"paths.root={root}", f"model.ckpt={session.config.model.ckpt}", "run.job_id=command"]
+    assert emollama("eval", "--cfg-path", root / "trained/config.yaml", "--options", *options).returncode == 0
+    files = ["predictions_held_out.jsonl", "metrics_held_out.json"]
+    assert [(result.folder / name).read_bytes() for name in files] == [
+        (root / "command/result" / name).read_bytes() for name in files
+    ]
+    lines = [json.loads(line) for line in (result.folder / files[0]).read_text().splitlines()]
+    assert [(row.name, row.task, row.prediction) for row in result.predictions] == [
+        (line["name"], line["task"], line["prediction"]) for line in lines
+    ]
+    scores = json.loads((result.folder / files[1]).read_text())["tasks"]
+    assert result.metrics == {f"held_out/emotion/{name}": value for name, value in scores["emotion"]["metrics"].items()}
+
+
+@pytest.mark.slow
+def test_answers_and_streams_about_videos_equal_those_of_the_evaluation(session, quickstart):
+    root = quickstart[0] / "demo_videos"
+    with (root / "labels.csv").open(newline="", encoding="utf-8") as file:
+        sentences = {row["name"]: row["sentence"] for row in csv.DictReader(file)}
+    for row in session.evaluate().predictions[:4]:
+        video = root / f"videos/{row.name}.mp4"
+        answer = session.answer(video, text=sentences[row.name])
+        assert (answer.prompt, answer.text) == (row.instruction, row.prediction)
+        assert "".join(session.stream(video.read_bytes(), text=sentences[row.name])) == row.prediction
+
+
+@pytest.mark.slow
+def test_a_session_loads_the_model_again_after_it_was_closed(session, quickstart):
+    video = quickstart[0] / "demo_videos/unseen/happy_1.mp4"
+    first, engine = session.answer(video), session.engine()
+    session.close()
+    assert session.answer(video).text == first.text
+    assert session.engine() is not engine
+
+
+@pytest.mark.slow
+def test_a_script_without_main_guard_trains_in_several_processes(tmp_path, launch):
+    """The new processes run the command, not the script, and the script gets their error."""
+    (tmp_path / "only_here.py").write_text(
+        "import os\nfrom emollama.errors import UserError\nif 'RANK' in os.environ:\n    raise UserError('from a worker')\n"
+    )
+    golden_config(tmp_path)
+    (tmp_path / "script.py").write_text(
+        "import emollama\nopen('runs.txt', 'a').write('x')\n"
+        "try:\n    emollama.load('config.yaml', {'run.device': 'cpu', 'imports': ['only_here']}).train(nproc=2)\n"
+        "except emollama.UserError as error:\n    print(error)\n"
+    )
+    completed = launch("script.py", cwd=tmp_path)
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.endswith("from a worker.\n")
+    assert (tmp_path / "runs.txt").read_text() == "x"

@@ -175,6 +175,12 @@ def test_a_full_disk_is_reported_by_a_demo_with_its_folder(tmp_path, monkeypatch
             call(str(tmp_path / name), seed=0)
 
 
+def test_the_number_of_clips_belongs_to_the_demo_of_videos(tmp_path, emollama):
+    refused = emollama("demo", "--clips", 3, "--folder", tmp_path / "demo")
+    assert refused.stderr == "error: --clips: only the demo of videos has this option. Add --videos-only.\n"
+    assert not (tmp_path / "demo").exists()
+
+
 def test_an_unexpected_error_in_a_demo_is_not_converted(tmp_path):
     with pytest.raises(KeyError), disk_errors(tmp_path):
         raise KeyError("x")

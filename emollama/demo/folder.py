@@ -16,6 +16,7 @@ from emollama.paths import require_utf8, require_writable
 MARK_FILE = "demo.json"
 WHAT = "parts of the emollama demo; everything is synthetic, and a new demo replaces it"
 CORPUS, VIDEOS, CAPTIONS = "corpus", "videos", "captions"
+VIDEO_CLIPS = 120  # labelled videos of the demo of videos
 # demo -> its files and folders, including the results of the commands that it prints. The first one identifies
 # folders of earlier versions, whose mark file does not name the demo.
 PARTS = {

@@ -19,7 +19,7 @@ from emollama.data.annotations import read_annotations
 from emollama.demo.corpus import make_corpus
 from emollama.demo.drawing_captions import draw_texts as draw_texts_of_scenes
 from emollama.demo.drawing_files import write_drawings
-from emollama.demo.folder import CAPTIONS, CORPUS, VIDEOS, disk_errors, prepare_demo_folder
+from emollama.demo.folder import CAPTIONS, CORPUS, VIDEO_CLIPS, VIDEOS, disk_errors, prepare_demo_folder
 from emollama.demo.steps import DemoFolder, next_steps, run_step
 from emollama.demo.tiny_encoders import make_tiny_encoders
 from emollama.demo.tiny_llama import make_tiny_llama
@@ -77,12 +77,13 @@ def _write_corpus_demo(root: Path, seed: int) -> None:
     make_tiny_llama(root / "llm", corpus.texts, seed=seed, steps=700)
 
 
-def make_videos_demo(folder: str, *, seed: int) -> None:
+def make_videos_demo(folder: str, *, seed: int, clips: int = VIDEO_CLIPS) -> None:
     """Write videos, a table of labels, and tiny models for ``train_configs/demo_videos.yaml``; print the commands to run next.
 
     Args:
         folder: the output folder; an earlier demo in it and its results are replaced.
         seed: seed of the videos and the models.
+        clips: number of labelled videos.
 
     Raises:
         UserError: If the folder contains other files, or the disk is full.
@@ -90,13 +91,13 @@ def make_videos_demo(folder: str, *, seed: int) -> None:
     set_up(is_main=True)
     root = prepare_demo_folder(folder, VIDEOS)
     with disk_errors(root):
-        _write_videos_demo(root, seed)
+        _write_videos_demo(root, seed, clips)
     _print_next("train_configs/demo_videos.yaml", DemoFolder(root, "EMOLLAMA_DEMO_VIDEOS", "demo_videos"))
 
 
-def _write_videos_demo(root: Path, seed: int) -> None:
-    make_videos(root, clips=120, unseen=18, seed=seed)
-    get_logger().info("wrote 120 videos with labels.csv and 18 unseen videos to %s (discs and tones, no people)", root)
+def _write_videos_demo(root: Path, seed: int, clips: int) -> None:
+    make_videos(root, clips=clips, unseen=18, seed=seed)
+    get_logger().info("wrote %d videos with labels.csv and 18 unseen videos to %s (discs and tones, no people)", clips, root)
     make_tiny_encoders(root / "encoders", seed=seed)
     get_logger().info("saved tiny encoders of the real classes with random, untrained weights")
     make_tiny_llama(root / "llm", draw_texts(seed, 2000), seed=seed, steps=200)
