@@ -51,6 +51,10 @@ class DecodingState:
         self.cache.append(other.cache)
         self.lengths += other.lengths
 
+    def copied(self, row: int, tokens: int) -> DecodingState:
+        """Return the state of the first tokens of a sequence; only of a cache with the method ``copied``."""
+        return DecodingState(self.cache.copied(row, self.lengths[row], tokens), [tokens])
+
     def drop(self, row: int) -> None:
         """Remove a sequence; the last one takes its row."""
         self.lengths[row] = self.lengths[-1]

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
-from emollama import disk, memory
 from emollama.distributed.worker_errors import WorkerCrash, printed_text, record_errors, should_print, write_stop
 from emollama.distributed.worker_variables import integer, is_worker
 from emollama.errors import Interrupted, OutputClosed, RemoteUserError, Stopped, UserError
 from emollama.logs.console import end_bars, output_errors, printable
 from emollama.logs.verbosity import show_traceback
+from emollama.system_errors import as_user_errors
 from emollama.variables import LAUNCHER, STEP
 
 
@@ -108,7 +108,8 @@ def _run_and_flush(main: Callable[[], None]) -> None:
     """
     try:
         try:
-            main()
+            with as_user_errors():
+                main()
         except SystemExit:  # for example after --help
             _flush()
             raise
@@ -124,11 +125,6 @@ def _run_and_flush(main: Callable[[], None]) -> None:
         if _is_closed(sys.stdout) or _is_closed(sys.stderr):
             raise OutputClosed("the program that reads the output has ended") from None
         raise
-    except (OSError, RuntimeError, MemoryError) as error:
-        problem = memory.user_error(error) or (disk.user_error(error) if isinstance(error, OSError) else None)
-        if problem is None:
-            raise
-        raise problem from error
 
 
 def _flush() -> None:

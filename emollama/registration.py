@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 from emollama.errors import UserError
+from emollama.field_texts import documented
 from emollama.interface_check import missing_keys, missing_members
 from emollama.listing import abbreviated
 from emollama.suggestions import did_you_mean
@@ -79,6 +80,8 @@ class Registry(Generic[T_co]):
                 raise UserError(f"{self.kind} '{name}' is already registered by {self._location(name)}. {remedy}")
             if self._needs_config and not dataclasses.is_dataclass(getattr(entry, "Config", None)):
                 raise UserError(f"{self.kind} '{name}': {_described(entry)} must contain a @dataclass named Config")
+            if self._needs_config:
+                documented(entry.Config)  # type: ignore[attr-defined]
             self._entries[name], self._locations[name] = cast("T_co", entry), location
             return entry
 

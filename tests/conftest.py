@@ -59,9 +59,17 @@ def pytest_collection() -> Iterator[None]:
     try:
         return (yield)
     finally:
+        _let_loggers_propagate()
         gc.freeze()
         gc.enable()
         gc.set_threshold(10_000, 20, 20)  # ten times as rare as usual, because it takes 5% of the time otherwise
+
+
+def _let_loggers_propagate() -> None:
+    """Pytest adds and removes six handlers for each test in each logger that does not propagate: torch has more than forty."""
+    for logger in logging.getLogger().manager.loggerDict.values():
+        if isinstance(logger, logging.Logger) and logger.name.partition(".")[0] == "torch":
+            logger.propagate = True
 
 
 def pytest_unconfigure() -> None:

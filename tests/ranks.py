@@ -54,6 +54,7 @@ def fork_context() -> Any:
     threads that exist only in the parent.
     """
     gc.collect()
+    gc.freeze()  # a collection in the fork would otherwise visit, and thereby copy, the memory that both share
     return multiprocessing.get_context("fork")
 
 

@@ -67,7 +67,7 @@ def light(tmp_path_factory):
 def test_commands_without_tensors_import_no_torch(light):
     heavy = {name: set(loaded) for name, loaded in light["loaded"].items() if loaded}
     assert heavy == {"compare run_a run_b": {"matplotlib"}, "report run_a": {"matplotlib", "jinja2"}}  # the last lines
-    assert {"build_judge", "import_reporting"} < light["loaded"].keys()
+    assert {"build_judge", "import_reporting", "load_session"} < light["loaded"].keys()
     shown = [name for name in light["loaded"] if name.startswith("config show ")]
     imported = {name.split()[1] for name in light["loaded"] if name.startswith("import ")}
     assert len(shown) == len(CONFIGURATIONS) > 10

@@ -345,6 +345,8 @@ def test_a_merged_folder_differs_from_the_base_folder_only_in_the_adapted_weight
         assert (tmp_path / "merged" / name).read_bytes() == (LLAMA / name).read_bytes()
     assert AutoTokenizer.from_pretrained(tmp_path / "merged")("a word").input_ids
     assert len(load_file(tmp_path / "merged/projectors.safetensors")) == 10 + 36 + 2
+    index = json.loads((tmp_path / "merged/model.safetensors.index.json").read_text())["weight_map"]
+    assert index == dict.fromkeys(load_file(tmp_path / "merged/model.safetensors"), "model.safetensors")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

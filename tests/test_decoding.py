@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from emollama.data.batch import Record, collate
+from emollama.decoding.answer_generator import AnswerGenerator, Prompt
 from emollama.decoding.generate import generate
 from emollama.decoding.likelihoods import candidate_probabilities
 from emollama.decoding.running_batch import RunningBatch
@@ -255,3 +256,23 @@ def test_all_candidate_answers_take_one_forward_pass_after_the_prompt(golden_mod
     first = [label[:1] for label in labels]
     single = candidate_probabilities([golden_model], collate(samples[:3]), first)
     assert len(widths) == 1 and single.shape == (3, 9)
+
+
+def test_the_next_turn_of_a_conversation_continues_from_the_state_of_the_last_one(golden_model, golden_prompt, golden_dataset):
+    def prompts(turns):
+        records = [golden_dataset.record(clip, "reason", "Why?") for clip in range(3)]
+        records = [replace(record, turns=[(record.turns[0][0], None)]) for record in records]
+        records = [replace(record, turns=turns(record)) for record in records]
+        return [Prompt(generator.tokenize(record, "train"), SequenceParams(GREEDY, 0)) for record in records]
+
+    generator = AnswerGenerator([golden_model], golden_prompt, num_prefixes=3)
+    first = generator.generate(prompts(lambda record: record.turns))
+    texts = iter([answer.text for answer in first] * 2)
+    follow_up = lambda record: [(record.turns[0][0], next(texts)), ("And what else?", None)]  # noqa: E731
+    continued = prompts(follow_up)
+    answered = generator.generate(continued)
+    plain = AnswerGenerator([golden_model], golden_prompt).generate(continued)
+    assert [answer.text for answer in answered] == [answer.text for answer in plain]
+    lengths = [len(prompt.sample.input_ids) for prompt in continued]
+    assert all(length - 40 < answer.num_cached_tokens < length for answer, length in zip(answered, lengths, strict=True))
+    assert [answer.num_cached_tokens for answer in plain] == [0, 0, 0]

@@ -199,7 +199,9 @@ def require_equal(values, reference):
     assert max(abs(a - b) for a, b in zip(values, reference, strict=True)) < 1e-6
 
 
-@pytest.mark.parametrize(("accumulate", "batch", "checkpointing"), [(4, 1, True), (4, 1, False), (1, 4, False)])
+@pytest.mark.parametrize(
+    ("accumulate", "batch", "checkpointing"), [pytest.param(4, 1, True, marks=pytest.mark.slow), (4, 1, False), (1, 4, False)]
+)
 def test_losses_with_dropout_do_not_depend_on_micro_batches_and_recomputation(
     reference, tmp_path, accumulate, batch, checkpointing
 ):

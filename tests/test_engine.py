@@ -179,3 +179,25 @@ def test_a_closed_engine_answers_what_it_accepted_and_nothing_else(world, reques
     assert all(one.future.done() and one.result().text for one in pending)
     with pytest.raises(EngineClosed):
         engine.submit(request_about("clip_000"))
+
+
+def test_an_image_is_a_clip_of_one_frame_and_an_audio_file_replaces_the_sound(engine, world, tmp_path):
+    import av
+    from PIL import Image
+
+    from emollama.inference.requests import Request
+
+    Image.new("RGB", (64, 48), "gray").save(tmp_path / "face.png")
+    video = world.parent / "videos/clip_000.mp4"
+    with av.open(str(video)) as source, av.open(str(tmp_path / "sound.wav"), "w") as target:
+        stream = target.add_stream("pcm_s16le", rate=16000, layout="mono")
+        resampler = av.AudioResampler("s16", "mono", 16000)
+        for frame in source.decode(audio=0):
+            for part in resampler.resample(frame):
+                target.mux(stream.encode(part))
+        target.mux(stream.encode(None))
+    image, both = engine.answer(
+        [Request(image=tmp_path / "face.png"), Request(image=tmp_path / "face.png", audio=tmp_path / "sound.wav")]
+    )
+    states = [{slot: modality.state for slot, modality in answer.modalities.items()} for answer in (image, both)]
+    assert [state["image"] for state in states] == ["real", "real"] and [state["audio"] for state in states] == ["zero", "real"]

@@ -229,6 +229,7 @@ def test_another_configuration_is_evaluated_again_and_never_shown_with_the_old_o
     assert "war" in cells(text)[0] and "| epoch_0 " not in text and "other data: epoch_0" in text
 
 
+@pytest.mark.slow
 def test_changed_captions_cause_a_new_evaluation_of_their_block_only(again, corpus, capsys, caplog):
     run_folder, cfg = again
     folder, before = run_folder / "sweep_config", since(run_folder / "sweep_config")

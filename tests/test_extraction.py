@@ -677,8 +677,10 @@ def extract_until_killed(path, output, changes):
     extract(path)
 
 
-@pytest.mark.parametrize("stored_as", ["npy", "packed"])
-@pytest.mark.parametrize("kills", [4, pytest.param(10, marks=pytest.mark.slow)])
+SLOW_KILLS = [pytest.param(stored_as, 10, marks=pytest.mark.slow) for stored_as in ("npy", "packed")]
+
+
+@pytest.mark.parametrize(("stored_as", "kills"), [("packed", 2), *SLOW_KILLS])
 def test_runs_killed_at_random_points_finally_write_the_same_files_as_a_clean_run(root, stored_as, kills):
     keys = {"encoders": many(root, 3 * kills), "failures": "zero", "num_workers": 1, "stored_as": stored_as}
     extract(configured(root, **keys, output=str(root / "clean")))
@@ -879,6 +881,7 @@ def test_two_processes_share_the_clips_and_write_the_same_files_as_one(real):
     assert "meeting: 9 clips, 0 done before, 9 done now (" in output
 
 
+@pytest.mark.slow
 def test_an_error_of_one_process_alone_is_reported_once_and_the_others_end_silently(root):
     encoders = many(root, 100) | {"bytes": {"seconds": 0.2, "hungry_process": 1}}
     (status, output), (other, silent) = together(root, configured(root, encoders=encoders, num_workers=1), 2)

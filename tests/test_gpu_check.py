@@ -21,6 +21,7 @@ def gpu_check(monkeypatch):
         del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_measures_every_variant_and_packing_preserves_the_loss(gpu_check, tmp_path, capsys):
     gpu_check.main(["--tiny", "--seconds", "0", "--skip-tests", "--out", str(tmp_path)])
     lines = (tmp_path / "gpu_check.txt").read_text().splitlines()

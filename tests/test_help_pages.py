@@ -205,6 +205,7 @@ def builds_another_model(options):
     return any(option.partition("=")[0].removeprefix("model.") in SHAPES or option == "run.amp=False" for option in options)
 
 
+@pytest.mark.slow
 def test_the_documented_memory_with_options_equals_that_of_plan(planned):
     rows = [row for row in variants() if not builds_another_model(row[1])]
     assert len(rows) >= 10

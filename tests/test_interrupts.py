@@ -43,7 +43,7 @@ def interrupted(capfd, path, *options, command="train", nproc=1):
     [
         (signal.SIGINT, 130, RESUME),
         (signal.SIGTERM, 75, f"stopped by SIGTERM after 2 of 3 steps; {HOW}"),
-        (signal.SIGUSR1, 75, f"stopped by SIGUSR1 after 2 of 3 steps; {HOW}"),
+        pytest.param(signal.SIGUSR1, 75, f"stopped by SIGUSR1 after 2 of 3 steps; {HOW}", marks=pytest.mark.slow),
     ],
 )
 def test_the_printed_options_resume_a_run_whose_name_is_the_time(number, status, beginning, tmp_path, monkeypatch, capfd):

@@ -155,11 +155,11 @@ def tracked_tree(folder):
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory, offline):
-    """A run of two epochs in two processes with offline tracking, then resumed for another epoch."""
+    """A run of two epochs in two processes with offline tracking, then resumed in one process for another epoch."""
     folder = tmp_path_factory.mktemp("tracked")
     path = tracked_tree(folder)
-    for more in ([], ["run.max_epoch=3", "run.resume_ckpt_path=auto"]):
-        completed = offline(path, *more, processes=2)
+    for processes, more in ((2, []), (1, ["run.max_epoch=3", "run.resume_ckpt_path=auto", "run.accum_grad_iters=2"])):
+        completed = offline(path, *more, processes=processes)
         assert completed.returncode == 0, completed.stderr
     return folder / "out/run"
 
@@ -212,6 +212,7 @@ def test_a_failed_run_preserves_its_logged_values(tmp_path, tampered):
     assert [row["step"] for row in history_rows if "train/loss" in row] == [0]
 
 
+@pytest.mark.slow
 def test_a_run_continues_training_after_its_tracking_process_dies(tmp_path, tampered):
     completed = tampered(golden_config(tmp_path, run={**TRACKED, "iters_per_epoch": 6, "log_freq": 1}), KILL)
     assert completed.returncode == 0, completed.stderr
@@ -246,6 +247,7 @@ def test_an_unknown_wandb_mode_is_a_user_error(tmp_path, launch):
     assert "UserError: run.wandb_log: Weights & Biases did not start: " in completed.stderr
 
 
+@pytest.mark.slow
 def test_tracking_can_be_enabled_when_a_run_is_resumed(tmp_path, offline):
     tree = golden_tree(tmp_path)
     first = loaded(tmp_path, tree)

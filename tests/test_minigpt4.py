@@ -310,11 +310,11 @@ def test_resuming_with_other_prompts_is_refused(world, tmp_path):
 
 def test_losses_with_workers_and_mixed_precision_are_the_same_with_and_without_a_cache(world, tmp_path):
     precision = ("run.amp=True", "run.amp_dtype=bf16", "run.device=cpu")
-    options = (*precision, "run.num_workers=2", "run.max_epoch=1", "run.iters_per_epoch=3")
+    options = (*precision, "run.num_workers=1", "run.max_epoch=1", "run.iters_per_epoch=2")
     plain = logged(trained(world, tmp_path / "plain", *options))
     first = logged(trained(world, tmp_path / "cached", *options, model={"cache_visual": True}))
     again = logged(trained(world, tmp_path / "cached", "run.job_id=again", *options, model={"cache_visual": True}))
-    assert plain == first == again and len(set(plain)) == 3
+    assert plain == first == again and len(set(plain)) == 2
 
 
 def test_two_checkpoints_can_be_evaluated_as_an_ensemble(plain, tmp_path):
@@ -448,6 +448,7 @@ def test_one_process_gives_the_same_answers_and_losses_as_two(world, two_process
     assert [row["loss"] for row in alone] == pytest.approx([row["loss"] for row in then], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_cider_d_uses_the_document_frequencies_of_all_samples_with_two_processes(two_processes, tmp_path, launch):
     folder = two_processes[0]
     rows = [json.loads(line) for line in (folder / "result/epoch_0/predictions_test.jsonl").read_text().splitlines()]

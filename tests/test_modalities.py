@@ -103,6 +103,7 @@ def test_labels_that_depend_only_on_the_new_modality_are_learned_with_it(trained
     assert accuracy(trained) >= 0.95
 
 
+@pytest.mark.slow
 def test_without_the_new_modality_the_accuracy_is_that_of_guessing(corpus, tmp_path):
     tree = tree_of(tmp_path, corpus)
     for group in ("datasets", "evaluation_datasets"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import pytest
 from helpers import LLAMA_2_7B
@@ -12,17 +13,24 @@ from emollama.config import load
 from emollama.planning import plan
 
 
-@pytest.fixture
-def llama_folder(tmp_path):
-    folder = tmp_path / "llama"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def llama_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
     (folder / "config.json").write_text(json.dumps(LLAMA_2_7B))
     return folder
 
 
+@cache
+def planned(path, llama_folder, *options):
+    """The plan of a shipped configuration."""
+    return plan(load(str(ROOT / path), [f"model.llama_model={llama_folder}", *options]))
+
+
+STAGE_1 = "train_configs/Emotion-LLaMA_finetune.yaml"
+
+
 def test_stage_1_at_llama_2_7b_shape_counts_the_published_parameters(llama_folder):
-    path = str(ROOT / "train_configs/Emotion-LLaMA_finetune.yaml")
-    counts = plan(load(path, [f"model.llama_model={llama_folder}"])).parameters
+    counts = planned(STAGE_1, llama_folder).parameters
     assert counts["LoRA"] == 33_554_432
     assert counts["projection"] == 41_439_232
     assert counts["trainable"] == 74_993_664
@@ -30,18 +38,15 @@ def test_stage_1_at_llama_2_7b_shape_counts_the_published_parameters(llama_folde
 
 
 def test_the_command_prints_the_parameter_counts(llama_folder, emollama):
-    path = "train_configs/Emotion-LLaMA_finetune.yaml"
-    result = emollama("plan", "--cfg-path", path, "--options", f"model.llama_model={llama_folder}")
+    result = emollama("plan", "--cfg-path", STAGE_1, "--options", f"model.llama_model={llama_folder}")
     assert result.returncode == 0, result.stderr
     for figure in ("33,554,432", "41,439,232", "74,993,664"):
         assert figure in result.stdout
 
 
 def test_checkpointing_and_quantization_lower_the_estimate(llama_folder):
-    path = str(ROOT / "train_configs/Emotion-LLaMA_finetune.yaml")
-    options = [f"model.llama_model={llama_folder}"]
-    base = plan(load(path, options)).memory_gib
-    without = plan(load(path, [*options, "model.use_grad_checkpoint=False"])).memory_gib
+    base = planned(STAGE_1, llama_folder).memory_gib
+    without = planned(STAGE_1, llama_folder, "model.use_grad_checkpoint=False").memory_gib
     assert without["activations"] > 3 * base["activations"]
     assert base["frozen weights"] == pytest.approx(6_738_415_616 * 2 / 2**30)
 
@@ -71,8 +76,7 @@ def tokens_of(config, spoken):
 
 
 def flickr(llama_folder, *options):
-    path = str(ROOT / "train_configs/minigpt4_flickr_finetune.yaml")
-    return plan(load(path, [f"model.llama_model={llama_folder}", *options]))
+    return planned("train_configs/minigpt4_flickr_finetune.yaml", llama_folder, *options)
 
 
 def test_minigpt4_at_llama_2_7b_shape_trains_exactly_the_published_projection(llama_folder):
@@ -102,6 +106,5 @@ def test_the_command_prints_the_size_and_the_tensor_names_of_the_projection(llam
 
 
 def test_trained_tensors_are_listed_once_for_all_layers(llama_folder):
-    path = str(ROOT / "train_configs/Emotion-LLaMA_finetune.yaml")
-    (note,) = [note for note in plan(load(path, [f"model.llama_model={llama_folder}"])).notes if note.startswith("trained")]
+    (note,) = [note for note in planned(STAGE_1, llama_folder).notes if note.startswith("trained")]
     assert note.count("lora_A") == 2 and "layers.*.self_attn.q_proj.lora_A.weight" in note

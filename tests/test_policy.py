@@ -29,11 +29,13 @@ IMPORTS = {
     "distributed": "",
     "dtypes": "",
     "errors": "",
+    "field_texts": "",
     "text_encoding": "errors",
     "json_io": "text_encoding",
     "component_errors": "errors",
     "disk": "errors",
     "memory": "errors",
+    "system_errors": "disk memory",
     "logs.bars": "",
     "logs.verbosity": "",
     "optim": "",
@@ -57,49 +59,52 @@ IMPORTS = {
     "logs": "disk errors json_io logs.console logs.verbosity paths run_folder",
     "tensor_files": "",
     "distributed.launcher": "distributed.worker_errors distributed.worker_variables errors logs.console variables",
-    "entry": "disk distributed.worker_errors distributed.worker_variables errors logs.console logs.verbosity memory variables",
+    "entry": "distributed.worker_errors distributed.worker_variables errors logs.console logs.verbosity system_errors variables",
     "config.omegaconf_errors": "suggestions",
     "config.nested": "config.omegaconf_errors",
-    "registration": "config.nested errors interface_check listing suggestions",
+    "registration": "config.nested errors field_texts interface_check listing suggestions",
     "registry": "registration",
     "stores": "disk errors heartbeat json_io listing paths remote",
     "checkpoint_files": "component_configs disk errors paths registry",
     "config.packaged": "errors listing paths suggestions variables",
     "lr_schedules": "registry suggestions",
     "checkpoint": "checkpoint_files disk errors listing optim paths",
-    "config": "config.omegaconf_errors config.packaged disk errors listing paths registration registry suggestions",
-    "data": "config.packaged data.batch disk distributed.stop_requests dtypes errors json_io listing logs.console memory paths"
-    " remote stores suggestions text_encoding",
-    "evaluation": "component_errors data disk errors json_io listing logs.console paths registry run_folder stores suggestions"
-    " text_encoding",
+    "config": "config.omegaconf_errors config.packaged disk errors field_texts listing paths registration registry suggestions",
+    "data": "config.packaged data.batch disk distributed.stop_requests dtypes errors field_texts json_io listing logs.console"
+    " memory paths remote stores suggestions text_encoding",
+    "evaluation": "component_errors data disk errors field_texts json_io listing logs.console paths registry run_folder stores"
+    " suggestions text_encoding",
     "media": "data disk errors listing paths",
     "components": "data data.batch decoding_state evaluation run_folder stores",
     "planning": "components config data data.batch logs.console precision",
-    "datasets": "config data data.batch errors listing logs.console media paths remote stores suggestions",
-    "encoders": "config data dtypes errors listing media paths",
+    "datasets": "config data data.batch errors field_texts listing logs.console media paths remote stores suggestions",
+    "encoders": "config data dtypes errors field_texts listing media paths",
     "importers": "data disk errors json_io listing logs.console media paths suggestions text_encoding",
     "reporting": "__init__ data disk errors evaluation json_io listing logs logs.console paths run_folder suggestions",
     "starter": "config data demo.folder errors media paths registration registry stores",
     "demo": "data demo.folder encoders errors logs logs.console media paths run_folder tensor_files variables",
-    "extraction": "__init__ config data datasets disk distributed.process_group encoders errors folder_lock listing logs"
-    " logs.console media paths stores",
-    "models": "checkpoint_files component_errors config data data.batch decoding_state dtypes encoders errors json_io listing"
-    " paths registry stores suggestions tensor_files",
-    "convert": "checkpoint checkpoint_average errors listing models paths stores tensor_files",
+    "extraction": "__init__ config data datasets disk distributed.process_group encoders errors field_texts folder_lock listing"
+    " logs logs.console media paths stores",
+    "models": "checkpoint_files component_errors config data data.batch decoding_state dtypes encoders errors field_texts"
+    " json_io listing paths registry stores suggestions tensor_files",
+    "convert": "__init__ checkpoint checkpoint_average config data errors json_io listing models paths registry run_folder"
+    " stores tensor_files",
     "decoding": "components data data.batch decoding_state",
     "runners": "__init__ checkpoint checkpoint_average checkpoint_files component_errors components config data data.batch"
     " decoding disk distributed.process_group distributed.stop_requests distributed.worker_variables dtypes encoders errors"
-    " evaluation folder_lock heartbeat interface_check listing logs logs.console lr_schedules memory optim paths planning"
-    " precision registry run_folder stores suggestions variables",
+    " evaluation field_texts folder_lock heartbeat interface_check listing logs logs.console lr_schedules memory optim paths"
+    " planning precision registry run_folder stores suggestions variables",
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning remote runners",
-    "tasks": "components data data.batch decoding errors evaluation run_folder",
+    "tasks": "components data data.batch decoding errors evaluation field_texts run_folder",
     "inference": "checkpoint checkpoint_files component_configs config data data.batch decoding distributed.process_group"
-    " encoders errors evaluation extraction folder_lock json_io listing logs logs.console media memory optim paths precision"
-    " remote reporting run_folder runners suggestions tasks",
+    " encoders errors evaluation extraction folder_lock json_io listing logs logs.console media memory models optim paths"
+    " precision remote reporting run_folder runners suggestions tasks text_encoding",
     "commands": "__init__ checks config convert data demo demo.folder disk distributed.launcher distributed.stop_requests"
     " distributed.watchdog distributed.worker_variables errors evaluation folder_lock importers inference json_io listing logs"
     " logs.console logs.verbosity models paths planning registry reporting run_folder starter stores suggestions text_encoding"
     " variables",
+    "session": "commands config distributed.launcher distributed.stop_requests distributed.worker_variables errors inference"
+    " logs reporting run_folder runners system_errors",
     "cli": "commands entry",
     "__main__": "cli",
 }
@@ -143,8 +148,8 @@ MODULES = {module_name(path): path for path in FILES}
 
 
 # Registries and configurations name the Protocols of all components as types, but do not import them: a look-up imports only the
-# module of one component.
-IMPORTS_OF_TYPES = {"registry", "config.loading", "components"}
+# module of one component. The package itself imports the names of its API when they are used.
+IMPORTS_OF_TYPES = {"registry", "config.loading", "components", "__init__"}
 
 
 def imported(path):
@@ -209,6 +214,7 @@ LIBRARY_USERS = {
     "omegaconf": {"config.loading", "config.merging", "config.nested", "config.reading", "config.omegaconf_errors"},
     "transformers": {"models.llm", "models.llm_weights", "models.packing_check", "models.attention", "models.kv_cache"}
     | {"models.random_copy", "models.lora_targets", "decoding.running_batch"}
+    | {"convert.hub.modeling_emollama", "convert.hub.processing_emollama"}
     | {"encoders.hugging_face", "encoders.qformer", "demo.tiny_llama", "demo.tiny_encoders", "demo.tiny_projection"},
     "timm": {"encoders.eva_vit", "encoders.originals"},
     "decord": {"media.frames"},
@@ -219,7 +225,8 @@ LIBRARY_USERS = {
     "requests": {"remote.http"},
     "fsspec": {"remote.object_stores"},
     "filelock": {"remote.downloads"},
-    "openai": {"evaluation.judges.endpoint"},
+    "openai": {"evaluation.judges.endpoint", "inference.remote_llm"},
+    "httpx2": {"inference.remote_llm"},
     "matplotlib": {"reporting.plotting", "reporting.confusion", "reporting.panels", "reporting.curves"},
     "wandb": {"logs.tracking"},
     "rich": {"logs.bars"},

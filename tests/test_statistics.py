@@ -63,12 +63,12 @@ def test_interval_ends_are_percentiles_of_the_metric_over_the_resamples():
 
 
 def test_intervals_cover_the_true_value_in_about_95_percent_of_cases():
-    intervals = [estimate(noise(60, seed), Resampling(200, seed)) for seed in range(200)]
+    intervals = [estimate(noise(60, seed), Resampling(200, seed)) for seed in range(100)]
     assert 0.89 <= np.mean([interval.low <= 0 <= interval.high for interval in intervals]) <= 0.98
 
 
 def test_without_a_true_difference_p_is_below_5_percent_in_about_5_percent_of_cases():
-    pairs = [(losses(noise(60, seed)), losses(noise(60, 1000 + seed))) for seed in range(200)]
+    pairs = [(losses(noise(60, seed)), losses(noise(60, 1000 + seed))) for seed in range(100)]
     differences = [difference(*pair, Resampling(200, seed)) for seed, pair in enumerate(pairs)]
     assert 0.01 <= np.mean([each.p < 0.05 for each in differences]) <= 0.11
 

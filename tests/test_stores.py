@@ -61,7 +61,7 @@ def test_training_losses_are_bit_identical_to_those_on_npy_files(in_file_order, 
     assert in_file_order[kind] == in_file_order["npy"]
 
 
-@pytest.mark.parametrize("kind", ["packed", "tar"])
+@pytest.mark.parametrize("kind", [pytest.param("packed", marks=pytest.mark.slow), "tar"])
 def test_a_shuffled_run_on_shards_resumes_with_the_same_losses(stores, tmp_path, kind):
     data = stores[kind] | {"shuffle": True, "shuffle_window": 2}
     alone = trained(tmp_path / "alone", data)

@@ -165,6 +165,7 @@ def test_a_resumed_run_evaluates_missed_epochs_and_restores_the_best_checkpoint(
     assert all(best[0][key].equal(best[1][key]) for key in best[1])
 
 
+@pytest.mark.slow
 def test_evaluations_without_a_reachable_judge_do_not_count_for_early_stopping(tmp_path):
     run = EVALUATED | {"metric": "clue_overlap", "save_best": True, "early_stop_patience": 1, "iters_per_epoch": 1}
     folder = trained(tmp_path / "run", run=run, block={"task_pool": ["reason_v2"], "judge": nobody(tmp_path)})

@@ -80,6 +80,7 @@ PHRASES = {
     r"name (?:a|one|another|a single) (?:file|folder|checkpoint)\b": "specify a file",
     r"another (?:shape|size|dtype|format|width|architecture)\b": "a different shape",
 }
+PATTERNS = {re.compile(rf"\b(?:{pattern})", re.IGNORECASE): better for pattern, better in PHRASES.items()}
 
 
 @cache
@@ -125,29 +126,28 @@ def test_class_names_are_unique():
     assert {name: same for name, same in lines.items() if len(same) > 1} == {}
 
 
-def prose_of(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line, text) for the prose of a file: strings and comments of Python, comments of YAML, Markdown without code."""
+@cache
+def prose_of(path: Path) -> list[tuple[int, str]]:
+    """Return [(line, text)] for the prose of a file: strings and comments of Python, comments of YAML, Markdown without code."""
     source = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
-        for node in ast.walk(tree_of(path)):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and path not in PROMPTS:
-                yield node.lineno, node.value
-        for token in tokenize.generate_tokens(io.StringIO(source).readline):
-            if token.type == tokenize.COMMENT:
-                yield token.start[0], token.string
-    elif path.suffix == ".yaml":
-        for number, line in enumerate(source.splitlines(), 1):
-            yield number, line.partition("#")[2]
-    else:
-        prose = re.sub(r"(?ms)^```.*?^```$", lambda block: "\n" * block[0].count("\n"), source)
-        yield 1, re.sub(r"`[^`\n]*`", lambda code: "`" * len(code[0]), prose)
+        constants = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Constant) and path not in PROMPTS]
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        return [
+            *((node.lineno, node.value) for node in constants if isinstance(node.value, str)),
+            *((token.start[0], token.string) for token in tokens if token.type == tokenize.COMMENT),
+        ]
+    if path.suffix == ".yaml":
+        return [(number, line.partition("#")[2]) for number, line in enumerate(source.splitlines(), 1)]
+    prose = re.sub(r"(?ms)^```.*?^```$", lambda block: "\n" * block[0].count("\n"), source)
+    return [(1, re.sub(r"`[^`\n]*`", lambda code: "`" * len(code[0]), prose))]
 
 
 def phrases_in(text: str) -> Iterator[tuple[int, str]]:
     """Yield (line in the text, phrase) for each rejected phrase; a line break counts as a space."""
     flat = text.replace("\n", " ")
-    for pattern, better in PHRASES.items():
-        for match in re.finditer(rf"\b(?:{pattern})", flat, re.IGNORECASE):
+    for pattern, better in PATTERNS.items():
+        for match in pattern.finditer(flat):
             yield text.count("\n", 0, match.start()), f"'{match[0]}' ({better})"
 
 

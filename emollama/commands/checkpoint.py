@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emollama.logs.console import aligned, write
+
+if TYPE_CHECKING:
+    from emollama.convert.weights import Weights
 
 HELP = "inspect, compare, average and convert checkpoints (PEFT folders, merged models)"
 EXAMPLE = "emollama checkpoint inspect checkpoint_best.pth"
@@ -32,16 +35,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     average.add_argument("sources", nargs="+", metavar="source", help=SOURCE)
     average.add_argument("--output", required=True, metavar="FILE", help="the checkpoint to write; it must not exist")
     convert = actions.add_parser(
-        "convert", help="convert a checkpoint to a PEFT folder or a merged model, or back to a .pth file"
+        "convert",
+        help="convert a checkpoint to a PEFT folder, a merged model or a folder for transformers, or back to a .pth file",
     )
     convert.add_argument("source", help=SOURCE)
-    formats = "peft: adapters in PEFT's format. merged: a language model with the adapters merged in. pth: a checkpoint"
-    convert.add_argument("--to", required=True, choices=("peft", "pth", "merged"), help=formats)
+    formats = (
+        "peft: adapters in PEFT's format. merged: a language model with the adapters merged in. transformers: the whole model,"
+        " which transformers loads without emollama. pth: a checkpoint"
+    )
+    convert.add_argument("--to", required=True, choices=("peft", "pth", "merged", "transformers"), help=formats)
     convert.add_argument("--output", required=True, metavar="PATH", help="the file (pth) or folder to write; it must not exist")
-    base = "folder of the language model. merged requires it; peft uses it to check that the adapters fit"
+    base = (
+        "folder of the language model. merged requires it; peft uses it to check that the adapters fit; for transformers, the"
+        " default is model.llama_model"
+    )
     convert.add_argument("--llama-model", metavar="FOLDER", help=base)
     alpha = "alpha of the adapters, if the source does not contain it"
     convert.add_argument("--lora-alpha", type=float, metavar="ALPHA", help=alpha)
+    cfg_path = "YAML configuration of the model and its datasets, for transformers (default: the one that the source contains)"
+    convert.add_argument("--cfg-path", metavar="FILE", help=cfg_path)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -89,6 +101,8 @@ def _convert(arguments: argparse.Namespace) -> None:
         raise UserError("--to merged requires --llama-model, the folder of the language model to merge the adapters into.")
     if arguments.to == "pth" and (alpha, base) != (None, None):
         raise UserError("--lora-alpha and --llama-model have no effect with --to pth. Leave them out.")
+    if arguments.cfg_path is not None and arguments.to != "transformers":
+        raise UserError(f"--cfg-path has no effect with --to {arguments.to}. Leave it out.")
     if arguments.to == "pth":
         require_new_file(arguments.output)
     else:
@@ -98,9 +112,26 @@ def _convert(arguments: argparse.Namespace) -> None:
         formats.to_pth(weights, arguments.output)
     elif arguments.to == "peft":
         formats.to_peft(weights, arguments.output, alpha, base)
+    elif arguments.to == "transformers":
+        _to_transformers(weights, arguments)
     else:
         formats.to_merged(weights, arguments.output, alpha, base)
     write(f"{arguments.output}: written\n")
+
+
+def _to_transformers(weights: Weights, arguments: argparse.Namespace) -> None:
+    from emollama import config
+    from emollama.config.reading import option_of
+    from emollama.convert.hub_folder import ExportOptions, stored_configuration, to_transformers
+    from emollama.inference.intended_use import INTENDED_USE
+
+    base = arguments.llama_model
+    if arguments.cfg_path is None:
+        configuration = stored_configuration(weights, base)
+    else:
+        options = [] if base is None else [option_of("model.llama_model", base)]
+        configuration = config.load(arguments.cfg_path, options)
+    to_transformers(weights, configuration, ExportOptions(arguments.output, arguments.lora_alpha, INTENDED_USE))
 
 
 def _inspection(report: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emollama.commands.arguments import add_dry_run, add_run_arguments
 from emollama.distributed.launcher import add_launch_arguments, launch, processes_for
@@ -22,6 +22,9 @@ from emollama.logs.console import write
 from emollama.paths import require_writable
 from emollama.run_folder import RESULT
 from emollama.variables import JOB_ID, STOP_AT
+
+if TYPE_CHECKING:
+    from emollama.config import RunConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +51,7 @@ def run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
 
 
 def _run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
+    """Load the configuration, and run it or, with ``--dry-run``, check it."""
     from emollama.config import load
 
     config = load(arguments.cfg_path, arguments.options)
@@ -58,13 +62,31 @@ def _run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
 
         write(dry_run(config, training=training, processes=processes))
         return
-    with _resumable(config.run, training=training), supervised(config.run, processes):
-        if processes > 1:
-            # Checked before worker processes start, which takes seconds.
-            require_writable(Path(config.run.output_dir), "run.output_dir")
-            launch(arguments, processes)
-        else:
-            _run(config, training=training)
+    run_config(config, arguments, processes, training=training)
+
+
+def run_config(config: RunConfig, arguments: argparse.Namespace, processes: int, *, training: bool) -> Path:
+    """Train or evaluate a loaded configuration in this process or in worker processes, inside ``STOP_REQUESTS.handled()``.
+
+    Args:
+        config: the resolved configuration.
+        arguments: the arguments of :func:`add_arguments`, for worker processes, which load the configuration again.
+        processes: number of processes.
+        training: True to train, False to evaluate.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        KeyboardInterrupt: As :func:`run_model`.
+    """
+    with _resumable(config.run, training=training) as job_id, supervised(config.run, processes):
+        if processes == 1:
+            return _run(config, training=training)
+        # Checked before worker processes start, which takes seconds.
+        require_writable(Path(config.run.output_dir), "run.output_dir")
+        launch(arguments, processes)
+        return Path(config.run.output_dir, job_id)
 
 
 @contextmanager
@@ -88,24 +110,25 @@ def supervised(run: Any, processes: int) -> Iterator[None]:
         os.environ.pop(STOP_AT, None)
 
 
-def _run(config: Any, *, training: bool) -> None:
+def _run(config: RunConfig, *, training: bool) -> Path:
+    """Train or evaluate in this process, and return the run's folder."""
     from emollama.logs.logger import get_logger
     from emollama.reporting.report import write_report_if_possible
 
     runner = config.runner_class(config, training=training)
     if training:
-        runner.train(write_report_if_possible)
-        return
+        return runner.train(write_report_if_possible)
     for path in runner.evaluate(write_report_if_possible):
         get_logger().info("wrote %s", path)
+    return runner.folder
 
 
 @contextmanager
-def _resumable(run: Any, *, training: bool) -> Iterator[None]:
-    """Choose the run's folder for this process and its workers; after an interrupt, say how to continue."""
+def _resumable(run: Any, *, training: bool) -> Iterator[str]:
+    """Choose the run's folder for this process and its workers, and yield its name; after an interrupt, say how to continue."""
     with _run_name(run) as job_id:
         try:
-            yield
+            yield job_id
         except KeyboardInterrupt as stopped:
             raise _with_message(stopped, _continuation(run, job_id, training=training)) from None
 

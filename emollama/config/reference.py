@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import functools
-import inspect
 import itertools
-import textwrap
-import typing
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from emollama.config.aliases import current_name
 from emollama.config.sections import ConfigSection, sections
 from emollama.errors import UserError
+from emollama.field_texts import default, field_texts
 from emollama.registry import FUSIONS, LR_SCHEDULES, METRIC_INPUTS, METRICS, PROMPT_FORMATS, TASKS
 from emollama.suggestions import nearest
 
@@ -93,8 +89,8 @@ def _component(section: ConfigSection) -> str:
 
 
 def _keys(section: ConfigSection) -> list[_Key]:
-    texts = _field_texts(section.config)
-    return [_Key(_component(section), item.name, _default(item), texts[item.name]) for item in dataclasses.fields(section.config)]
+    texts, component = field_texts(section.config), _component(section)
+    return [_Key(component, item.name, _default(item), _cell(texts[item.name])) for item in dataclasses.fields(section.config)]
 
 
 def _shared_keys(components: list[ConfigSection]) -> dict[tuple[str, str], list[_Key]]:
@@ -116,13 +112,13 @@ def _shared_row(users: list[_Key], components: list[str]) -> str:
     users_by_default: dict[str, list[str]] = {}
     for key in users:
         users_by_default.setdefault(key.default, []).append(key.component)
-    default = "; ".join(f"{value} ({_quoted(names)})" for value, names in users_by_default.items())
+    shown = "; ".join(f"{value} ({_quoted(names)})" for value, names in users_by_default.items())
     if len(users_by_default) == 1:
-        default = users[0].default
+        shown = users[0].default
     has_key = {key.component for key in users}
     others = [name for name in components if name not in has_key]
     used_by = "all" if not others else _quoted(sorted(has_key)) if len(others) > 1 else f"all but {_quoted(others)}"
-    return f"| `{users[0].name}` | {used_by} | {default} | {users[0].text} |\n"
+    return f"| `{users[0].name}` | {used_by} | {shown} | {users[0].text} |\n"
 
 
 def describe(key: str) -> str:
@@ -149,8 +145,7 @@ def describe(key: str) -> str:
         for item in dataclasses.fields(section.config):
             all_keys |= dict.fromkeys(f"{own}.{item.name}" for own in blocks)
             if item.name == name and block in (None, *blocks):
-                text = _field_texts(section.config)[name].replace("\\|", "|")
-                shown = f"  default: {_default(item).strip('`')}\n  {text}\n"
+                shown = f"  default: {default(item)}\n  {field_texts(section.config)[name]}\n"
                 component = section.title.partition(", ")[2].replace("`", "")
                 components.setdefault((section.block if block is None else block, shown), []).append(component)
     if not components:
@@ -182,28 +177,10 @@ def _nearest_key(name: str, block: str | None, keys: Iterable[str]) -> str:
 
 
 def _default(item: dataclasses.Field[Any]) -> str:
-    value = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
-    if value in ("???", dataclasses.MISSING):
-        return "required"
-    shown = {None: "null", True: "True", False: "False"}.get(value) if isinstance(value, bool | None) else None
-    return f"`{shown or value}`"
+    value = default(item)
+    return value if value == "required" else f"`{value}`"
 
 
-def _field_texts(config: Any) -> dict[str, str]:
-    """Return the string literal below each field, from the source of the class that declares the field."""
-    texts: dict[str, str] = {}
-    for cls in reversed(config.__mro__):
-        if dataclasses.is_dataclass(cls):
-            texts |= _own_texts(typing.cast("type", cls))
-    return texts
-
-
-@functools.cache
-def _own_texts(config: type) -> dict[str, str]:
-    (body,) = (node for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(config)))) if isinstance(node, ast.ClassDef))
-    texts = {}
-    for field, text in zip(body.body, body.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            assert isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant), f"{field.target.id} has no text"
-            texts[field.target.id] = " ".join(str(text.value.value).split()).replace("|", "\\|")
-    return texts
+def _cell(text: str) -> str:
+    """Return a text for a cell of a Markdown table."""
+    return text.replace("|", "\\|")

@@ -110,7 +110,7 @@ def to_peft(weights: Weights, output: str, alpha: float | None, llama_model: str
     parts = adapters.split_adapters(weights.tensors, weights.source)
     layers = None if llama_model is None else adapters.check_base(llama_model, parts, weights.source)
     dropout = weights.setting("lora_dropout") or 0.0
-    config = adapters.peft_config(parts, alpha=_alpha(weights, alpha), dropout=dropout, base=llama_model, layers=layers)
+    config = adapters.peft_config(parts, alpha=alpha_of(weights, alpha), dropout=dropout, base=llama_model, layers=layers)
     with new_folder(output) as folder:
         (folder / ADAPTERS_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         _save_tensors(parts.named(), folder / ADAPTERS)
@@ -133,14 +133,15 @@ def to_merged(weights: Weights, output: str, alpha: float | None, llama_model: s
     parts = adapters.split_adapters(weights.tensors, weights.source)
     layers = adapters.check_base(llama_model, parts, weights.source)
     layers.require_untied(weights.source)
-    scale = _alpha(weights, alpha) / parts.rank
+    scale = alpha_of(weights, alpha) / parts.rank
     with new_folder(output) as folder:
         merging.merge(Path(llama_model), parts, layers, scale, folder)
         if parts.rest:
             _save_tensors(parts.rest, folder / PROJECTORS)
+            merging.write_index(folder)
 
 
-def _alpha(weights: Weights, option: float | None) -> float:
+def alpha_of(weights: Weights, option: float | None) -> float:
     """Return the stored alpha, or else the value of ``--lora-alpha``.
 
     Raises:

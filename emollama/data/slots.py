@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
 
 from emollama.dtypes import ComputeDtype
+from emollama.field_texts import documented
 from emollama.suggestions import did_you_mean
 
 PATCH = 14  # side of an EVA patch in pixels
@@ -47,6 +48,7 @@ class SlotShape:
         return self.num_vectors or 1
 
 
+@documented
 @dataclass(frozen=True)
 class SlotConfig:
     """A slot as a ``model`` block declares it."""

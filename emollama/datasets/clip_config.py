@@ -16,6 +16,7 @@ from emollama.data.label_map import DATASET_LABELS, LABELS, LabelMap, LabelSourc
 from emollama.data.slots import FrameSelection
 from emollama.datasets.feature_config import FeatureConfig, parse_features
 from emollama.errors import require_at_least
+from emollama.field_texts import documented
 from emollama.listing import abbreviated
 
 FEATURES: dict[str, str | None] = {
@@ -26,6 +27,7 @@ FEATURES: dict[str, str | None] = {
 }  # folders of MER2023
 
 
+@documented
 @dataclass
 class ClipConfig:
     """Keys that all datasets of video clips share.

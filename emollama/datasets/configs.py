@@ -12,12 +12,14 @@ from emollama.data.label_map import DATASET_LABELS, LABELS
 from emollama.data.prompts.image_tag import check_instruction
 from emollama.datasets.clip_config import FEATURES, ClipConfig
 from emollama.errors import require_at_least
+from emollama.field_texts import documented
 
 CAPTION_TASK = "caption"
 # An empty instruction makes the model use its own prompts.
 CAPTION_INSTRUCTIONS = {CAPTION_TASK: [""]}
 
 
+@documented
 @dataclass
 class FeatureFaceCaptionConfig(ClipConfig):
     """Keys of a ``feature_face_caption`` block."""
@@ -34,6 +36,7 @@ class FeatureFaceCaptionConfig(ClipConfig):
     sentence."""
 
 
+@documented
 @dataclass
 class MER2024CaptionConfig(FeatureFaceCaptionConfig):
     """Keys of a ``mer2024_caption`` block."""
@@ -51,6 +54,7 @@ class MER2024CaptionConfig(FeatureFaceCaptionConfig):
     """slot -> features of the clips, as in feature_face_caption."""
 
 
+@documented
 @dataclass
 class DFEWConfig(ClipConfig):
     """Keys of a ``dfew`` block. ``--options datasets.dfew.fold=2`` selects the fold. All paths are relative to ``data_root``."""
@@ -76,6 +80,7 @@ class DFEWConfig(ClipConfig):
             raise ValueError(f"fold is {self.fold}; it must be from 1 to 5")
 
 
+@documented
 @dataclass
 class EMERConfig(ClipConfig):
     """Keys of an ``emer`` block."""
@@ -89,6 +94,7 @@ class EMERConfig(ClipConfig):
     folder of the annotation file. If null, or if there is no file with the default name, evaluation has no reference answers."""
 
 
+@documented
 @dataclass
 class CustomConfig(ClipConfig):
     """Keys of a ``custom`` block."""
@@ -103,6 +109,7 @@ class CustomConfig(ClipConfig):
                 raise ValueError(f"columns: unknown key '{key}'. Known: emotion, sentence, reason")
 
 
+@documented
 @dataclass
 class CaptionConfig:
     """Keys that the datasets of images with captions share."""
@@ -156,6 +163,7 @@ class CaptionConfig:
         return self.pool().instructions[CAPTION_TASK]
 
 
+@documented
 @dataclass
 class Flickr30kCaptionConfig(CaptionConfig):
     """Keys of a ``flickr30k_caption`` block.
@@ -174,6 +182,7 @@ class Flickr30kCaptionConfig(CaptionConfig):
     or the first. Generated captions are compared with each of the captions."""
 
 
+@documented
 @dataclass
 class ImageTextTarsConfig(CaptionConfig):
     """Keys of an ``image_text_tars`` block."""

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from emollama.data.slots import POOLING, Pooling
+from emollama.field_texts import documented
 from emollama.suggestions import did_you_mean
 
 
+@documented
 @dataclass(frozen=True)
 class FeatureConfig:
     """The features of one slot."""

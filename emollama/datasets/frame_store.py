@@ -13,9 +13,9 @@ from emollama.data.features import Features
 from emollama.data.slots import PIXELS, FrameSelection, SlotShape
 from emollama.errors import UserError
 from emollama.media.files import find_video
-from emollama.media.frame_selection import choose_frame, read_peaks
-from emollama.media.frames import probe, read_frames
-from emollama.media.image_transforms import blip2_image
+from emollama.media.frame_pixels import FramePixels
+from emollama.media.frame_selection import read_peaks
+from emollama.media.frames import probe
 from emollama.media.source import Source
 from emollama.paths import require_folder
 
@@ -82,9 +82,7 @@ class FrameStore:
             FileNotFoundError: If the clip has no video.
             UnusableMedia: If the frame cannot be read.
         """
-        source = self._source(name)
-        (frame,) = read_frames(source.video, lambda count: [choose_frame(self.choice, count, source)], source.limits)
-        return blip2_image(frame, self.side).reshape(1, -1).numpy()
+        return FramePixels(self.side, self.choice).load(self._source(name)).numpy()
 
     def header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
         """Return shape and dtype after opening the video, without decoding it.

@@ -5,14 +5,16 @@ Evaluation and the :class:`~emollama.inference.engine.Engine` share this module,
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from emollama.components import Model
 from emollama.data.batch import Batch, Record, Sample, collate
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.decoding.likelihoods import candidate_probabilities
+from emollama.decoding.prefix_cache import Prefix, PrefixCache
 from emollama.decoding.running_batch import RunningBatch
 from emollama.decoding.sampling_params import SequenceParams
 
@@ -53,11 +55,13 @@ class GeneratedAnswer:
         text: the answer.
         finish_reason: "stop" if the model ended the answer, "length" if it reached the maximum number of tokens.
         num_tokens: number of generated tokens.
+        num_cached_tokens: number of tokens of the prompt that an earlier turn of the conversation had processed.
     """
 
     text: str
     finish_reason: FinishReason
     num_tokens: int
+    num_cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,24 @@ class Update:
         sequence: number of the sequence.
         ids: all its generated ids, including the end of the answer.
         finish_reason: None while the sequence is not finished.
+        error: why the sequence ended without an answer; None otherwise.
+        num_cached_tokens: number of tokens of the prompt that an earlier turn of the conversation had processed.
     """
 
     sequence: int
     ids: Sequence[int]
     finish_reason: FinishReason | None
+    error: BaseException | None = None
+    num_cached_tokens: int = 0
+
+
+@dataclass
+class _Sequence:
+    """A sequence that is being generated: its prompt, its new ids, and how many tokens of the prompt were in the cache."""
+
+    sample: Sample
+    num_cached_tokens: int
+    ids: list[int] = field(default_factory=list)
 
 
 class AnswerGenerator:
@@ -83,13 +100,16 @@ class AnswerGenerator:
     Args:
         members: the model in eval mode, or the members of an ensemble.
         prompt_format: the prompt format of the model.
+        num_prefixes: number of finished sequences whose keys and values are kept, so that the next turn of a conversation does
+            not process the earlier ones again.
     """
 
-    def __init__(self, members: Sequence[Model], prompt_format: PromptFormat) -> None:
+    def __init__(self, members: Sequence[Model], prompt_format: PromptFormat, num_prefixes: int = 0) -> None:
         self.members = members
         self.prompt_format = prompt_format
         self._running = RunningBatch(members, prompt_format.is_finished)
-        self._ids: dict[int, list[int]] = {}
+        self._sequences: dict[int, _Sequence] = {}
+        self._prefixes = PrefixCache(num_prefixes, prompt_format.feature_tokens.first_id) if num_prefixes else None
 
     def __len__(self) -> int:
         """Number of unfinished sequences."""
@@ -113,30 +133,61 @@ class AnswerGenerator:
         Raises:
             UserError: If a prompt is longer than the language model can process. Nothing is added then.
         """
-        sequences = self._running.add(self._batch([prompt.sample for prompt in prompts]), [prompt.params for prompt in prompts])
-        self._ids |= {sequence: [] for sequence in sequences}
+        if self._prefixes is None:
+            return self._add_new(prompts)
+        prefixes = [self._prefixes.longest(prompt.sample) for prompt in prompts]
+        new = [index for index, prefix in enumerate(prefixes) if prefix is None]
+        sequences = dict(zip(new, self._add_new([prompts[index] for index in new]), strict=True))
+        try:
+            for index, prefix in enumerate(prefixes):
+                if prefix is not None:
+                    sequences[index] = self._add_continued(prompts[index], prefix)
+        except BaseException:
+            for sequence in sequences.values():
+                self.remove(sequence)
+            raise
+        return [sequences[index] for index in range(len(prompts))]
+
+    def _add_new(self, prompts: Sequence[Prompt]) -> list[int]:
+        if not prompts:
+            return []
+        keeps = self._prefixes is not None
+        params = [dataclasses.replace(prompt.params, keeps_state=keeps) for prompt in prompts]
+        sequences = self._running.add(self._batch([prompt.sample for prompt in prompts]), params)
+        self._sequences |= {sequence: _Sequence(prompt.sample, 0) for sequence, prompt in zip(sequences, prompts, strict=True)}
         return sequences
+
+    def _add_continued(self, prompt: Prompt, prefix: Prefix) -> int:
+        ids = prompt.sample.input_ids[None, prefix.num_tokens :].to(self.members[0].device)
+        params = dataclasses.replace(prompt.params, keeps_state=True)
+        sequence = self._running.add_continued(prefix.states, ids, params)
+        self._sequences[sequence] = _Sequence(prompt.sample, prefix.num_tokens)
+        return sequence
 
     def step(self) -> list[Update]:
         """Generate the next token of each sequence. Finished sequences are removed."""
         updates = []
         for new in self._running.step():
-            ids = self._ids[new.sequence]
-            ids.append(new.token)
-            updates.append(Update(new.sequence, ids, new.finish_reason))
+            sequence = self._sequences[new.sequence]
+            sequence.ids.append(new.token)
+            cached = sequence.num_cached_tokens
+            updates.append(Update(new.sequence, sequence.ids, new.finish_reason, num_cached_tokens=cached))
             if new.finish_reason is not None:
-                del self._ids[new.sequence]
+                del self._sequences[new.sequence]
+            if self._prefixes is not None and new.states is not None:
+                self._prefixes.add(sequence.sample, sequence.ids, new.states)
         return updates
 
     def remove(self, sequence: int) -> None:
         """Remove an unfinished sequence, whose answer is no longer needed."""
         self._running.remove(sequence)
-        del self._ids[sequence]
+        del self._sequences[sequence]
 
     def answer(self, update: Update) -> GeneratedAnswer:
         """Return the answer of a finished sequence."""
         assert update.finish_reason is not None, "the sequence is not finished"
-        return GeneratedAnswer(self.prompt_format.answer_text(list(update.ids)), update.finish_reason, len(update.ids))
+        text = self.prompt_format.answer_text(list(update.ids))
+        return GeneratedAnswer(text, update.finish_reason, len(update.ids), update.num_cached_tokens)
 
     def generate(self, prompts: Sequence[Prompt]) -> list[GeneratedAnswer]:
         """Generate all answers, in one batch. No other sequence may be unfinished.
@@ -151,7 +202,7 @@ class AnswerGenerator:
             while len(self):
                 answers |= {update.sequence: self.answer(update) for update in self.step() if update.finish_reason is not None}
         except BaseException:
-            for sequence in list(self._ids):
+            for sequence in list(self._sequences):
                 self.remove(sequence)
             raise
         return [answers[sequence] for sequence in sequences]

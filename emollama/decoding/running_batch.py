@@ -35,11 +35,14 @@ class NewToken:
         sequence: id of the sequence.
         token: id of the token.
         finish_reason: stop if the token ended the answer, length if it is the last that the sequence may have, else None.
+        states: the state of each model after all tokens but this one, if the sequence is finished, its parameters ask for it,
+            and the model has a cache of keys and values.
     """
 
     sequence: int
     token: int
     finish_reason: FinishReason | None
+    states: list[DecodingState] | None = None
 
 
 class RunningBatch:
@@ -78,16 +81,36 @@ class RunningBatch:
         Raises:
             UserError: If a prompt is longer than the language model can process.
         """
-        device = batch.input_ids.device
         prefilled = [model.prefill(batch) for model in self._models]
-        scores = _mean_scores([logits for logits, _ in prefilled])
+        return self._join([state for _, state in prefilled], _mean_scores([logits for logits, _ in prefilled]), params)
+
+    @torch.inference_mode()
+    def add_continued(self, states: Sequence[DecodingState], ids: Tensor, params: SequenceParams) -> int:
+        """Add a sequence whose first tokens were processed before.
+
+        Args:
+            states: the state of each model after these tokens, for a single sequence. They are changed.
+            ids: (1, Q) the other tokens of the prompt, which are not feature tokens.
+            params: its parameters.
+
+        Returns:
+            The id of the sequence, as for :meth:`add`.
+
+        Raises:
+            UserError: If the prompt is longer than the language model can process.
+        """
+        logits = [model.decode(ids, state)[:, -1] for model, state in zip(self._models, states, strict=True)]
+        return self._join(states, _mean_scores(logits), [params])[0]
+
+    def _join(self, states: Sequence[DecodingState], scores: Tensor, params: Sequence[SequenceParams]) -> list[int]:
+        """Add sequences with their states and the scores of their next tokens, (B, V); return their ids."""
         if self._scores is None:
-            self._states, self._scores = [state for _, state in prefilled], scores
+            self._states, self._scores = list(states), scores
         else:
-            for state, (_, added) in zip(self._states, prefilled, strict=True):
+            for state, added in zip(self._states, states, strict=True):
                 state.append(added)
             self._scores = torch.cat([self._scores, scores])
-        rows = [_Row(self._num_added + index, one, device) for index, one in enumerate(params)]
+        rows = [_Row(self._num_added + index, one, scores.device) for index, one in enumerate(params)]
         self._rows += rows
         self._num_added += len(rows)
         return [row.sequence for row in rows]
@@ -107,7 +130,8 @@ class RunningBatch:
         for index, (row, token) in enumerate(zip(self._rows, ids.tolist(), strict=True)):
             row.ids.append(token)
             reason = self._finish_reason(row)
-            new.append(NewToken(row.sequence, token, reason))
+            states = self._copied(index) if reason and row.keeps_state else None
+            new.append(NewToken(row.sequence, token, reason, states))
             if reason:
                 finished.append(index)
         for index in reversed(finished):
@@ -129,6 +153,11 @@ class RunningBatch:
         if index is None:
             raise KeyError(sequence)
         self._drop(index)
+
+    def _copied(self, index: int) -> list[DecodingState] | None:
+        if not all(hasattr(state.cache, "copied") for state in self._states):
+            return None
+        return [state.copied(index, state.lengths[index]) for state in self._states]
 
     def _finish_reason(self, row: _Row) -> FinishReason | None:
         if self._is_finished(row.ids):
@@ -164,7 +193,7 @@ class _Row:
     """
 
     def __init__(self, sequence: int, params: SequenceParams, device: torch.device) -> None:
-        self.sequence, self.params = sequence, params.sampling
+        self.sequence, self.params, self.keeps_state = sequence, params.sampling, params.keeps_state
         self.ids: list[int] = []
         self._processors = _processors(params.sampling)
         sampled = params.sampling.temperature > 0

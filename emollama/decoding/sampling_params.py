@@ -29,7 +29,9 @@ class SequenceParams:
     Attributes:
         sampling: parameters of token selection.
         seed: random seed of sampling, so that a sampled answer does not depend on the other sequences.
+        keeps_state: whether the last token comes with a copy of the sequence's state.
     """
 
     sampling: SamplingParams
     seed: int
+    keeps_state: bool = False

@@ -10,12 +10,14 @@ from emollama.data.slots import PATCH, FrameSelection
 from emollama.dtypes import ComputeDtype
 from emollama.encoders.shapes import EVA_HEAD, IDENTITY
 from emollama.errors import require_at_least
+from emollama.field_texts import documented
 from emollama.media.frame_selection import FaceChoice
 
 FACE_KEYS = ("face", "max_frames")  # settings without effect if extraction.face_path provides images of faces
 MIN_SECONDS = 1  # shorter sound is padded with silence; a shorter rest of long sound is appended to the last chunk
 
 
+@documented
 @dataclass
 class EncoderConfig:
     """Keys that all encoders share."""
@@ -39,6 +41,7 @@ class EncoderConfig:
         require_at_least(1, self, "batch_size")
 
 
+@documented
 @dataclass
 class PixelConfig(EncoderConfig):
     """Keys of the encoders that read images."""
@@ -60,6 +63,7 @@ class PixelConfig(EncoderConfig):
             )
 
 
+@documented
 @dataclass
 class FaceConfig(PixelConfig):
     """Keys of the encoders that read faces."""
@@ -79,6 +83,7 @@ class FaceConfig(PixelConfig):
         return {name: getattr(self, name) for name in FACE_KEYS}
 
 
+@documented
 @dataclass
 class EvaConfig(EncoderConfig):
     """Keys of an ``eva`` block. ``weights`` is a file such as eva_vit_g.pth."""
@@ -108,6 +113,7 @@ class EvaConfig(EncoderConfig):
             raise ValueError(f"depth is {self.depth}; it must be at least 1")
 
 
+@documented
 @dataclass
 class MaeConfig(FaceConfig):
     """Keys of a ``mae`` block. ``weights`` is a Hugging Face folder, or an original MAE file (.pth).
@@ -126,6 +132,7 @@ class MaeConfig(FaceConfig):
     patches."""
 
 
+@documented
 @dataclass
 class VideoMaeConfig(FaceConfig):
     """Keys of a ``videomae`` block. ``weights`` is a Hugging Face folder, or an original VideoMAE file (.pth).
@@ -146,6 +153,7 @@ class VideoMaeConfig(FaceConfig):
     True for pretrained and False for fine-tuned weights."""
 
 
+@documented
 @dataclass
 class HubertConfig(EncoderConfig):
     """Keys of a ``hubert`` block. ``weights`` is a Hugging Face folder. Each clip is encoded alone for any batch_size."""

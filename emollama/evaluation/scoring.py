@@ -24,6 +24,7 @@ from emollama.evaluation.resources import ScoringResources
 from emollama.evaluation.spelling import KeySpelling
 from emollama.evaluation.synonyms import Synonyms, read_synonyms
 from emollama.evaluation.wheel_files import Wheels
+from emollama.field_texts import documented
 from emollama.registry import JUDGES, METRIC_INPUTS, METRICS
 
 USAGE_COUNTERS = ("calls", "cached", "failed", "prompt_tokens", "completion_tokens", "cost")
@@ -70,6 +71,7 @@ class Scoring:
         UserError: If a metric is unknown or cannot be computed here, the judge is configured incorrectly, or a file is unusable.
     """
 
+    @documented
     @dataclass
     class Config:
         """Keys of a block under ``evaluation_datasets`` that concern its scores."""

@@ -7,8 +7,10 @@ from typing import Literal
 
 from emollama.config import MISSING
 from emollama.errors import require_at_least
+from emollama.field_texts import documented
 
 
+@documented
 @dataclass
 class VideoExtractionConfig:
     """Keys of the ``extraction`` block. Paths are relative to the current directory."""

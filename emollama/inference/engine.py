@@ -23,6 +23,7 @@ from emollama.decoding.answer_generator import AnswerGenerator
 from emollama.distributed import process_group
 from emollama.distributed.process_group import World
 from emollama.inference.clip_encoders import ClipEncoders
+from emollama.inference.clip_files import ClipFiles
 from emollama.inference.clip_records import ClipRecords, clips_to_predict
 from emollama.inference.feature_stage import FeatureStage
 from emollama.inference.generation_stage import GenerationStage
@@ -30,7 +31,7 @@ from emollama.inference.pending import AnswerStream, PendingAnswer
 from emollama.inference.prediction_block import find_prediction_block, prediction_blocks
 from emollama.inference.requests import Answer, Checkpoint, EngineClosed, QueueFull, Request
 from emollama.inference.videos import VideoSources
-from emollama.media.source import Source
+from emollama.media.source import DEFAULT_LIMITS, MediaLimits, Source
 from emollama.paths import sha256
 from emollama.runners.build import checkpoint_paths, require_checkpoint
 from emollama.runners.preparation import Preparation
@@ -44,11 +45,17 @@ class EngineOptions:
         max_batch_size: number of answers that are generated at the same time.
         max_waiting: number of further requests that are accepted. More are rejected with :class:`QueueFull`.
         reading_threads: number of threads that read media.
+        media_limits: the largest media that are decoded.
+        cached_conversations: number of answers whose keys and values are kept for follow-up questions; 0 keeps none.
+        engine_url: address of a vLLM server that runs the language model, with the adapters merged into it; None runs it here.
     """
 
     max_batch_size: int = 8
     max_waiting: int = 64
     reading_threads: int = 2
+    media_limits: MediaLimits = DEFAULT_LIMITS
+    cached_conversations: int = 4
+    engine_url: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,10 +104,10 @@ class Engine:
         self._closed = False
         self._accepted: set[PendingAnswer] = set()
         self._counts = {"answered": 0, "failed": 0, "cancelled": 0, "rejected": 0}
-        with ExitStack() as stack:
-            workspace = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="emollama-")))
+        with ExitStack() as self._resources:
+            workspace = Path(self._resources.enter_context(tempfile.TemporaryDirectory(prefix="emollama-")))
             self._load(options, world, workspace)
-            self._resources = stack.pop_all()
+            self._resources = self._resources.pop_all()
 
     def _load(self, options: EngineOptions, world: World, workspace: Path) -> None:
         config = self.config
@@ -113,15 +120,27 @@ class Engine:
         encoders = ClipEncoders(config, slots, manifests, world)
         clips = clips_to_predict(block, Source("clip", empty), None, encoders.folders, empty)
         preparation = Preparation(block.evaluation(config), world, training=False, clips=clips)
-        generator = AnswerGenerator([member.eval() for member in preparation.build_models()], preparation.prompt)
+        generator = self._generator(preparation, options)
         paths = checkpoint_paths(config.model.ckpt)
         self.checkpoint = Checkpoint(tuple(Path(path).name for path in paths), tuple(map(sha256, paths)))
         self._records = ClipRecords(config, preparation.prompt, encoders, empty)
         self._generation = GenerationStage(
             generator, preparation.precision, self.checkpoint, config.model.end_sym, options.max_batch_size
         )
-        self._features = FeatureStage(encoders, self._records, VideoSources(config), workspace, self._generation.put)
+        clip_files = ClipFiles(VideoSources(config), workspace, options.media_limits)
+        self._features = FeatureStage(encoders, self._records, clip_files, encoders.load, self._generation.put)
         self._readers = ThreadPoolExecutor(options.reading_threads, thread_name_prefix="emollama-read")
+
+    def _generator(self, preparation: Preparation, options: EngineOptions) -> AnswerGenerator:
+        if options.engine_url is None:
+            members = [member.eval() for member in preparation.build_models()]
+            return AnswerGenerator(members, preparation.prompt, options.cached_conversations)
+        # Imported here because the clients of the server take a second to import.
+        from emollama.inference.remote_generator import RemoteAnswerGenerator
+
+        generator = RemoteAnswerGenerator(preparation, options.engine_url)
+        self._resources.callback(generator.close)
+        return generator
 
     @property
     def block_key(self) -> str:

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import queue
-import tempfile
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from emollama.inference.clip_encoders import ClipEncoders, ClipFeatures, LoadClip, LoadedClip
+from emollama.inference.clip_files import NO_MEDIA, ClipFiles
 from emollama.inference.clip_records import ClipRecords, PreparedRequest
 from emollama.inference.pending import PendingAnswer
-from emollama.inference.requests import Media, Request, RequestError
-from emollama.inference.videos import VideoSources
 from emollama.media.source import Source
 
 CACHED_CLIPS = 32  # clips whose features are kept, so that a follow-up question does not extract them again
-NO_MEDIA = "the request contains no video, image or audio"
 
 
 @dataclass
@@ -56,8 +50,8 @@ class FeatureStage:
     Args:
         encoders: the encoders.
         records: prepares requests with features.
-        sources: describes videos that have a path.
-        workspace: a folder that only this user can read, for the content of uploaded files.
+        clip_files: finds the media of requests.
+        load: reads a clip for some encoders.
         forward: receives each prepared request, and the seconds that its features took.
     """
 
@@ -65,13 +59,12 @@ class FeatureStage:
         self,
         encoders: ClipEncoders,
         records: ClipRecords,
-        sources: VideoSources,
-        workspace: Path,
+        clip_files: ClipFiles,
+        load: LoadClip,
         forward: Callable[[PendingAnswer, PreparedRequest, float], None],
     ) -> None:
-        self._encoders, self._records, self._sources, self._workspace = encoders, records, sources, workspace
-        self._forward = forward
-        self._load: LoadClip = encoders.load
+        self._encoders, self._records, self._clip_files = encoders, records, clip_files
+        self._load, self._forward = load, forward
         self._waiting: queue.SimpleQueue[_ClipItem | None] = queue.SimpleQueue()
         self._cache: OrderedDict[Hashable, ClipFeatures] = OrderedDict()
         self._thread = threading.Thread(target=self._run, name="emollama-features", daemon=True)
@@ -98,36 +91,18 @@ class FeatureStage:
 
     def _item(self, pending: PendingAnswer, files: ExitStack) -> _ClipItem:
         request = pending.request
-        _check(request)
-        media = {"video": request.video, "image": request.image, "audio": request.audio}
-        paths = {kind: self._path(kind, content, files) for kind, content in media.items() if content is not None}
-        if not paths:
+        clip = self._clip_files.clip(request, files)
+        if clip is None:
             slots = [slot for slot in self._encoders.slots if slot not in request.features]
             features = ClipFeatures({}, dict.fromkeys(slots, NO_MEDIA))
-            return _ClipItem(pending, Source("clip", self._workspace), features=features, files=files)
-        kind, path = next(iter(paths.items()))
-        uploaded = isinstance(media[kind], bytes)
-        source = Source("clip", path) if uploaded else self._sources.source(path)
-        key = (source.name, *(_identity(media[kind], path) for kind, path in paths.items()), *request.features)
-        item = _ClipItem(pending, source, key=key, files=files)
-        if (cached := self._cache.get(key)) is not None:
+            return _ClipItem(pending, self._clip_files.no_clip, features=features, files=files)
+        source, identity = clip
+        item = _ClipItem(pending, source, key=(identity, *request.features), files=files)
+        if (cached := self._cache.get(item.key)) is not None:
             item.features = cached
         else:
             item.loaded = self._encoders.loaded(source, self._load, request.features.keys())
         return item
-
-    def _path(self, kind: str, media: Media, files: ExitStack) -> Path:
-        """Return the path of a file, to which uploaded content is written."""
-        if not isinstance(media, bytes):
-            if not os.path.isfile(media):
-                raise RequestError(f"no file '{os.fspath(media)}' (current directory: {os.getcwd()}). Correct the path.", kind)
-            return Path(media)
-        # mkstemp creates files that only this user can read.
-        descriptor, name = tempfile.mkstemp(dir=self._workspace, prefix="upload-")
-        files.callback(os.unlink, name)
-        with open(descriptor, "wb") as file:
-            file.write(media)
-        return Path(name)
 
     def _run(self) -> None:
         is_open = True
@@ -136,7 +111,12 @@ class FeatureStage:
             while not self._waiting.empty():
                 items.append(self._waiting.get())
             is_open = None not in items
-            self._process([item for item in items if item is not None])
+            requests = [item for item in items if item is not None]
+            try:
+                self._process(requests)
+            except Exception as error:  # the thread must live, and nobody may wait forever
+                for item in requests:
+                    item.pending.fail(error)
 
     def _process(self, items: list[_ClipItem]) -> None:
         """Encode clips, and pass on their requests."""
@@ -175,19 +155,3 @@ class FeatureStage:
         self._cache[key] = features
         if len(self._cache) > CACHED_CLIPS:
             self._cache.popitem(last=False)
-
-
-def _check(request: Request) -> None:
-    """Check that the fields of a request go together."""
-    if request.video is not None and request.image is not None:
-        raise RequestError("a request contains a video or an image, not both", "image")
-    if not (request.video is not None or request.image is not None or request.audio is not None or request.features):
-        raise RequestError(f"{NO_MEDIA}, and no features. Add one of them.", "video")
-
-
-def _identity(media: Media | None, path: Path) -> Hashable:
-    """Return what identifies the content of a file."""
-    if isinstance(media, bytes):
-        return hashlib.sha256(media).digest()
-    status = os.stat(path)
-    return str(path.absolute()), status.st_size, status.st_mtime_ns, status.st_ino

@@ -89,12 +89,21 @@ class GenerationStage:
     def _run(self) -> None:
         with torch.inference_mode(), self._precision.autocast():
             while (items := self._next_items()) is not None:
-                now = time.perf_counter()
-                for item in items:
-                    item.started = now
-                self._score_labels([item for item in items if item.prepared.labels is not None])
-                self._start([item for item in items if not item.pending.is_over])
-                self._step()
+                try:
+                    self._process(items)
+                except Exception as error:  # the thread must live, and nobody may wait forever
+                    for item in items:
+                        item.pending.fail(error)
+                    self._fail_running(error)
+
+    def _process(self, items: Sequence[_TextItem]) -> None:
+        """Add requests to the batch, and generate a token of each answer in it."""
+        now = time.perf_counter()
+        for item in items:
+            item.started = now
+        self._score_labels([item for item in items if item.prepared.labels is not None])
+        self._start([item for item in items if not item.pending.is_over])
+        self._step()
 
     def _next_items(self) -> list[_TextItem] | None:
         """Return requests for the free places of the batch, after waiting for one if the batch is empty; None at the end."""
@@ -169,18 +178,23 @@ class GenerationStage:
             updates = self._generator.step()
         except Exception as error:
             # It is not known which request is the cause.
-            failure = _without_tensors(error)
-            for sequence, item in self._running.items():
-                item.pending.fail(failure)
-                self._generator.remove(sequence)
-            self._running.clear()
+            self._fail_running(_without_tensors(error))
             return
         for update in updates:
             self._pass_on(update)
 
+    def _fail_running(self, error: Exception) -> None:
+        for sequence, item in self._running.items():
+            item.pending.fail(error)
+            self._generator.remove(sequence)
+        self._running.clear()
+
     def _pass_on(self, update: Update) -> None:
         item = self._running[update.sequence]
-        if update.finish_reason is not None:
+        if update.error is not None:
+            del self._running[update.sequence]
+            item.pending.fail(update.error)
+        elif update.finish_reason is not None:
             del self._running[update.sequence]
             self._finish(item, self._generator.answer(update))
         elif item.stream is not None:
@@ -209,6 +223,7 @@ class GenerationStage:
                 label_probabilities=item.probabilities,
                 finish_reason=answer.finish_reason,
                 prompt_tokens=prepared.num_tokens,
+                cached_tokens=answer.num_cached_tokens,
                 completion_tokens=answer.num_tokens,
                 timings=timings,
                 checkpoint=self._checkpoint,

@@ -134,6 +134,7 @@ class Answer:
         label_probabilities: label -> probability among the labels; None if they were not computed.
         finish_reason: "stop" if the model ended the answer, "length" if it reached ``max_new_tokens``.
         prompt_tokens: number of tokens of the prompt, including feature tokens.
+        cached_tokens: number of tokens of the prompt that an earlier turn of the conversation had processed.
         completion_tokens: number of generated tokens.
         timings: where the time went.
         checkpoint: the weights that answered.
@@ -147,6 +148,7 @@ class Answer:
     label_probabilities: dict[str, float] | None
     finish_reason: Literal["stop", "length"]
     prompt_tokens: int
+    cached_tokens: int
     completion_tokens: int
     timings: Timings
     checkpoint: Checkpoint

@@ -47,7 +47,7 @@ def open_media(
     try:
         # A descriptor has no file name, so the name cannot influence which demuxer FFmpeg chooses. Tags may have any encoding.
         with opened(path) as name, av.open(name, metadata_errors="ignore", options=options) as container:
-            stream = container.streams.best(kind)
+            stream: Any = container.streams.best(kind)
             # The cover picture of an audio file is a video stream, too.
             if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
                 raise UnusableMedia(f"it has no {kind} track")

@@ -12,6 +12,7 @@ from emollama.data.slots import PATCH, SlotConfig, parse_slots
 from emollama.dtypes import ComputeDtype
 from emollama.encoders.shapes import EvaShape, QFormerShape
 from emollama.errors import UserError, require_at_least
+from emollama.field_texts import documented
 from emollama.listing import abbreviated
 from emollama.registry import FUSIONS, PROMPT_FORMATS
 from emollama.suggestions import did_you_mean
@@ -20,6 +21,7 @@ TrainLLM = Literal["lora", "none", "full"]
 PackingKey = Literal["auto", "packed", "padded", "off"]
 
 
+@documented
 @dataclass
 class LLMConfig:
     """Keys of a ``model`` block that configure its language model.
@@ -143,6 +145,7 @@ class LLMConfig:
         return PromptStyle(self.prompt_template, self.chat_template, self.end_sym, self.max_txt_len, self.max_context_len)
 
 
+@documented
 @dataclass
 class MiniGPTv2Config(LLMConfig):
     """Keys of the ``model`` block of ``arch: minigpt_v2``."""
@@ -202,6 +205,7 @@ class MiniGPTv2Config(LLMConfig):
         return any(".lora_" in name for name in stored) and not any(".lora_" in name for name in expected)
 
 
+@documented
 @dataclass
 class MiniGPT4Config(LLMConfig):
     """Keys of the ``model`` block of ``arch: minigpt4``."""

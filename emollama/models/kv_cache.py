@@ -68,6 +68,11 @@ class RowLayer(DynamicLayer):
         self._rows, self._start = rows, min(self._start, start)
         self._set_views()
 
+    def copied(self, row: int, length: int, tokens: int) -> Self:
+        """Return a layer with the first tokens of a row, which has ``length`` tokens."""
+        start = self._end - length
+        return type(self)(*([buffer[row, :, start : start + tokens]] for buffer in self._buffers))
+
     def drop(self, row: int, width: int) -> None:
         """Remove a row, whose place the last one takes, and the columns before the last ``width`` ones."""
         self._rows -= 1
@@ -103,6 +108,10 @@ class RowCache(DynamicCache):
         """Add the rows of another cache of the same model."""
         for own, added in zip(self.layers, other.layers, strict=True):
             own.append(added)
+
+    def copied(self, row: int, length: int, tokens: int) -> Self:
+        """Return a cache with the first tokens of a row, which has ``length`` tokens."""
+        return type(self)([layer.copied(row, length, tokens) for layer in self.layers])
 
     def drop(self, row: int, width: int) -> None:
         """Remove a row; the last one takes its place.

@@ -5,6 +5,7 @@ Shape letters: r = LoRA rank, I and O = input and output features of an adapted 
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,6 +59,19 @@ def merge(folder: Path, adapters: Adapters, layers: AdaptedLayers, scale: float,
         is_old_index = path.name.endswith(".index.json") and (in_memory or path.name != INDEX)
         if path.is_file() and path.suffix not in WEIGHTS and not is_old_index:
             shutil.copyfile(path, target / path.name)
+
+
+def write_index(folder: Path) -> None:
+    """Write an index of the tensors if they are in a single file, whose folder usually has none.
+
+    Programs such as vLLM read all .safetensors files of a folder without an index, also those of other modules.
+    """
+    if (folder / INDEX).is_file():
+        return
+    tensors, _ = _read(folder / SINGLE)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    content = {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(sorted(tensors), SINGLE)}
+    (folder / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _weight_files(folder: Path) -> list[str]:

@@ -32,8 +32,10 @@ class MiniGPT4(PackedLLM):
     shape_keys: tuple[str, ...] = ("has_qformer", "llama_model", "lora_r")
     architecture = "minigpt4"
 
-    def __init__(self, cfg: MiniGPT4Config, *, device: torch.device, frozen_dtype: torch.dtype) -> None:
-        super().__init__(cfg, device=device, frozen_dtype=frozen_dtype)
+    def __init__(
+        self, cfg: MiniGPT4Config, *, device: torch.device, frozen_dtype: torch.dtype, embeddings_only: bool = False
+    ) -> None:
+        super().__init__(cfg, device=device, frozen_dtype=frozen_dtype, embeddings_only=embeddings_only)
         self.vision = vision.FrozenVision(cfg, self.slot_shapes(cfg)["image"], device=device)
 
     @staticmethod

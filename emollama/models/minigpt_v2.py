@@ -24,8 +24,10 @@ class MiniGPTv2(PackedLLM):
     optional_tensor_group = checkpoint_names.OPTIONAL_TENSOR_GROUP
     architecture = "minigpt_v2"
 
-    def __init__(self, cfg: MiniGPTv2Config, *, device: torch.device, frozen_dtype: torch.dtype) -> None:
-        super().__init__(cfg, device=device, frozen_dtype=frozen_dtype)
+    def __init__(
+        self, cfg: MiniGPTv2Config, *, device: torch.device, frozen_dtype: torch.dtype, embeddings_only: bool = False
+    ) -> None:
+        super().__init__(cfg, device=device, frozen_dtype=frozen_dtype, embeddings_only=embeddings_only)
         self.vit = frames.build(cfg.vit_weights, cfg, device) if cfg.vit_weights is not None else None
 
     @staticmethod

@@ -39,6 +39,7 @@ class PackedLLM(nn.Module, ABC):
         cfg: the ``model`` block.
         device: device of the model; on the meta device it has shapes but no weights.
         frozen_dtype: dtype of frozen weights; trained weights are float32.
+        embeddings_only: load only the embedding table of the language model, which runs elsewhere.
 
     Attributes:
         ignored_tensors: glob patterns of checkpoint tensors that the model does not use.
@@ -56,9 +57,9 @@ class PackedLLM(nn.Module, ABC):
     architecture = ""
     stored_name = staticmethod(checkpoint_names.stored_name)
 
-    def __init__(self, cfg: Any, *, device: torch.device, frozen_dtype: torch.dtype) -> None:
+    def __init__(self, cfg: Any, *, device: torch.device, frozen_dtype: torch.dtype, embeddings_only: bool = False) -> None:
         # Imported here because it takes seconds, and most commands need no weights.
-        from emollama.models import llm_weights, packing_check
+        from emollama.models import embedding_table, llm_weights, packing_check
 
         super().__init__()
         self.cfg = cfg
@@ -66,7 +67,8 @@ class PackedLLM(nn.Module, ABC):
         self.packing = packing_check.resolve(cfg.packing, self.llm_config, device, frozen_dtype)
         self._limit = packing_check.length_limit(self.packing, self.llm_config)
         options = llm_weights.options_of(cfg, self.packing.attention)
-        self.llama_model: Any = llm_weights.build(options, self.llm_config, dtype=frozen_dtype, device=device)
+        build = embedding_table.build if embeddings_only else llm_weights.build
+        self.llama_model: Any = build(options, self.llm_config, dtype=frozen_dtype, device=device)
         dropout.replace_dropout(self.llama_model)
         self.first_placeholder = llm.embedding_rows(self.llm_config)
         slots = without_pixels(self.slot_shapes(cfg))

@@ -115,7 +115,7 @@ def read_run(folder: Path, *, answers: bool = True) -> RunFiles:
         folder=folder,
         steps=_steps(read_lines(folder / LOG, notes, LOG_LINES)) if answers else [],
         validations=validations,
-        results=list(_results(results_folder, notes, _block_order(configs, epoch), answers)),
+        results=list(read_results(results_folder, notes, _block_order(configs, epoch), answers)),
         results_epoch=epoch,
         configs=configs,
         notes=list(dict.fromkeys(notes)),
@@ -157,7 +157,7 @@ def _validations(folder: Path, notes: Notes, configs: Mapping[str, str]) -> list
     records = {record.epoch: record for record in parse_all(ValidationRecord, read_lines(folder / EVALUATIONS, notes))}
     if not records:
         for epoch, path in epoch_folders(folder).items():
-            metrics = metrics_by_key(list(_results(path, notes, _block_order(configs, epoch))))
+            metrics = metrics_by_key(list(read_results(path, notes, _block_order(configs, epoch))))
             records[epoch] = ValidationRecord(None, epoch, metrics)
     return [records[epoch] for epoch in sorted(records)]
 
@@ -177,8 +177,15 @@ def _block_order(configs: Mapping[str, str], epoch: int | None) -> list[str]:
     return [text(label) for label in evaluated_blocks(evaluated_with(configs, epoch))]
 
 
-def _results(folder: Path, notes: Notes, order: Sequence[str], answers: bool = False) -> Iterator[TaskResult]:
-    """Yield the results of each task of each block in a folder; blocks that ``order`` does not contain come last."""
+def read_results(folder: Path, notes: Notes, order: Sequence[str], answers: bool = False) -> Iterator[TaskResult]:
+    """Yield the results of each task of each block in a folder.
+
+    Args:
+        folder: a folder with files of predictions and metrics.
+        notes: receives messages about files that cannot be read.
+        order: the blocks that come first.
+        answers: also read the predictions.
+    """
     scored, answered = (
         {block_of(path): path for path in sorted(folder.glob(file("*")))} for file in (metrics_file, predictions_file)
     )

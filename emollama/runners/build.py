@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -33,7 +34,13 @@ NON_SHAPE_KEYS = {
 
 
 def build_models(
-    config: RunConfig, world: World, precision: Precision, tensors: list[dict[str, Tensor]], resumed: dict[str, Any] | None = None
+    config: RunConfig,
+    world: World,
+    precision: Precision,
+    tensors: list[dict[str, Tensor]],
+    resumed: dict[str, Any] | None = None,
+    *,
+    embeddings_only: bool = False,
 ) -> list[Model]:
     """Build the model on this process's device and load its checkpoint, or build all members of an ensemble.
 
@@ -45,17 +52,22 @@ def build_models(
         precision: precision of the run, which defines the dtype of frozen weights.
         tensors: the result of :func:`checkpoint_tensors`.
         resumed: content of the checkpoint to resume from; if None, ``model.ckpt`` is loaded.
+        embeddings_only: load only the embedding table of the language model, which runs elsewhere.
 
     Raises:
         UserError: If the language model cannot be used.
     """
     cfg, model_class, (sources, allowed) = config.model, config.model_class, _sources(config, resumed)
+    if embeddings_only and "embeddings_only" not in inspect.signature(model_class).parameters:
+        raise UserError(f"model.arch: {config.names['model']} cannot be built without its language model (embeddings_only).")
     if world.is_main:
-        get_logger().info("loading the language model from %s", cfg.llama_model)
+        what = "embedding table" if embeddings_only else "language model"
+        get_logger().info("loading the %s from %s", what, cfg.llama_model)
     if world.is_main and not tensors:
         get_logger().warning("model.ckpt is null: projections and adapters start from random values")
     torch.manual_seed(config.run.seed)
-    model = model_class(cfg, device=world.device, frozen_dtype=precision.frozen_dtype)
+    options: dict[str, Any] = {"embeddings_only": True} if embeddings_only else {}
+    model = model_class(cfg, device=world.device, frozen_dtype=precision.frozen_dtype, **options)
     # Passed as the memo of deepcopy, this makes the copies refer to the frozen tensors instead of copying them.
     frozen = {id(value): value for value in [*model.parameters(), *model.buffers()] if not value.requires_grad}
     members = [model, *(copy.deepcopy(model, dict(frozen)) for _ in tensors[1:])]

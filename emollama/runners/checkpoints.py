@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -178,7 +178,27 @@ def newest(folder: Path) -> tuple[Path | None, dict[Path, str]]:
     Returns:
         The checkpoint, or None, and path -> problem for files that cannot be read and for damaged checkpoints of later steps.
     """
-    steps = {path: step_of(path) for path in sorted(folder.glob("checkpoint_*.pth"))}
+    return _newest_of(folder.glob("checkpoint_*.pth"))
+
+
+def best_or_newest(folder: Path) -> Path:
+    """Return checkpoint_best.pth of a run, or the checkpoint with the highest step if there is none.
+
+    Raises:
+        UserError: If the folder has no checkpoint, or it cannot be used. No other checkpoint replaces a damaged one.
+    """
+    best = folder / checkpoint.BEST
+    path, problems = _newest_of([best] if best.is_file() else folder.glob("checkpoint_*.pth"))
+    if problems:
+        reasons = abbreviated((f"{damaged.name}: {problem}" for damaged, problem in problems.items()), "; ")
+        raise UserError(f"{folder}: {reasons}. Copy the file again, or specify the checkpoint to use.")
+    if path is None:
+        raise UserError(f"{folder} contains no checkpoint. Train first, or specify the checkpoint to use.")
+    return path
+
+
+def _newest_of(paths: Iterable[Path]) -> tuple[Path | None, dict[Path, str]]:
+    steps = {path: step_of(path) for path in sorted(paths)}
     problems = {path: "it is truncated, or contains no step of a run" for path, step in steps.items() if step < 0}
     for path in sorted(steps.keys() - problems.keys(), key=lambda path: (-steps[path], path.name == checkpoint.BEST)):
         if checkpoint.is_intact(path) is not False:

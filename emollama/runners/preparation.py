@@ -175,10 +175,15 @@ class Preparation:
         with self._collect_errors:
             self.tensors = self.world.rank_zero_first(self._checkpoint_tensors)
 
-    def build_models(self) -> list[Model]:
-        """Build the model on this process's device with its checkpoint, or all members of an ensemble."""
-        members = build_models(self.config, self.world, self.precision, self.tensors, self.resumed)
-        if self.config.model.merge_adapters and not self.training:
+    def build_models(self, *, embeddings_only: bool = False) -> list[Model]:
+        """Build the model on this process's device with its checkpoint, or all members of an ensemble.
+
+        Args:
+            embeddings_only: load only the embedding table of the language model, which runs elsewhere.
+        """
+        tensors, resumed = self.tensors, self.resumed
+        members = build_models(self.config, self.world, self.precision, tensors, resumed, embeddings_only=embeddings_only)
+        if self.config.model.merge_adapters and not self.training and not embeddings_only:
             (model,) = members
             model.merge_adapters()
         return members

@@ -11,11 +11,13 @@ from emollama import lr_schedules
 from emollama.data.prompts.prompt_style import LossAverage
 from emollama.dtypes import AmpDtype
 from emollama.errors import require_at_least
+from emollama.field_texts import documented
 from emollama.registry import LR_SCHEDULES
 
 MAX_NAME, MAX_BYTES = 200, 255  # characters of run.job_id, and bytes of a name in most file systems
 
 
+@documented
 @dataclass
 class RunnerConfig:
     """Keys of the ``run`` block. An iteration is one optimizer step, including all its micro-batches."""

@@ -8,8 +8,10 @@ from typing import Any, Literal
 from emollama.data.prompts.configs import TRAIN
 from emollama.decoding.sampling_params import SamplingParams
 from emollama.errors import require_at_least
+from emollama.field_texts import documented
 
 
+@documented
 @dataclass
 class ImageTextPretrainConfig:
     """Keys of a block under ``evaluation_datasets`` that define how samples are answered, in addition to the dataset's keys."""

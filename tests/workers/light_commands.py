@@ -107,6 +107,12 @@ def import_reporting() -> None:
     import_module("emollama.reporting.report")
 
 
+def load_session() -> None:
+    """Load a session of the Python API."""
+    emollama = import_module("emollama")
+    emollama.load(sys.argv[2], {"run.seed": 1})
+
+
 def main() -> None:
     """Run the commands; their plots are built but not rendered."""
     from plots import plots, white_pixel
@@ -115,7 +121,7 @@ def main() -> None:
 
     write_inputs()
     loaded, output = {}, {}
-    for step in (build_judge, import_reporting):
+    for step in (build_judge, import_reporting, load_session):
         step()
         loaded[step.__name__] = sorted(HEAVY & sys.modules.keys())
     for line in commands(sys.argv[2:]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+from pathlib import Path
 
 MODULES = [
     "torch",
@@ -26,18 +27,23 @@ MODULES = [
     "peft.utils.transformers_weight_conversion",
     "timm.layers",
     "omegaconf._impl",
+    "openai",
     "wandb",
     "wandb.sdk.launch.inputs.internal",
     "emollama.cli",
     "emollama.commands.eval_checkpoints",
     "emollama.commands.train",
+    "emollama.data.prompts.formats",
     "emollama.datasets.feature_face_caption",
     "emollama.datasets.flickr30k_caption",
     "emollama.evaluation.captions.metrics",
     "emollama.logs.bars",
+    "emollama.models.attention",
     "emollama.models.llm_weights",
     "emollama.models.minigpt4",
     "emollama.models.minigpt_v2",
+    "emollama.models.packing_check",
+    "emollama.remote.handler",
     "emollama.reporting.report",
     "emollama.reporting.checkpoint_table",
     "emollama.runners.runner_base",
@@ -51,5 +57,11 @@ for name in MODULES:
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping  # noqa: E402
 
 get_checkpoint_conversion_mapping("llama")  # compiles the patterns of all models, for peft
+
+from helpers import golden_tree  # noqa: E402
+
+from emollama.config import from_dict  # noqa: E402
+
+from_dict(golden_tree(Path("unused")), "preloaded")  # builds the typed nodes of its blocks, which later configurations copy
 gc.freeze()
 gc.enable()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from emollama.data.prompts.image_tag import IMAGE_TAG, check_instruction
 from emollama.data.prompts.template import USER_TEXT, PromptTemplate
+from emollama.field_texts import documented
 from emollama.suggestions import did_you_mean
 
 TRAIN = "train"  # name of the layout of training
@@ -29,6 +30,7 @@ class PromptLayout:
     second_bos: bool = False
 
 
+@documented
 @dataclass
 class TemplateFormatConfig:
     """Keys of a prompt format that is described by a template."""
@@ -101,6 +103,7 @@ class TemplateFormatConfig:
         return {key: getattr(self, key) for key, default in defaults.items() if getattr(self, key) != default}
 
 
+@documented
 @dataclass
 class EmotionLlamaFormatConfig(TemplateFormatConfig):
     """Keys of the prompt format of MiniGPT-v2 and Emotion-LLaMA."""
@@ -119,6 +122,7 @@ class EmotionLlamaFormatConfig(TemplateFormatConfig):
     """The layout in which the published code evaluates."""
 
 
+@documented
 @dataclass
 class MiniGPT4FormatConfig(TemplateFormatConfig):
     """Keys of the prompt format of MiniGPT-4."""

@@ -31,6 +31,10 @@ class TemplateFormat:
         feature_tokens: the outputs of the fusion module and their placeholder ids.
         loss_average: ``sample`` gives each of the n answer tokens of a sample the weight 1 / n, ``token`` the weight 1.
 
+    Attributes:
+        bos_id: id of the BOS token; None if there is none.
+        bos_text: text of the BOS token; "" if there is none.
+
     Raises:
         UserError: If the templates do not fit the outputs or the tokenizer, or the tokenizer lacks a required token. The message
             starts with the key.
@@ -55,7 +59,7 @@ class TemplateFormat:
         self._check_outputs()
         rows, is_whole = feature_tokens.first_id, cfg.tokenize == "whole"
         self._texts = SegmentTokenizer(tokenizer, feature_tokens.outputs, rows=rows, whole=is_whole)
-        self._bos_id, self._bos_text = self._bos()
+        self.bos_id, self.bos_text = self._bos()
         self._eos_ids = self._eos()
         self._check_openings()
         # `is_finished` looks for the text of the end symbol in the last tokens, since a tokenizer may split it in any way, at
@@ -115,11 +119,11 @@ class TemplateFormat:
                     opening = self._texts.ids(segments[0].whole.lstrip())
                 except UserError as error:
                     raise UserError(f"{key}, or model.prompt_template: {error}") from None
-                repeated = next((index for index, token in enumerate(opening) if token != self._bos_id), len(opening))
+                repeated = next((index for index, token in enumerate(opening) if token != self.bos_id), len(opening))
                 if adds_bos and repeated > layout.second_bos:
                     raise UserError(
                         f"bos: the sequence gets a BOS token, and the prompt of the layout '{name}' starts with its text"
-                        f" {self._bos_text!r}, too. Remove it from model.prompt_template or {key}, or set"
+                        f" {self.bos_text!r}, too. Remove it from model.prompt_template or {key}, or set"
                         " model.prompt_format.bos: never."
                     )
 
@@ -164,8 +168,8 @@ class TemplateFormat:
         """
         placeholders = self.feature_tokens.placeholder_ids(record)
         tokens = TokenizedTurns()
-        if self._bos_id is not None and (self.cfg.bos == "always" or (self.cfg.bos == "training" and not for_generation)):
-            tokens.append_prompt([self._bos_id])
+        if self.bos_id is not None and (self.cfg.bos == "always" or (self.cfg.bos == "training" and not for_generation)):
+            tokens.append_prompt([self.bos_id])
         cut = 0
         for turn, (user_text, answer) in enumerate(record.turns):
             if turn == 0:
@@ -220,7 +224,7 @@ class TemplateFormat:
             counts: output -> number of its feature tokens; optional sections whose outputs are empty are left out.
         """
         selected = self.cfg.parsed_layouts[layout]
-        opening = (self._bos_text if selected.second_bos else "") + self.style.opening
+        opening = (self.bos_text if selected.second_bos else "") + self.style.opening
         body = self._inserted(selected.template.fragments(counts), user_text)
         return join_fragments([Fragment("text", opening), *body, Fragment("text", self.style.closing)])
 

@@ -20,6 +20,7 @@ from emollama.evaluation.judges.endpoint import Endpoint
 from emollama.evaluation.judges.judge import Extraction, Verdict
 from emollama.evaluation.judges.prompts import Messages, clue_question, label_question, words_question
 from emollama.evaluation.judges.replies import read_score, read_words
+from emollama.field_texts import documented
 
 OPENAI_URL = "https://api.openai.com/v1"
 
@@ -31,6 +32,7 @@ class OpenAIJudge:
         UserError: If the key is missing in the environment, or the endpoint's address or the cache cannot be used.
     """
 
+    @documented
     @dataclass
     class Config:
         """Model, endpoint and limits. The key is never part of a configuration: it stays in the environment."""

@@ -44,7 +44,7 @@ class LinearFusion(nn.Module):
 
     def __init__(self, cfg: LinearFusionConfig, slots: Mapping[str, SlotShape], hidden_size: int) -> None:
         super().__init__()
-        self._layers = {slot: _layer_name(slot) for slot in _in_order(slots)}
+        self._layers = {slot: layer_name(slot) for slot in _in_order(slots)}
         for slot, name in self._layers.items():
             self.add_module(name, nn.Linear(slots[slot].dim * (GROUP if slot == "image" else 1), hidden_size))
 
@@ -52,7 +52,7 @@ class LinearFusion(nn.Module):
     def layout(cls, cfg: LinearFusionConfig, slots: Mapping[str, SlotShape]) -> FusionLayout:
         """Return names and numbers of the feature tokens; see :class:`LinearFusion`."""
         feature = tuple(slot for slot in _in_order(slots) if slot != "image")
-        new = tuple(f"{_layer_name(slot)}.*" for slot in feature if slot not in PUBLISHED)
+        new = tuple(f"{layer_name(slot)}.*" for slot in feature if slot not in PUBLISHED)
         return FusionLayout({"video": ("image",) if "image" in slots else (), "feature": feature}, _num_feature_tokens, new)
 
     def forward(self, slots: Mapping[str, PackedFeatures]) -> dict[str, Tensor]:
@@ -108,7 +108,8 @@ def _in_order(slots: Mapping[str, SlotShape]) -> list[str]:
     return [slot for slot in PUBLISHED if slot in slots] + [slot for slot in slots if slot not in PUBLISHED]
 
 
-def _layer_name(slot: str) -> str:
+def layer_name(slot: str) -> str:
+    """Return the name of the layer that projects a slot's feature vectors."""
     return PUBLISHED.get(slot, f"feats_llama_proj_{slot}")
 
 

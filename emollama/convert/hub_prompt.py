@@ -1,0 +1,94 @@
+"""What an exported processor needs to know about prompts, as JSON values: processor_config.json and part of config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from emollama.config import EvaluationBlock, RunConfig
+from emollama.data.instructions import user_text
+from emollama.data.prompts.configs import PromptLayout
+from emollama.data.prompts.formats import TemplateFormat
+from emollama.data.slots import SlotShape, declared_slots
+from emollama.errors import UserError
+
+
+def training_of(config: RunConfig) -> dict[str, Any]:
+    """Return tasks, labels and decoding of the blocks of a configuration; blocks under evaluation_datasets come first.
+
+    Returns:
+        "tasks": name of a task -> texts that ask for it; "labels"; "layout" and "max_new_tokens" of the first block.
+
+    Raises:
+        UserError: If there is no block.
+    """
+    blocks = [*config.evaluation_datasets.values(), *map(config.default_block, config.datasets.values())]
+    if not blocks:
+        raise UserError(
+            "--to transformers: the configuration has no block under datasets or evaluation_datasets, whose instructions and"
+            " labels the export contains. Specify the configuration of the training with --cfg-path."
+        )
+    tasks: dict[str, list[str]] = {}
+    for block in blocks:
+        for task, texts in _tasks(block).items():
+            tasks.setdefault(task, texts)
+    labels = next((list(block.dataset.labels) for block in blocks if block.dataset.labels), [])
+    first = blocks[0].task
+    return {"tasks": tasks, "labels": labels, "layout": first.prompt_layout, "max_new_tokens": first.max_new_tokens}
+
+
+def _tasks(block: EvaluationBlock) -> dict[str, list[str]]:
+    pool, turns = block.dataset.pool(), block.dataset.turns()
+    own, tasks = block.task.instruction, {}
+    for task in pool.tasks:
+        instructions = pool.instructions[task] if own == "first" else [pool.fill_labels(own)]
+        # A dataset of images with captions has instructions without the tag of a task.
+        is_tagged = pool.instructions[task][0] not in turns
+        tasks[task] = [user_text(task, text, None) if is_tagged else text for text in instructions]
+    return tasks
+
+
+def prompt_of(
+    prompt: TemplateFormat, slots: Mapping[str, SlotShape], projections: Sequence[Mapping[str, Any]], training: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the value of ``prompt`` in processor_config.json.
+
+    Args:
+        prompt: the prompt format.
+        slots: slot -> shape of its feature vectors, without pixels.
+        projections: slot, output and group of each part, in the order of placeholder ids.
+        training: the result of :func:`training_of`.
+    """
+    cfg, style = prompt.cfg, prompt.style
+    arrays = {slot: slots[slot] for slot in declared_slots(slots)}
+    return {
+        "slots": {
+            slot: {"dim": shape.dim, "length": shape.num_vectors, "class_token": shape.class_token}
+            for slot, shape in arrays.items()
+        },
+        "outputs": list(prompt.feature_tokens.outputs),
+        "parts": [{key: item[key] for key in ("slot", "output", "group")} for item in projections],
+        "first_placeholder": prompt.feature_tokens.first_id,
+        "layouts": {name: _layout(layout) for name, layout in cfg.parsed_layouts.items()},
+        "layout": training["layout"],
+        "tokenize": cfg.tokenize,
+        "bos_id": prompt.bos_id if cfg.bos == "always" else None,
+        "bos_text": prompt.bos_text,
+        "opening": style.opening,
+        "closing": style.closing,
+        "end_symbol": style.end_sym,
+        "max_context_len": style.max_context_len,
+        "tagged_output": cfg.tagged_output,
+        "tag_prefix": cfg.tag_prefix,
+        "prompts": list(cfg.prompts),
+        "tasks": training["tasks"],
+        "labels": training["labels"],
+    }
+
+
+def _layout(layout: PromptLayout) -> dict[str, Any]:
+    sections = [
+        {"optional": section.optional, "fragments": [[fragment.kind, fragment.value] for fragment in section.fragments]}
+        for section in layout.template.sections
+    ]
+    return {"second_bos": layout.second_bos, "sections": sections}

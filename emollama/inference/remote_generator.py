@@ -1,0 +1,130 @@
+"""Answers of a language model in a vLLM server: encoders and projections run here, and prompts are sent as embeddings."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, NamedTuple
+
+from emollama.data.batch import Sample
+from emollama.decoding.answer_generator import AnswerGenerator, GeneratedAnswer, LabelAnswers, Prompt, Update
+from emollama.errors import UserError
+from emollama.inference.remote_llm import KEY, RemoteAnswer, RemoteLanguageModel
+from emollama.inference.requests import RequestError
+from emollama.models.packed_llm import PackedLLM
+from emollama.models.prompt_embeddings import prompt_embeddings
+from emollama.runners.build import is_ensemble
+from emollama.runners.preparation import Preparation
+
+NO_LIKELIHOODS = (
+    f"label probabilities are not available with {KEY}: vLLM returns no log-probabilities of given tokens after prompt embeddings"
+    " (it refuses echo and prompt_logprobs). Leave them out, and set answer_by: generate."
+)
+# Seconds after which step() returns without news, so that requests can join and be cancelled.
+PATIENCE = 0.02
+
+
+class _News(NamedTuple):
+    """What happened to a sequence: its ids so far, or its end."""
+
+    sequence: int
+    ids: Sequence[int] = ()
+    end: Future[RemoteAnswer] | None = None
+
+
+class RemoteAnswerGenerator(AnswerGenerator):
+    """A model whose language model runs in a server.
+
+    Args:
+        preparation: the checked configuration.
+        url: address of the server.
+
+    Raises:
+        UserError: If the model cannot be used in this way, or the server cannot be reached.
+    """
+
+    def __init__(self, preparation: Preparation, url: str) -> None:
+        if is_ensemble(preparation.config.model):
+            raise UserError(f"model.ckpt: {KEY} does not support an ensemble. Set model.ensemble: weights, or one checkpoint.")
+        self._client = RemoteLanguageModel(url, preparation.prompt)
+        try:
+            (model,) = preparation.build_models(embeddings_only=True)
+        except BaseException:
+            self._client.close()
+            raise
+        super().__init__([model.eval()], preparation.prompt)
+        if not isinstance(model, PackedLLM):
+            raise UserError(f"model.arch: {KEY} supports only models that are derived from PackedLLM.")
+        self._embedder = model
+        self._news: queue.SimpleQueue[_News] = queue.SimpleQueue()
+        self._calls: dict[int, Future[RemoteAnswer]] = {}
+        self._num_added = 0
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def close(self) -> None:
+        """End all requests to the server."""
+        self._client.close()
+
+    def add(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Send prompts to the server, and return the numbers of their sequences."""
+        embeddings = prompt_embeddings(self._embedder, self._batch([prompt.sample for prompt in prompts]))
+        first = self._num_added
+        self._num_added += len(prompts)
+        for sequence, (prompt, one) in enumerate(zip(prompts, embeddings, strict=True), first):
+            call = self._client.start(one, prompt.params, partial(self._put, sequence))
+            self._calls[sequence] = call
+            call.add_done_callback(partial(self._end, sequence))
+        return list(range(first, self._num_added))
+
+    def step(self) -> list[Update]:
+        """Return what has changed since the last call, after waiting for it for a moment."""
+        if not self._calls:
+            return []
+        latest: dict[int, _News] = {}
+        try:
+            news = self._news.get(timeout=PATIENCE)
+            while True:
+                latest[news.sequence] = news
+                news = self._news.get_nowait()
+        except queue.Empty:
+            pass
+        return [self._update(news) for news in latest.values() if news.sequence in self._calls]
+
+    def remove(self, sequence: int) -> None:
+        """Cancel an unfinished sequence, whose answer is no longer needed."""
+        self._calls.pop(sequence).cancel()
+
+    def beam_search(self, samples: Sequence[Sample], options: Mapping[str, Any]) -> list[GeneratedAnswer]:
+        """Refuse it.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(f"num_beams: beam search is not available with {KEY}. Set num_beams: 1 in the evaluation block.")
+
+    def label_probabilities(self, samples: Sequence[Sample], answers: LabelAnswers) -> list[dict[str, float]]:
+        """Refuse it.
+
+        Raises:
+            RequestError: Always. The message has the reason.
+        """
+        raise RequestError(NO_LIKELIHOODS, "label_probabilities")
+
+    def _put(self, sequence: int, ids: list[int]) -> None:
+        self._news.put(_News(sequence, ids))
+
+    def _end(self, sequence: int, call: Future[RemoteAnswer]) -> None:
+        self._news.put(_News(sequence, end=call))
+
+    def _update(self, news: _News) -> Update:
+        if news.end is None:
+            return Update(news.sequence, news.ids, None)
+        del self._calls[news.sequence]
+        if (error := news.end.exception()) is not None:
+            return Update(news.sequence, (), None, error)
+        answer = news.end.result()
+        return Update(news.sequence, answer.ids, answer.finish_reason)
