@@ -6,12 +6,14 @@
 The language model is a random Llama with LoRA adapters, which are merged. Prompts have 60 to 140 tokens, answers 8 to 96: answer
 lengths are drawn from a log-normal distribution, and each request has its own limit. Hugging Face gets batches of 8 requests that
 are sorted by the length of their answers, which a server cannot know; each batch ends with its longest answer. The variants
-alternate in one process. The exit status is 1 if the token ids of an answer, or the probabilities of labels, differ.
+alternate in one process, and their CPU time is measured. With bitsandbytes, 8-bit and 4-bit weights follow. The exit status is 1
+if the token ids of an answer, or the probabilities of labels, differ.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import tempfile
 import time
@@ -26,7 +28,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
-from emollama.data.batch import Sample, collate
+from emollama.data.batch import IGNORED, Sample, collate
 from emollama.decoding.likelihoods import candidate_probabilities
 from emollama.decoding.running_batch import RunningBatch
 from emollama.decoding.sampling_params import SamplingParams, SequenceParams
@@ -41,7 +43,7 @@ Ids = list[list[int]]
 
 
 def main() -> None:
-    """Print the median times and their ratios."""
+    """Print the median times, and the median ratios of the first variant to each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", type=int, default=128, help="hidden size, a multiple of 64 (default: 128)")
     parser.add_argument("--layers", type=int, default=4, help="number of layers (default: 4)")
@@ -50,6 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         model = make_model(Path(folder), arguments.hidden, arguments.layers)
+        model.merge_adapters()
         plain = plain_copy(model)
         say(f"hidden size {arguments.hidden}, {arguments.layers} layers, medians of {arguments.rounds} rounds")
         equal = [
@@ -57,11 +60,13 @@ def main() -> None:
             compare_single_requests(model, plain, arguments.rounds),
             compare_scoring(model, plain, arguments.rounds),
         ]
+        if importlib.util.find_spec("bitsandbytes"):
+            compare_quantized(Path(folder), arguments.rounds)
     raise SystemExit(0 if all(equal) else 1)
 
 
 def make_model(folder: Path, hidden: int, layers: int) -> MiniGPTv2:
-    """Build a model with a random Llama, and merge its random adapters."""
+    """Write a random Llama, and build a model with it and random adapters."""
     torch.manual_seed(1)
     heads = hidden // 64
     shapes = {"hidden_size": hidden, "intermediate_size": 11 * hidden // 4, "num_hidden_layers": layers}
@@ -70,9 +75,15 @@ def make_model(folder: Path, hidden: int, layers: int) -> MiniGPTv2:
     # With larger weights than usual initial ones, the most likely token is seldom almost as likely as another one.
     randomize(llm)
     save_pretrained(llm, folder)
-    model = MiniGPTv2(MiniGPTv2.Config(llama_model=str(folder), lora_r=8), device=CPU, frozen_dtype=torch.float32).eval()
-    randomize(model, "lora_B")
-    model.merge_adapters()
+    return with_adapters(folder)
+
+
+def with_adapters(folder: Path, **keys: bool) -> MiniGPTv2:
+    """Build a model with the Llama in a folder and random adapters."""
+    torch.manual_seed(2)
+    cfg = MiniGPTv2.Config(llama_model=str(folder), lora_r=8, **keys)
+    model = MiniGPTv2(cfg, device=CPU, frozen_dtype=torch.float32).eval()
+    randomize(model, "lora_")
     return model
 
 
@@ -211,6 +222,31 @@ def pass_per_label(model: MiniGPTv2, sample: Sample, labels: Ids) -> Tensor:
     return torch.stack(totals).softmax(0)
 
 
+def compare_quantized(folder: Path, rounds: int) -> None:
+    """Compare time, memory and answers of quantized weights with those of float32 weights, all with unmerged adapters."""
+    models = {"float32": with_adapters(folder)}
+    models |= {"int8": with_adapters(folder, low_resource=True), "nf4": with_adapters(folder, load_in_4bit=True)}
+    lengths = [32] * 8
+    samples = prompts(models["float32"], range(60, 140, 10))
+    say("8 requests with quantized weights of the language model")
+    report({name: lambda model=model: continuous(model, samples, lengths, 8) for name, model in models.items()}, rounds)
+    expected = continuous(models["float32"], samples, lengths, 8)
+    answered = [
+        Sample("", "", *with_answer(sample.input_ids, ids), sample.slots) for sample, ids in zip(samples, expected, strict=True)
+    ]
+    for name, model in models.items():
+        tensors = [*model.llama_model.parameters(), *model.llama_model.buffers()]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**20
+        say(f"  {name:18}{size:9.1f} MiB  loss of the float32 answers {float(model(collate(answered)).mean()):.3f}")
+
+
+def with_answer(prompt: Tensor, ids: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the tokens of a prompt and its answer, their labels and the weights of the loss."""
+    answer = torch.tensor(ids)
+    labels = torch.cat([torch.full_like(prompt, IGNORED), answer])
+    return torch.cat([prompt, answer]), labels, torch.ones(len(labels))
+
+
 def report(variants: dict[str, Callable[[], Any]], rounds: int) -> bool:
     """Time the variants alternately; return whether their results are equal."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
@@ -220,10 +256,11 @@ def report(variants: dict[str, Callable[[], Any]], rounds: int) -> bool:
             start = time.process_time()
             results[name] = run()
             seconds[name].append(time.process_time() - start)
-    medians = {name: median(times[1:]) for name, times in seconds.items()}  # the first round is a warm-up
     first, *others = results
-    for name, value in medians.items():
-        say(f"  {name:18}{1000 * value:9.1f} ms   ratio {medians[first] / value:5.2f}")
+    for name, times in seconds.items():
+        # The first round is a warm-up. A ratio is that of one round, because the speed of a shared machine changes.
+        ratio = median(base / value for base, value in zip(seconds[first][1:], times[1:], strict=True))
+        say(f"  {name:18}{1000 * median(times[1:]):9.1f} ms   ratio {ratio:5.2f}")
     equal = all(same(results[first], results[name]) for name in others)
     say(f"  equal results: {equal}")
     return equal
