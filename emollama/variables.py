@@ -10,3 +10,5 @@ STEP = "EMOLLAMA_STEP"
 HTTP_TIMEOUT = "EMOLLAMA_HTTP_TIMEOUT"
 # Unix time at which run.stop_after_minutes ends, which the launcher sets for its workers.
 STOP_AT = "EMOLLAMA_STOP_AT"
+# The key that clients of emollama serve have to send.
+API_KEY = "EMOLLAMA_API_KEY"
