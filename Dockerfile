@@ -26,7 +26,8 @@ RUN --mount=type=bind,source=requirements.txt,target=/build/requirements.txt \
     pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu \
         -c /build/constraints.txt -r /build/requirements.txt
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
-    pip install --no-cache-dir --no-deps /dist/*.whl
+    --mount=type=bind,source=constraints.txt,target=/build/constraints.txt \
+    pip install --no-cache-dir -c /build/constraints.txt "$(echo /dist/*.whl)[serve]"
 USER 1000
 WORKDIR /workspace
 ENTRYPOINT ["emollama"]
@@ -38,7 +39,8 @@ RUN --mount=type=bind,source=requirements.txt,target=/build/requirements.txt \
     --mount=type=bind,source=constraints.txt,target=/build/constraints.txt \
     pip install --no-cache-dir -c /build/constraints.txt -r /build/requirements.txt
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
-    pip install --no-cache-dir --no-deps /dist/*.whl
+    --mount=type=bind,source=constraints.txt,target=/build/constraints.txt \
+    pip install --no-cache-dir -c /build/constraints.txt "$(echo /dist/*.whl)[serve]"
 USER 1000
 WORKDIR /workspace
 ENTRYPOINT ["emollama"]

@@ -32,7 +32,7 @@ $(BIN)/python:
 
 # The tools are those of this file, so a change of it installs again.
 $(STAMP): requirements.txt constraints.txt pyproject.toml Makefile | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . $(TOOLS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[serve]' $(TOOLS)
 	touch $@
 
 demo: install

@@ -12,3 +12,5 @@ HTTP_TIMEOUT = "EMOLLAMA_HTTP_TIMEOUT"
 STOP_AT = "EMOLLAMA_STOP_AT"
 # The key of the server of --engine-url.
 ENGINE_API_KEY = "EMOLLAMA_ENGINE_API_KEY"
+# The key that clients of emollama serve have to send.
+API_KEY = "EMOLLAMA_API_KEY"

@@ -272,6 +272,7 @@ def _program(arguments: list[str], variables: dict[str, str], cwd: str, folder: 
         os.close(opened)
     os.environ.clear()
     os.environ.update(variables)
+    tempfile.tempdir = None  # TMPDIR can differ from that of the fork server
     os.chdir(cwd)
     import plots
 

@@ -20,6 +20,7 @@ COMMANDS = (  # (name, group in the help, module below this package)
     ("eval", TRAINING, "eval"),
     ("eval-checkpoints", TRAINING, "eval_checkpoints"),
     ("predict", TRAINING, "predict"),
+    ("serve", TRAINING, "serve"),
     ("check-data", DATA, "check_data"),
     ("import", DATA, "importing"),
     ("prepare", DATA, "prepare"),

@@ -1,0 +1,132 @@
+"""Serve a model over HTTP: chat completions in OpenAI's format, and the emotions of a clip.
+
+The server listens on this machine only, unless ``--host`` is set. It needs the extra ``serve``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emollama.commands.arguments import add_run_arguments
+
+if TYPE_CHECKING:
+    from emollama.config import RunConfig
+    from emollama.inference.engine import Engine
+    from emollama.inference.serve.settings import ServeSettings
+
+HELP = "serve the model over HTTP, with OpenAI-compatible routes"
+EXAMPLE = "emollama serve --cfg-path train_configs/demo_videos.yaml --port 8000"
+DOCS = "docs/serving.md#start-the-server"
+PACKAGES = {
+    "fastapi": "fastapi",
+    "uvicorn": "uvicorn",
+    "python_multipart": "python-multipart",
+    "prometheus_client": "prometheus_client",
+}
+DTYPES = {
+    "fp32": ["run.amp=False"],
+    "bf16": ["run.amp=True", "run.amp_dtype=bf16"],
+    "fp16": ["run.amp=True", "run.amp_dtype=fp16"],
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the configuration, the address, the model, access and limits."""
+    add_run_arguments(parser)
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on; 0: a free one (default: 8000)")
+    parser.add_argument("--model-name", metavar="NAME", help="name of the model in requests (default: that of the configuration)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="device of the model (default: run.device)")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="precision of the model (default: run.amp and run.amp_dtype)")
+    parser.add_argument("--preload", action="store_true", help="load the model before listening, not afterwards")
+    _add_access(parser)
+    _add_limits(parser)
+
+
+def _add_access(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("access")
+    insecure = "serve other machines without an API key (EMOLLAMA_API_KEY)"
+    group.add_argument("--insecure", action="store_true", help=insecure)
+    host = "further name of the server, such as that of its reverse proxy; the option can be repeated"
+    group.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help=host)
+    group.add_argument("--allow-files", metavar="FOLDER", help="let clients name files below this folder of the server")
+    urls = "let clients send URLs of public addresses, and of these networks, such as 10.1.0.0/16"
+    group.add_argument("--allow-urls", nargs="*", metavar="NETWORK", help=urls)
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("limits")
+    group.add_argument("--max-body-mb", type=int, default=100, metavar="N", help="size of a request in MiB (default: 100)")
+    group.add_argument("--max-waiting", type=int, default=64, metavar="N", help="requests in the queue (default: 64)")
+    batch = "requests that are answered together (default: 8)"
+    group.add_argument("--max-batch-size", type=int, default=8, metavar="N", help=batch)
+    group.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds for an answer (default: 120)")
+    body = "seconds for receiving a request, or for downloading a URL (default: 60)"
+    group.add_argument("--body-timeout", type=float, default=60.0, metavar="S", help=body)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Serve until SIGTERM or Ctrl-C."""
+    from emollama.config import load
+    from emollama.entry import leave
+    from emollama.logs.logger import set_up
+
+    _require_packages()
+    from emollama.inference.serve.server import Server
+    from emollama.inference.serve.settings import ServeSettings, read_key
+
+    settings = ServeSettings(
+        host=arguments.host,
+        port=arguments.port,
+        model=arguments.model_name or Path(arguments.cfg_path).stem,
+        preload=arguments.preload,
+        allow_files=arguments.allow_files,
+        allow_urls=arguments.allow_urls,
+        allowed_hosts=arguments.allowed_host,
+        insecure=arguments.insecure,
+        max_body_mb=arguments.max_body_mb,
+        max_waiting=arguments.max_waiting,
+        max_batch_size=arguments.max_batch_size,
+        timeout=arguments.timeout,
+        body_timeout=arguments.body_timeout,
+        key=read_key(),
+    )
+    config = load(arguments.cfg_path, [*arguments.options, *_options(arguments)])
+    set_up(is_main=True)
+    server = Server(settings, lambda: _engine(config, settings))
+    server.run()
+    if server.is_loading:
+        # There is no way to end the thread that loads the model.
+        leave(0)
+
+
+def _options(arguments: argparse.Namespace) -> list[str]:
+    """Return ``--device`` and ``--dtype`` as values of the configuration."""
+    options = [] if arguments.device is None else [f"run.device={arguments.device}"]
+    return options + (DTYPES[arguments.dtype] if arguments.dtype else [])
+
+
+def _require_packages() -> None:
+    """Check that the extra is installed.
+
+    Raises:
+        UserError: If a package is missing.
+    """
+    from emollama.errors import UserError
+
+    missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UserError(f"emollama serve needs {', '.join(missing)}: pip install emollama[serve]")
+
+
+def _engine(config: RunConfig, settings: ServeSettings) -> Engine:
+    """Load the engine, and log which inputs the model gets."""
+    from emollama.inference.engine import Engine, EngineOptions
+    from emollama.logs.logger import get_logger
+
+    engine = Engine(config, EngineOptions(max_batch_size=settings.max_batch_size, max_waiting=settings.max_waiting))
+    get_logger().info("loaded %s: tasks %s", ", ".join(engine.checkpoint.files), ", ".join(engine.tasks))
+    return engine

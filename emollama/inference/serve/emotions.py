@@ -1,0 +1,143 @@
+"""``POST /v1/emotions``: the distribution of labels and the reasoning about one clip, from a form or a JSON body."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.datastructures import FormData, UploadFile
+from starlette.requests import ClientDisconnect
+
+from emollama.inference.requests import Answer, Request
+from emollama.inference.serve.bodies import Admission, invalid_body, media_type, read_json
+from emollama.inference.serve.errors import ApiError, ClientGone
+from emollama.inference.serve.media_inputs import MediaInputs, MediaKind, require_type
+from emollama.inference.serve.schema import EmotionsBody
+
+FORM = "multipart/form-data"
+KINDS: tuple[MediaKind, ...] = ("video", "image", "audio")
+FIELDS: dict[str, MediaKind] = {"file": "video", "video": "video", "image": "image", "audio": "audio"}  # of files
+MAX_FIELD = 1 << 16  # bytes of a field that is not a file
+MAX_FIELDS = 32
+LABELLED = "emotion"  # the task whose answers are labels
+REASONING = ("reason", "reason_v2")  # the first of these tasks that the configuration has explains the emotion
+
+
+async def read_body(admission: Admission, inputs: MediaInputs) -> tuple[EmotionsBody, dict[MediaKind, bytes]]:
+    """Read a form or a JSON body.
+
+    Args:
+        admission: the request.
+        inputs: reads the media that the body names.
+
+    Returns:
+        The fields of the body, and kind -> content of its media.
+
+    Raises:
+        ApiError: If the body is invalid, or its media cannot be read.
+        ClientGone: If the client disconnected.
+    """
+    request = admission.request
+    media: dict[MediaKind, bytes] = {}
+    if media_type(request) == FORM:
+        try:
+            async with request.form(max_files=len(KINDS), max_fields=MAX_FIELDS, max_part_size=MAX_FIELD) as form:
+                body = _fields(form)
+                media = {kind: await upload.read() for kind, upload in _uploads(form).items()}
+        except ClientDisconnect:
+            raise ClientGone from None
+    else:
+        body = await read_json(request, EmotionsBody)
+    for kind, url in zip(KINDS, (body.video, body.image, body.audio), strict=True):
+        if url is not None:
+            if kind in media:
+                raise ApiError(400, f"There is more than one {kind}.", param=kind, code="too_many_media")
+            media[kind] = await inputs.read(url, kind, admission, kind)
+    return body, media
+
+
+def _fields(form: FormData) -> EmotionsBody:
+    """Return the fields of a form other than files."""
+    fields: dict[str, Any] = {}
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            continue
+        if name == "mask_slots":
+            fields.setdefault(name, []).append(value)
+        elif name in fields:
+            raise ApiError(400, "The field occurs twice.", param=name[:100], code="invalid_body")
+        else:
+            fields[name] = value
+    try:
+        # The values of a form are strings.
+        return EmotionsBody.model_validate(fields, strict=False)
+    except ValidationError as error:
+        raise invalid_body(error) from None
+
+
+def _uploads(form: FormData) -> dict[MediaKind, UploadFile]:
+    """Return the files of a form."""
+    uploads: dict[MediaKind, UploadFile] = {}
+    for name, value in form.multi_items():
+        if not isinstance(value, UploadFile):
+            continue
+        kind = FIELDS.get(name)
+        if kind is None or kind in uploads:
+            message = f"Send at most one file of each kind, in the fields {', '.join(FIELDS)}."
+            raise ApiError(400, message, param=name[:100], code="invalid_body")
+        if value.size == 0:
+            raise ApiError(400, "The file is empty.", param=name, code="empty_file")
+        require_type(value.content_type or "", kind, name)
+        uploads[kind] = value
+    return uploads
+
+
+def engine_requests(body: EmotionsBody, media: dict[MediaKind, bytes], tasks: Sequence[str]) -> list[Request]:
+    """Return the engine's requests: for the labels, and, if the configuration has a task for it, for the reasoning.
+
+    Args:
+        body: the fields of the body.
+        media: kind -> content.
+        tasks: names of the tasks of the configuration.
+
+    Raises:
+        ApiError: If the configuration has no task with labels.
+    """
+    if LABELLED not in tasks:
+        message = f"The configuration of the server has no task '{LABELLED}'. Use /v1/chat/completions."
+        raise ApiError(400, message, code="no_labels")
+    labels = Request(
+        video=media.get("video"),
+        image=media.get("image"),
+        audio=media.get("audio"),
+        text=body.text,
+        task=LABELLED,
+        mask_slots=body.mask_slots,
+        label_probabilities=True,
+    )
+    reasoning = next((task for task in REASONING if task in tasks), None) if body.reasoning else None
+    if reasoning is None:
+        return [labels]
+    return [labels, dataclasses.replace(labels, task=reasoning, label_probabilities=False)]
+
+
+def response(answers: Sequence[Answer], model: str) -> dict[str, Any]:
+    """Return the response for the answers to :func:`engine_requests`."""
+    labels, *reasoning = answers
+    probabilities = labels.label_probabilities or {}
+    return {
+        "id": f"emotion-{uuid.uuid4().hex}",
+        "object": "emotion",
+        "model": model,
+        "label": max(probabilities, key=lambda label: probabilities[label], default=None),
+        "label_probabilities": probabilities,
+        "answer": labels.text,
+        "reasoning": reasoning[0].text if reasoning else None,
+        "sentence": labels.sentence,
+        "modalities": {slot: dataclasses.asdict(modality) for slot, modality in labels.modalities.items()},
+        "timings": [dataclasses.asdict(answer.timings) for answer in answers],
+        "checkpoint": dataclasses.asdict(labels.checkpoint),
+    }

@@ -1,0 +1,70 @@
+"""Load the engine before or while the server listens."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from emollama.inference.serve.errors import unavailable
+
+if TYPE_CHECKING:
+    from emollama.inference.engine import Engine
+
+
+class EngineLoader:
+    """The engine of the server, once it is loaded.
+
+    Args:
+        load: loads the engine, which can take minutes.
+
+    Attributes:
+        engine: the engine; None before it is loaded.
+        error: the exception that ended the loading in the background.
+    """
+
+    def __init__(self, load: Callable[[], Engine]) -> None:
+        self._load = load
+        self._thread: threading.Thread | None = None
+        self.engine: Engine | None = None
+        self.error: BaseException | None = None
+
+    def load(self) -> None:
+        """Load the engine.
+
+        Raises:
+            UserError: If the configuration, the checkpoint or the weights cannot be used.
+        """
+        self.engine = self._load()
+
+    def load_in_background(self, failed: Callable[[], None]) -> None:
+        """Start to load the engine in a thread; if that fails, store the exception and call ``failed``."""
+
+        def work() -> None:
+            try:
+                self.load()
+            except BaseException as error:
+                self.error = error
+                failed()
+
+        self._thread = threading.Thread(target=work, name="emollama: load the engine", daemon=True)
+        self._thread.start()
+
+    def is_loading(self) -> bool:
+        """Return whether a thread is loading the engine."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def ready(self) -> Engine:
+        """Return the engine.
+
+        Raises:
+            ApiError: If it is not loaded yet.
+        """
+        if self.engine is None:
+            raise unavailable("The model is being loaded. Send the request again later.", "model_loading")
+        return self.engine
+
+    def close(self) -> None:
+        """Answer all accepted requests, and release the engine."""
+        if self.engine is not None:
+            self.engine.close(drain=True)

@@ -1,0 +1,206 @@
+"""Run the server: bind the address, load the engine, listen, and answer all accepted requests before the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import logging
+import math
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.middleware import Middleware
+
+from emollama.errors import Interrupted, UserError
+from emollama.inference.serve.allowed_files import AllowedFiles
+from emollama.inference.serve.app import Services, build_app
+from emollama.inference.serve.bodies import Bodies
+from emollama.inference.serve.downloads import UrlReader
+from emollama.inference.serve.guard import Guard
+from emollama.inference.serve.loading import EngineLoader
+from emollama.inference.serve.media_inputs import MediaInputs
+from emollama.inference.serve.metrics import Metrics
+from emollama.inference.serve.outermost import Outermost
+from emollama.inference.serve.private_folder import private_temporary_folder
+from emollama.inference.serve.settings import ServeSettings, addresses
+from emollama.logs.logger import get_logger
+
+if TYPE_CHECKING:
+    from emollama.inference.engine import Engine
+
+BACKLOG = 256  # connections that the system accepts while the server is busy
+MAX_CONNECTIONS = 1000
+# Longer than clients and proxies keep idle connections (httpx: 5 s, nginx: 60 s), which otherwise may use one that just closes.
+KEEP_ALIVE_SECONDS = 75
+MAX_HEADERS = 1 << 15  # bytes of the headers of a request
+SLACK_SECONDS = 30.0  # beside receiving the body and waiting for the answer: decoding, and sending the response
+
+
+class Server:
+    """A server that is bound to its address.
+
+    Args:
+        settings: the settings.
+        load: loads the engine.
+
+    Attributes:
+        address: the address and the port.
+
+    Raises:
+        UserError: If the address cannot be used.
+    """
+
+    def __init__(self, settings: ServeSettings, load: Callable[[], Engine]) -> None:
+        self._settings = settings
+        allowed = AllowedFiles(settings.allow_files)
+        self._socket = _bind(settings.host, settings.port)
+        self.address: tuple[str, int] = self._socket.getsockname()[:2]
+        self._loader = EngineLoader(load)
+        downloads = None
+        if settings.allow_urls is not None:
+            downloads = UrlReader(settings.body_timeout, settings.networks())
+        self._media = MediaInputs(allowed, downloads)
+        self._metrics = Metrics(lambda: self._loader.engine)
+        self._stop_requested = threading.Event()
+        self._uvicorn: _Uvicorn | None = None
+
+    @property
+    def url(self) -> str:
+        """The URL of the API."""
+        host, port = self.address
+        return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a thread still loads the engine after :meth:`run` was asked to end."""
+        return self._loader.is_loading()
+
+    def run(self) -> None:
+        """Serve until SIGTERM, SIGINT or :meth:`stop`; then answer all accepted requests.
+
+        Raises:
+            UserError: If the engine cannot be loaded.
+            Interrupted: If a second signal ended the server before all requests were answered.
+        """
+        with contextlib.closing(self._socket), private_temporary_folder() as deleted, contextlib.closing(self._loader):
+            if deleted:
+                get_logger().info("deleted the temporary files of %d servers that were killed", deleted)
+            if self._settings.preload:
+                self._loader.load()
+            asyncio.run(self._serve())
+        if self._loader.error is not None:
+            raise self._loader.error
+
+    def stop(self) -> None:
+        """Let :meth:`run` return; another thread may call it."""
+        self._stop_requested.set()
+        if self._uvicorn is not None:
+            self._uvicorn.should_exit = True
+
+    async def _serve(self) -> None:
+        settings = self._settings
+        config = uvicorn.Config(
+            self._app(),
+            http="h11",
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            backlog=BACKLOG,
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            h11_max_incomplete_event_size=MAX_HEADERS,
+            timeout_graceful_shutdown=math.ceil(self._seconds()),
+        )
+        # It would log URLs, into which a client may put anything. A handler that is added to it would enable it again.
+        logging.getLogger("uvicorn.access").disabled = True
+        self._uvicorn = _Uvicorn(config)
+        with _bind_errors(settings.host, settings.port):
+            self._socket.listen(BACKLOG)
+        get_logger().info("listening on %s, model '%s'", self.url, settings.model)
+        if self._loader.engine is None:
+            self._loader.load_in_background(self.stop)
+        self._uvicorn.should_exit = self._stop_requested.is_set()
+        await self._uvicorn.serve(sockets=[self._socket])
+        if self._uvicorn.force_exit:
+            raise Interrupted("stopped before all requests were answered", self._uvicorn.last_signal)
+
+    def _app(self) -> FastAPI:
+        settings = self._settings
+        bodies = Bodies(settings.max_bytes, settings.body_timeout, settings.max_waiting + settings.max_batch_size)
+        services = Services(self._loader, bodies, self._media, self._metrics, settings.model, settings.timeout)
+        address = ipaddress.ip_address(self.address[0])
+        hosts = {settings.host.lower(), self.address[0], *(name.lower() for name in settings.allowed_hosts)}
+        outermost = Middleware(Outermost, metrics=self._metrics, seconds=self._seconds())
+        guard = Middleware(Guard, key=settings.key, hosts=hosts, any_address=address.is_unspecified)
+        return build_app(services, [outermost, guard])
+
+    def _seconds(self) -> float:
+        """Maximum time of a request."""
+        return self._settings.body_timeout + self._settings.timeout + SLACK_SECONDS
+
+
+class _Uvicorn(uvicorn.Server):
+    """A server that does not repeat the signal that ended it, because that is its regular end.
+
+    Attributes:
+        last_signal: number of the last signal.
+    """
+
+    last_signal = 0
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle SIGTERM and SIGINT in this context."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop accepting connections; at the second signal, end without waiting for requests."""
+        self.last_signal = sig
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Bind a socket to an address before anything expensive is done."""
+    # A name such as localhost can have addresses of both families, of which clients may know only the older one.
+    family, _, _, _, address = min(addresses(host), key=lambda entry: entry[0] != socket.AF_INET)
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        with _bind_errors(host, port):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((address[0], port))
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+@contextlib.contextmanager
+def _bind_errors(host: str, port: int) -> Iterator[None]:
+    """Convert errors of an address that cannot be used to user errors."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(f"--port: another program listens on port {port} of {host}. Set another port, or end it.") from None
+        raise UserError(f"--host {host} --port {port}: cannot listen there: {error.strerror}. Set another address.") from None

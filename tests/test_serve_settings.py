@@ -1,0 +1,126 @@
+"""What a server accepts before there is a model: settings, addresses and bodies; and the packages that it needs."""
+
+from __future__ import annotations
+
+import socket
+import tomllib
+
+import pytest
+from ranks import ROOT
+
+from emollama.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("address", "allowed"),
+    [
+        ("93.184.216.34", True),
+        ("2606:2800:220:1::1", True),
+        ("127.0.0.1", False),
+        ("10.0.0.1", False),
+        ("169.254.169.254", False),
+        ("100.64.0.1", False),
+        ("192.0.2.1", False),
+        ("224.0.0.1", False),
+        ("240.0.0.1", False),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("::1", False),
+        ("::7f00:1", False),
+        ("::ffff:127.0.0.1", False),
+        ("::ffff:93.184.216.34", True),
+        ("64:ff9b::7f00:1", False),
+        ("64:ff9b:1::7f00:1", False),
+        ("2002:7f00:1::", False),
+        ("fc00::1", False),
+        ("fe80::1%1", False),
+        ("fec0::1", False),
+        ("ff02::1", False),
+        ("10.1.2.3", True),
+        ("::ffff:10.1.2.3", True),
+    ],
+)
+def test_only_public_addresses_and_allowed_networks_are_reached(address, allowed):
+    import ipaddress
+
+    from emollama.inference.serve.addresses import may_connect
+
+    assert may_connect(address, [ipaddress.ip_network("10.1.0.0/16")]) is allowed
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"host": "0.0.0.0"}, "EMOLLAMA_API_KEY"),
+        ({"host": "::"}, "--insecure"),
+        ({"host": "no such host"}, "not an address of this machine"),
+        ({"port": 65536}, "--port is 65536"),
+        ({"timeout": 0.0}, "--timeout is 0"),
+        ({"key": ""}, "printable ASCII"),
+        ({"key": "a\n"}, "printable ASCII"),
+        ({"allow_urls": ["10.0.0.1/8"]}, "10.1.0.0/16"),
+    ],
+)
+def test_bad_settings_are_rejected(settings, message):
+    from emollama.inference.serve.settings import ServeSettings
+
+    with pytest.raises(UserError) as error:
+        ServeSettings(**settings)
+    assert message in str(error.value)
+
+
+def test_other_machines_need_a_key_unless_the_server_is_insecure():
+    from emollama.inference.serve.settings import ServeSettings
+
+    assert ServeSettings(host="0.0.0.0", key="k").host == ServeSettings(host="0.0.0.0", insecure=True).host
+
+
+def test_a_port_in_use_is_reported_before_the_model_is_loaded():
+    from emollama.inference.serve.server import Server
+    from emollama.inference.serve.settings import ServeSettings
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"another program listens on port {port}"):
+            Server(ServeSettings(port=port), lambda: pytest.fail("the model was loaded"))
+
+
+def test_a_folder_of_files_must_exist(tmp_path):
+    from emollama.inference.serve.server import Server
+    from emollama.inference.serve.settings import ServeSettings
+
+    with pytest.raises(UserError, match="--allow-files: no folder"):
+        Server(ServeSettings(port=0, allow_files=str(tmp_path / "missing")), lambda: pytest.fail("the model was loaded"))
+
+
+def test_the_command_says_what_to_install(monkeypatch):
+    from emollama.commands import serve
+
+    monkeypatch.setattr(serve, "PACKAGES", serve.PACKAGES | {"no_such_module": "no-such-package"})
+    with pytest.raises(UserError, match=r"needs no-such-package: pip install emollama\[serve\]"):
+        serve._require_packages()
+
+
+def test_the_packages_of_the_server_are_an_extra():
+    from emollama.commands import serve
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    requirements = (ROOT / "requirements.txt").read_text()
+    packages = set(serve.PACKAGES.values())
+    assert {requirement.partition(">")[0] for requirement in extras["serve"]} == packages
+    assert [name for name in (*packages, "gradio") if name in requirements] == []
+
+
+def test_the_key_is_removed_from_the_environment(monkeypatch):
+    import os
+
+    from emollama.inference.serve.settings import read_key
+
+    monkeypatch.setenv("EMOLLAMA_API_KEY", "k")
+    assert (read_key(), "EMOLLAMA_API_KEY" in os.environ) == ("k", False)
+
+
+def test_the_documentation_shows_the_intended_use():
+    from emollama.inference.intended_use import INTENDED_USE
+
+    assert INTENDED_USE in (ROOT / "docs/serving.md").read_text()
