@@ -190,7 +190,7 @@ class ClipRecords:
         if task not in self._blocks:
             config, block = self._config, find_prediction_block(self._config, task)
             clips = clips_to_predict(block, Source("clip", self._empty), None, self._encoders.folders, self._empty)
-            build_blocks(block.evaluation(config), check=True, clips=clips)
+            build_blocks(block.evaluation(config), check=False, clips=clips)
             modalities = Modalities(block, list(self._shapes), self._encoders.slots)
             self._blocks[task] = _Block(block, block.has_sentences(), modalities)
         return self._blocks[task]

@@ -262,7 +262,9 @@ class Preparation:
         """Build the evaluation blocks, whose files rank 0 checks first."""
         if self.training and not self.config.run.evaluate:
             return {}
-        return self.world.rank_zero_first(lambda: build_blocks(self.config, check=self.world.is_main, clips=self.clips))
+        # New clips have no files yet.
+        check = self.world.is_main and self.clips is None
+        return self.world.rank_zero_first(lambda: build_blocks(self.config, check=check, clips=self.clips))
 
     def _prepare_steps(self) -> None:
         """Prepare the layout of a step, the order of the samples, and the checkpoint to resume from."""
