@@ -181,11 +181,10 @@ class Preparation:
         Args:
             embeddings_only: load only the embedding table of the language model, which runs elsewhere.
         """
-        tensors, resumed = self.tensors, self.resumed
-        members = build_models(self.config, self.world, self.precision, tensors, resumed, embeddings_only=embeddings_only)
+        state = self.config, self.world, self.precision, self.tensors, self.resumed
+        members = build_models(*state, embeddings_only=embeddings_only)
         if self.config.model.merge_adapters and not self.training and not embeddings_only:
-            (model,) = members
-            model.merge_adapters()
+            members[0].merge_adapters()
         return members
 
     def prediction_runner(self, members: Sequence[Model]) -> PredictionRunner:
@@ -262,8 +261,7 @@ class Preparation:
         """Build the evaluation blocks, whose files rank 0 checks first."""
         if self.training and not self.config.run.evaluate:
             return {}
-        # New clips have no files yet.
-        check = self.world.is_main and self.clips is None
+        check = self.world.is_main and self.clips is None  # new clips have no files yet
         return self.world.rank_zero_first(lambda: build_blocks(self.config, check=check, clips=self.clips))
 
     def _prepare_steps(self) -> None:
