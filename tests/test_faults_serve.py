@@ -15,7 +15,7 @@ import httpx
 import pytest
 from media_files import cut
 from ranks import HANG, ROOT
-from served_model import MODEL, chat, data_url, launched, metric, wait_until
+from served_model import MODEL, OPTIONS, chat, data_url, launched, metric, wait_until
 from video_world import CLIPS, make_world
 
 pytestmark = pytest.mark.faults
@@ -323,6 +323,24 @@ def test_a_url_of_an_allowed_network_is_downloaded_and_its_redirects_are_checked
         private.setblocking(False)
         with pytest.raises(BlockingIOError):
             private.accept()
+
+
+@pytest.mark.parametrize("changes", [["model.ckpt={root}/outside/secret.mp4"], ["model.ckpt={root}/gone.pth"]])
+def test_a_checkpoint_that_cannot_be_read_ends_the_command_with_the_error(world, changes, launch):
+    options = [change.format(root=world.root) for change in changes]
+    arguments = ["--cfg-path", str(world.root / "config.yaml"), "--port", "0", "--preload", "--options", *OPTIONS, *options]
+    completed = launch("-m", "emollama", "serve", *arguments)
+    assert completed.returncode == 1
+    assert completed.stderr.splitlines()[-1].startswith("error: model.ckpt")
+    assert "listening" not in completed.stderr
+
+
+def test_a_configuration_without_encoders_is_reported_and_rejects_videos(world):
+    with launched(world.root / "config.yaml", options=["encoders=null"]) as (process, client):
+        assert "the configuration has no encoders" in process.stderr()
+        response = client.post(URL, json=chat(data_url(world.video), "Who?"))
+        assert response.status_code == 422
+        assert "no block under 'encoders' computes face features" in response.json()["error"]["message"]
 
 
 # Load
