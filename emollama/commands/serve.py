@@ -8,14 +8,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from emollama.commands.arguments import add_run_arguments
-
-if TYPE_CHECKING:
-    from emollama.config import RunConfig
-    from emollama.inference.engine import Engine
-    from emollama.inference.serve.settings import ServeSettings
 
 HELP = "serve the model over HTTP, with OpenAI-compatible routes"
 EXAMPLE = "emollama serve --cfg-path train_configs/demo_videos.yaml --port 8000"
@@ -81,6 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     from emollama.logs.logger import set_up
 
     _require_packages()
+    from emollama.inference.serve.loading import load_engine
     from emollama.inference.serve.server import Server
     from emollama.inference.serve.settings import ServeSettings, read_key
 
@@ -105,7 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     config = load(arguments.cfg_path, [*arguments.options, *_options(arguments)])
     set_up(is_main=True)
-    server = Server(settings, lambda: _engine(config, settings))
+    server = Server(settings, lambda: load_engine(config, settings))
     server.run()
     if server.is_loading:
         # There is no way to end the thread that loads the model.
@@ -129,26 +124,3 @@ def _require_packages() -> None:
     missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise UserError(f"emollama serve needs {', '.join(missing)}: pip install emollama[serve]")
-
-
-def _engine(config: RunConfig, settings: ServeSettings) -> Engine:
-    """Load the engine, and log which inputs the model gets."""
-    from emollama.inference.engine import Engine, EngineOptions
-    from emollama.logs.logger import get_logger
-    from emollama.media.source import MediaLimits
-
-    log = get_logger()
-    if not config.encoders:
-        log.warning("the configuration has no encoders: videos are rejected unless the model encodes frames (model.vit_weights)")
-    options = EngineOptions(
-        max_batch_size=settings.max_batch_size,
-        max_waiting=settings.max_waiting,
-        media_limits=MediaLimits(settings.max_pixels, settings.max_seconds),
-        engine_url=settings.engine_url,
-    )
-    engine = Engine(config, options)
-    blocks = {slot: f"encoders.{label}" for label in config.encoders for slot in config.encoder_class(f"encoders.{label}").SLOTS}
-    for slot in engine.slots:
-        log.info("slot %s: %s", slot, blocks.get(slot, "no block under 'encoders'"))
-    log.info("loaded %s, tasks: %s", ", ".join(engine.checkpoint.files), ", ".join(engine.tasks))
-    return engine
