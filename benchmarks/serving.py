@@ -18,6 +18,7 @@ import itertools
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,20 +140,20 @@ def resident_memory(pid: int) -> int:
 def server(arguments: list[str]) -> Iterator[tuple[str, int]]:
     """Start a server; yield its address and its process id."""
     command = [sys.executable, "-m", "emollama", "serve", "--port", "0", "--preload", *arguments]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with tempfile.NamedTemporaryFile("r+") as log, subprocess.Popen(command, stderr=log) as process:
         try:
-            assert process.stderr is not None
-            matches = (re.search(r"listening on (\S+)/v1", line) for line in process.stderr)
-            address = next((match[1] for match in matches if match), None)
-            if address is None:
-                raise SystemExit("the server did not start; run emollama serve with these arguments to see why")
-            # Its log has to be read, because a full pipe would block it.
-            reader = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
-            yield address, process.pid
+            yield wait_for_address(process, Path(log.name)), process.pid
         finally:
             process.terminate()
-            process.wait()
-            reader.wait()
+
+
+def wait_for_address(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Return the address from the log of a server, once it listens."""
+    while process.poll() is None:
+        if match := re.search(r"listening on (\S+)/v1", log.read_text()):
+            return match[1]
+        time.sleep(SAMPLE_SECONDS)
+    raise SystemExit(f"the server did not start:\n{log.read_text()}")
 
 
 def main() -> None:

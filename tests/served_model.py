@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,16 +51,19 @@ def wait_until(condition: Callable[[], Any]) -> None:
 
 
 @contextmanager
-def launched(config: Path, *arguments: str, **variables: str) -> Iterator[tuple[Launched, httpx.Client]]:
+def launched(
+    config: Path, *arguments: str, options: Sequence[str] = (), **variables: str
+) -> Iterator[tuple[Launched, httpx.Client]]:
     """Run ``emollama serve`` in a new process; yield it with a client once it is ready.
 
     Args:
         config: the configuration.
         arguments: further arguments.
+        options: further values of the configuration.
         variables: further environment variables. ``EMOLLAMA_API_KEY`` is also the key of the client.
     """
     line = ["-m", "emollama", "serve", "--cfg-path", str(config), "--port", "0", "--model-name", MODEL]
-    process = start(*line, *arguments, "--options", *OPTIONS, env=environment() | variables)
+    process = start(*line, *arguments, "--options", *OPTIONS, *options, env=environment() | variables)
     try:
         wait_until(lambda: re.search(r"listening on (\S+)/v1", process.stderr()) or process.poll() is not None)
         found = re.search(r"listening on (\S+)/v1", process.stderr())

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from media_files import cut
 from ranks import HANG, ROOT
-from served_model import MODEL, chat, data_url, launched, metric, wait_until
+from served_model import MODEL, OPTIONS, chat, data_url, launched, metric, wait_until
 from video_world import CLIPS, make_world
 
 pytestmark = pytest.mark.faults
@@ -325,17 +325,47 @@ def test_a_url_of_an_allowed_network_is_downloaded_and_its_redirects_are_checked
             private.accept()
 
 
-# Load
+@pytest.mark.parametrize("checkpoint", ["outside/secret.mp4", "gone.pth"])
+def test_a_checkpoint_that_cannot_be_read_ends_the_command_with_the_error(world, checkpoint, launch):
+    options = [*OPTIONS, "encoders=null", f"model.ckpt={world.root / checkpoint}"]
+    arguments = ["--cfg-path", str(world.root / "config.yaml"), "--port", "0", "--preload", "--options", *options]
+    completed = launch("-m", "emollama", "serve", *arguments)
+    assert completed.returncode == 1
+    assert completed.stderr.splitlines()[-1].startswith("error: model.ckpt")
+    assert "listening" not in completed.stderr
+    assert "the configuration has no encoders" in completed.stderr
 
 
-def test_fifty_clients_get_every_answer_from_a_bounded_queue(world, monkeypatch):
+# The end of a server
+
+
+def test_an_answer_that_takes_too_long_ends_and_frees_its_place_and_a_killed_server_leaves_a_private_folder(world, left):
+    assert left.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.fixture(scope="module")
+def left(world, tmp_path_factory):
+    """The folder of a server that was killed, after a request that took too long."""
+    folder = tmp_path_factory.mktemp("temporary")
+    with launched(world.root / "config.yaml", "--timeout", "0.5", TMPDIR=str(folder)) as (process, client):
+        response = client.post(URL, json=chat(data_url(world.video), "Who?", max_tokens=3000))
+        assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
+        wait_until(lambda: metric(client, "emollama_generating_requests") == 0)
+        process.kill_alone()
+    (path,) = folder.glob("emollama-serve-*")
+    return path
+
+
+def test_a_server_deletes_what_a_killed_one_left_answers_fifty_clients_and_ends_after_its_last_answer(world, left, monkeypatch):
     import asyncio
 
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from serving import Clients, requests_about
 
     videos = [world.root / f"videos/{name}.mp4" for name in CLIPS]
-    with launched(world.root / "config.yaml") as (process, client):
+    with launched(world.root / "config.yaml", "--preload", TMPDIR=str(left.parent)) as (process, client):
+        assert "deleted the temporary files of 1 servers" in process.stderr()
+        assert not left.exists()
         clients = Clients(str(client.base_url), process.pids[0], requests_about(videos, MODEL, 12))
         single = asyncio.run(clients.run(1, 0.0, len(videos)))
         load = asyncio.run(clients.run(50, 5.0, 0))
@@ -343,29 +373,12 @@ def test_fifty_clients_get_every_answer_from_a_bounded_queue(world, monkeypatch)
         assert len(load.seconds) >= 50 and 0 < load.waiting <= 64
         answered = metric(client, 'emollama_engine_requests_total{outcome="answered"}')
         assert answered == len(single.seconds) + len(load.seconds)
-
-
-# The end of a server
-
-
-def test_an_answer_that_takes_too_long_ends_and_the_next_server_deletes_the_files_of_a_killed_one(world, tmp_path):
-    body = chat(data_url(world.video), "Who?", max_tokens=3000)
-    with launched(world.root / "config.yaml", "--timeout", "0.5", TMPDIR=str(tmp_path)) as (process, client):
-        response = client.post(URL, json=body)
-        assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
-        wait_until(lambda: metric(client, "emollama_generating_requests") == 0)
-        (left,) = tmp_path.iterdir()
-        assert left.stat().st_mode & 0o777 == 0o700
-        process.kill_alone()
-    assert left.is_dir()
-    with launched(world.root / "config.yaml", "--preload", TMPDIR=str(tmp_path)) as (process, client):
-        assert "deleted the temporary files of 1 servers" in process.stderr()
-        assert not left.exists()
-        with client.stream("POST", URL, json=body | {"max_tokens": 200, "stream": True}) as response:
+        body = chat(data_url(world.video), "Who?", max_tokens=200, stream=True)
+        with client.stream("POST", URL, json=body) as response:
             lines = response.iter_lines()
             next(lines)
             process.send_signal(signal.SIGTERM)
             chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line and line != "data: [DONE]"]
         assert chunks[-1]["choices"][0]["finish_reason"] == "length"
         assert process.wait().returncode == 0
-    assert list(tmp_path.iterdir()) == []
+    assert list(left.parent.iterdir()) == []

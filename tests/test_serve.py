@@ -49,18 +49,18 @@ def serving(root):
     import openai
 
     from emollama import config
-    from emollama.inference.engine import Engine, EngineOptions
+    from emollama.inference.serve.loading import load_engine
     from emollama.inference.serve.server import Server
     from emollama.inference.serve.settings import ServeSettings
 
     engines = []
 
     def load():
-        cfg = config.load(str(root / "config.yaml"), OPTIONS)
-        engines.append(Engine(cfg, EngineOptions(max_batch_size=4, max_waiting=8)))
+        engines.append(load_engine(config.load(str(root / "config.yaml"), OPTIONS), settings))
         return engines[0]
 
-    server = Server(ServeSettings(port=0, model=MODEL, preload=True, allow_files=str(root / "videos")), load)
+    settings = ServeSettings(port=0, model=MODEL, preload=True, allow_files=str(root / "videos"))
+    server = Server(settings, load)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+import threading
 import tomllib
 
 import pytest
-from ranks import ROOT
+from ranks import HANG, ROOT
+from served_model import wait_until
 
 from emollama.errors import UserError
 
@@ -83,6 +85,46 @@ def test_a_port_in_use_is_reported_before_the_model_is_loaded():
         port = other.getsockname()[1]
         with pytest.raises(UserError, match=f"another program listens on port {port}"):
             Server(ServeSettings(port=port), lambda: pytest.fail("the model was loaded"))
+
+
+def test_a_server_listens_while_it_loads_the_model_and_ends_with_the_error_if_that_fails():
+    import httpx
+
+    from emollama.inference.serve.server import Server
+    from emollama.inference.serve.settings import ServeSettings
+
+    loading, errors = threading.Event(), []
+
+    def load():
+        assert loading.wait(HANG)
+        raise UserError("the checkpoint is damaged")
+
+    def run():
+        with pytest.raises(UserError) as error:
+            server.run()
+        errors.append(str(error.value))
+
+    server = Server(ServeSettings(port=0), load)
+    thread = threading.Thread(target=run)
+    thread.start()
+    with httpx.Client(base_url=server.url.removesuffix("/v1"), trust_env=False) as client:
+        wait_until(lambda: answers(client))
+        assert client.get("/health").status_code == 200
+        ready, chat = client.get("/ready"), client.post("/v1/chat/completions", json={})
+        assert [(each.status_code, each.json()["error"]["code"]) for each in (ready, chat)] == [(503, "model_loading")] * 2
+        assert "emollama_ready 0.0" in client.get("/metrics").text
+        loading.set()
+    thread.join(HANG)
+    assert errors == ["the checkpoint is damaged"]
+
+
+def answers(client):
+    import httpx
+
+    try:
+        return client.get("/health")
+    except httpx.ConnectError:
+        return None
 
 
 def test_a_folder_of_files_must_exist(tmp_path):

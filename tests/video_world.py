@@ -7,9 +7,6 @@ from pathlib import Path
 from helpers import write
 
 from emollama import config
-from emollama.demo.tiny_encoders import make_tiny_encoders
-from emollama.demo.tiny_llama import make_tiny_llama
-from emollama.demo.videos import draw_texts, make_videos
 
 LABELS = ["happy", "sad", "neutral", "angry", "worried", "surprise"]
 CLIPS = [f"clip_{number:03d}" for number in range(6)]
@@ -66,6 +63,10 @@ def make_world(root: Path, *, long_answers: bool = False) -> Path:
         root: the folder.
         long_answers: let the language model repeat itself until ``max_new_tokens``; otherwise, its answers are nearly empty.
     """
+    from emollama.demo.tiny_encoders import make_tiny_encoders
+    from emollama.demo.tiny_llama import make_tiny_llama
+    from emollama.demo.videos import draw_texts, make_videos
+
     make_videos(root, clips=len(CLIPS), unseen=2, seed=5)
     make_tiny_encoders(root / "encoders", seed=5)
     texts, steps, more = draw_texts(5, 100), 3, []

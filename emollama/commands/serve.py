@@ -8,14 +8,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from emollama.commands.arguments import add_run_arguments
-
-if TYPE_CHECKING:
-    from emollama.config import RunConfig
-    from emollama.inference.engine import Engine
-    from emollama.inference.serve.settings import ServeSettings
 
 HELP = "serve the model over HTTP, with OpenAI-compatible routes"
 EXAMPLE = "emollama serve --cfg-path train_configs/demo_videos.yaml --port 8000"
@@ -41,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-name", metavar="NAME", help="name of the model in requests (default: that of the configuration)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="device of the model (default: run.device)")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="precision of the model (default: run.amp and run.amp_dtype)")
+    url = "address of a vLLM server that runs the language model, with prompt embeddings"
+    parser.add_argument("--engine-url", metavar="URL", help=url)
     parser.add_argument("--preload", action="store_true", help="load the model before listening, not afterwards")
     _add_access(parser)
     _add_limits(parser)
@@ -60,6 +56,10 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("limits")
     group.add_argument("--max-body-mb", type=int, default=100, metavar="N", help="size of a request in MiB (default: 100)")
+    seconds = "seconds of a video or of audio (default: 300)"
+    group.add_argument("--max-seconds", type=float, default=300.0, metavar="S", help=seconds)
+    pixels = "pixels of a frame or an image (default: 9437184, those of 4096 x 2304)"
+    group.add_argument("--max-pixels", type=int, default=4096 * 2304, metavar="N", help=pixels)
     group.add_argument("--max-waiting", type=int, default=64, metavar="N", help="requests in the queue (default: 64)")
     batch = "requests that are answered together (default: 8)"
     group.add_argument("--max-batch-size", type=int, default=8, metavar="N", help=batch)
@@ -75,6 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     from emollama.logs.logger import set_up
 
     _require_packages()
+    from emollama.inference.serve.loading import load_engine
     from emollama.inference.serve.server import Server
     from emollama.inference.serve.settings import ServeSettings, read_key
 
@@ -88,15 +89,18 @@ def run(arguments: argparse.Namespace) -> None:
         allowed_hosts=arguments.allowed_host,
         insecure=arguments.insecure,
         max_body_mb=arguments.max_body_mb,
+        max_seconds=arguments.max_seconds,
+        max_pixels=arguments.max_pixels,
         max_waiting=arguments.max_waiting,
         max_batch_size=arguments.max_batch_size,
         timeout=arguments.timeout,
         body_timeout=arguments.body_timeout,
+        engine_url=arguments.engine_url,
         key=read_key(),
     )
     config = load(arguments.cfg_path, [*arguments.options, *_options(arguments)])
     set_up(is_main=True)
-    server = Server(settings, lambda: _engine(config, settings))
+    server = Server(settings, lambda: load_engine(config, settings))
     server.run()
     if server.is_loading:
         # There is no way to end the thread that loads the model.
@@ -120,13 +124,3 @@ def _require_packages() -> None:
     missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise UserError(f"emollama serve needs {', '.join(missing)}: pip install emollama[serve]")
-
-
-def _engine(config: RunConfig, settings: ServeSettings) -> Engine:
-    """Load the engine, and log which inputs the model gets."""
-    from emollama.inference.engine import Engine, EngineOptions
-    from emollama.logs.logger import get_logger
-
-    engine = Engine(config, EngineOptions(max_batch_size=settings.max_batch_size, max_waiting=settings.max_waiting))
-    get_logger().info("loaded %s: tasks %s", ", ".join(engine.checkpoint.files), ", ".join(engine.tasks))
-    return engine

@@ -165,10 +165,14 @@ class AnswerGenerator:
         return sequence
 
     def step(self) -> list[Update]:
-        """Generate the next token of each sequence. Finished sequences are removed."""
+        """Generate the next token of each sequence. Finished and failed sequences are removed."""
         updates = []
         for new in self._running.step():
             sequence = self._sequences[new.sequence]
+            if new.error is not None:
+                del self._sequences[new.sequence]
+                updates.append(Update(new.sequence, sequence.ids, None, new.error))
+                continue
             sequence.ids.append(new.token)
             cached = sequence.num_cached_tokens
             updates.append(Update(new.sequence, sequence.ids, new.finish_reason, num_cached_tokens=cached))
@@ -179,9 +183,9 @@ class AnswerGenerator:
         return updates
 
     def remove(self, sequence: int) -> None:
-        """Remove an unfinished sequence, whose answer is no longer needed."""
+        """Remove a sequence, whose answer is no longer needed, if it is unfinished."""
         self._running.remove(sequence)
-        del self._sequences[sequence]
+        self._sequences.pop(sequence, None)
 
     def answer(self, update: Update) -> GeneratedAnswer:
         """Return the answer of a finished sequence."""
@@ -200,7 +204,11 @@ class AnswerGenerator:
         answers: dict[int, GeneratedAnswer] = {}
         try:
             while len(self):
-                answers |= {update.sequence: self.answer(update) for update in self.step() if update.finish_reason is not None}
+                for update in self.step():
+                    if update.error is not None:
+                        raise update.error
+                    if update.finish_reason is not None:
+                        answers[update.sequence] = self.answer(update)
         except BaseException:
             for sequence in list(self._sequences):
                 self.remove(sequence)

@@ -37,12 +37,14 @@ class NewToken:
         finish_reason: stop if the token ended the answer, length if it is the last that the sequence may have, else None.
         states: the state of each model after all tokens but this one, if the sequence is finished, its parameters ask for it,
             and the model has a cache of keys and values.
+        error: why the sequence ended without its next token, in which case ``token`` is -1; None otherwise.
     """
 
     sequence: int
     token: int
     finish_reason: FinishReason | None
     states: list[DecodingState] | None = None
+    error: Exception | None = None
 
 
 class RunningBatch:
@@ -62,10 +64,11 @@ class RunningBatch:
         self._states: list[DecodingState] = []  # one per model; empty without sequences
         self._scores: Tensor | None = None  # (B, V) of the next tokens
         self._num_added = 0
+        self._failed: list[NewToken] = []  # sequences that the next step reports
 
     def __len__(self) -> int:
-        """Return the number of unfinished sequences."""
-        return len(self._rows)
+        """Return the number of sequences of which a step has something to return."""
+        return len(self._rows) + len(self._failed)
 
     @torch.inference_mode()
     def add(self, batch: Batch, params: Sequence[SequenceParams]) -> list[int]:
@@ -107,9 +110,14 @@ class RunningBatch:
         if self._scores is None:
             self._states, self._scores = list(states), scores
         else:
-            for state, added in zip(self._states, states, strict=True):
-                state.append(added)
-            self._scores = torch.cat([self._scores, scores])
+            try:
+                for state, added in zip(self._states, states, strict=True):
+                    state.append(added)
+                self._scores = torch.cat([self._scores, scores])
+            except Exception as error:
+                # Some layers have the rows, others do not.
+                self._fail(error)
+                raise
         rows = [_Row(self._num_added + index, one, scores.device) for index, one in enumerate(params)]
         self._rows += rows
         self._num_added += len(rows)
@@ -119,11 +127,11 @@ class RunningBatch:
     def step(self) -> list[NewToken]:
         """Return one new token of every sequence, and remove the sequences that it finishes.
 
-        Raises:
-            UserError: If a sequence becomes longer than the language model can process.
+        If a model fails, the unfinished sequences end, and the next step returns the error of each.
         """
-        if self._scores is None:
-            return []
+        if self._failed or self._scores is None:
+            failed, self._failed = self._failed, []
+            return failed
         # The only point at which the host waits for the device.
         ids = self._selected(self._scores)
         new, finished = [], []
@@ -139,20 +147,27 @@ class RunningBatch:
             ids = _without(ids, index)
         if self._rows:
             pairs = zip(self._models, self._states, strict=True)
-            self._scores = _mean_scores([model.decode(ids[:, None], state)[:, -1] for model, state in pairs])
+            try:
+                self._scores = _mean_scores([model.decode(ids[:, None], state)[:, -1] for model, state in pairs])
+            except Exception as error:
+                self._fail(error)
         return new
+
+    def _fail(self, error: Exception) -> None:
+        """End all sequences with an error."""
+        # The frames of the traceback refer to the tensors of the batch.
+        error = error.with_traceback(None)
+        self._failed += [NewToken(row.sequence, -1, None, error=error) for row in self._rows]
+        self._rows, self._states, self._scores = [], [], None
 
     @torch.inference_mode()
     def remove(self, sequence: int) -> None:
-        """Remove an unfinished sequence.
-
-        Raises:
-            KeyError: If there is no unfinished sequence with this id.
-        """
-        index = next((index for index, row in enumerate(self._rows) if row.sequence == sequence), None)
-        if index is None:
-            raise KeyError(sequence)
-        self._drop(index)
+        """Remove a sequence, if it is unfinished."""
+        self._failed = [new for new in self._failed if new.sequence != sequence]
+        for index, row in enumerate(self._rows):
+            if row.sequence == sequence:
+                self._drop(index)
+                return
 
     def _copied(self, index: int) -> list[DecodingState] | None:
         if not all(hasattr(state.cache, "copied") for state in self._states):

@@ -141,6 +141,7 @@ class _Worker:
             with _Deadline(self.process, START_SECONDS):
                 error, _ = _parse_header(self.connection.recv_bytes(HEADER_BYTES))
         except (EOFError, OSError, _Crash):
+            self.process.kill()
             error = f"it ended with status {self.process.wait()}"
         if error is not None:
             self.stop()

@@ -11,13 +11,10 @@ from dataclasses import dataclass
 import torch
 
 from emollama.decoding.answer_generator import AnswerGenerator, GeneratedAnswer, Update
-from emollama.errors import UserError
 from emollama.inference.clip_records import PreparedRequest
-from emollama.inference.pending import PendingAnswer, StreamedText
+from emollama.inference.pending import PendingAnswer, StreamedText, without_tensors
 from emollama.inference.requests import Answer, Checkpoint, Timings
-from emollama.memory import first_line, is_out_of_memory
 from emollama.precision import Precision
-from emollama.runners import out_of_memory
 from emollama.tasks.image_text_pretrain import most_likely
 
 
@@ -123,7 +120,7 @@ class GenerationStage:
             assert item.prepared.labels is not None
             groups.setdefault(tuple(item.prepared.labels.answers.label_of), []).append(item)
         for group in groups.values():
-            self._together(self._set_probabilities, group)
+            self._apply_isolated(self._set_probabilities, group)
 
     def _set_probabilities(self, items: Sequence[_TextItem]) -> None:
         questions = [item.prepared.labels for item in items if item.prepared.labels is not None]
@@ -139,11 +136,11 @@ class GenerationStage:
                 assert item.probabilities is not None
                 self._finish(item, GeneratedAnswer(most_likely(item.probabilities), "stop", 0))
             elif item.prepared.beam_search is not None:
-                self._together(self._search, [item])
+                self._apply_isolated(self._search, [item])
             else:
                 added.append(item)
         if added:
-            self._together(self._add, added)
+            self._apply_isolated(self._add, added)
 
     def _search(self, items: Sequence[_TextItem]) -> None:
         (item,) = items
@@ -155,19 +152,19 @@ class GenerationStage:
         sequences = self._generator.add([item.prepared.prompt for item in items if item.prepared.prompt is not None])
         self._running |= dict(zip(sequences, items, strict=True))
 
-    def _together(self, function: Callable[[Sequence[_TextItem]], None], items: Sequence[_TextItem]) -> None:
+    def _apply_isolated(self, function: Callable[[Sequence[_TextItem]], None], items: Sequence[_TextItem]) -> None:
         """Apply a function to requests, or to one after the other if it fails for all of them, so that only one fails."""
+        isolated = False
         try:
             function(items)
         except Exception as error:
             if len(items) == 1:
-                items[0].pending.fail(_without_tensors(error))
+                items[0].pending.fail(without_tensors(error))
                 return
-            failed = True
-        else:
-            failed = False
-        for item in items if failed else ():
-            self._together(function, [item])
+            isolated = True
+        # Outside of the handler, whose error refers to the tensors of the batch.
+        for item in items if isolated else ():
+            self._apply_isolated(function, [item])
 
     def _step(self) -> None:
         """Generate a token of each answer in the batch."""
@@ -178,22 +175,22 @@ class GenerationStage:
             updates = self._generator.step()
         except Exception as error:
             # It is not known which request is the cause.
-            self._fail_running(_without_tensors(error))
+            self._fail_running(without_tensors(error))
             return
         for update in updates:
-            self._pass_on(update)
+            self._handle_update(update)
 
-    def _fail_running(self, error: Exception) -> None:
-        for sequence, item in self._running.items():
+    def _fail_running(self, error: BaseException) -> None:
+        running, self._running = self._running, {}
+        for sequence, item in running.items():
             item.pending.fail(error)
             self._generator.remove(sequence)
-        self._running.clear()
 
-    def _pass_on(self, update: Update) -> None:
+    def _handle_update(self, update: Update) -> None:
         item = self._running[update.sequence]
         if update.error is not None:
             del self._running[update.sequence]
-            item.pending.fail(update.error)
+            item.pending.fail(without_tensors(update.error))
         elif update.finish_reason is not None:
             del self._running[update.sequence]
             self._finish(item, self._generator.answer(update))
@@ -229,13 +226,3 @@ class GenerationStage:
                 checkpoint=self._checkpoint,
             )
         )
-
-
-def _without_tensors(error: Exception) -> Exception:
-    """Return the error; if memory is exhausted, one that does not refer to the tensors of the batch, and free their memory."""
-    if not is_out_of_memory(error):
-        return error
-    reason = first_line(error)
-    error.with_traceback(None)
-    out_of_memory.free_unused()
-    return UserError(f"out of memory ({reason}). Lower max_batch_size, the number of answers that are generated at a time.")

@@ -9,7 +9,10 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 
 from emollama.data.prompts.prompt import PromptFormat
+from emollama.errors import UserError
 from emollama.inference.requests import Answer, Request
+from emollama.memory import first_line, is_out_of_memory
+from emollama.runners import out_of_memory
 
 REPLACEMENT = "\ufffd"  # what a tokenizer decodes the first bytes of a character to
 
@@ -63,6 +66,9 @@ class PendingAnswer:
 
 class AnswerStream:
     """Pieces of the text of an answer, as they are generated. Together, they are the text of the answer.
+
+    There is one exception: if the model writes the closing of its prompt template, such as [/INST], the answer is only what
+    follows, but the text before it has been passed on.
 
     Args:
         submit: starts the request with a function that receives each piece.
@@ -132,3 +138,13 @@ class StreamedText:
         if len(text) > len(self._emitted) and text.startswith(self._emitted):
             piece, self._emitted = text[len(self._emitted) :], text
             self._emit(piece)
+
+
+def without_tensors(error: BaseException) -> BaseException:
+    """Return the error; if memory is exhausted, one that does not refer to the tensors of the batch, and free their memory."""
+    if not is_out_of_memory(error):
+        return error
+    reason = first_line(error)
+    error.with_traceback(None)
+    out_of_memory.free_unused()
+    return UserError(f"out of memory ({reason}). Lower max_batch_size, the number of answers that are generated at a time.")

@@ -23,10 +23,10 @@ NO_LIKELIHOODS = (
     " (it refuses echo and prompt_logprobs). Leave them out, and set answer_by: generate."
 )
 # Seconds after which step() returns without news, so that requests can join and be cancelled.
-PATIENCE = 0.02
+POLL_SECONDS = 0.02
 
 
-class _News(NamedTuple):
+class _Event(NamedTuple):
     """What happened to a sequence: its ids so far, or its end."""
 
     sequence: int
@@ -48,6 +48,8 @@ class RemoteAnswerGenerator(AnswerGenerator):
     def __init__(self, preparation: Preparation, url: str) -> None:
         if is_ensemble(preparation.config.model):
             raise UserError(f"model.ckpt: {KEY} does not support an ensemble. Set model.ensemble: weights, or one checkpoint.")
+        if not issubclass(preparation.config.model_class, PackedLLM):
+            raise UserError(f"model.arch: {KEY} supports only models that are derived from PackedLLM.")
         self._client = RemoteLanguageModel(url, preparation.prompt)
         try:
             (model,) = preparation.build_models(embeddings_only=True)
@@ -55,10 +57,9 @@ class RemoteAnswerGenerator(AnswerGenerator):
             self._client.close()
             raise
         super().__init__([model.eval()], preparation.prompt)
-        if not isinstance(model, PackedLLM):
-            raise UserError(f"model.arch: {KEY} supports only models that are derived from PackedLLM.")
+        assert isinstance(model, PackedLLM)
         self._embedder = model
-        self._news: queue.SimpleQueue[_News] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._calls: dict[int, Future[RemoteAnswer]] = {}
         self._num_added = 0
 
@@ -74,19 +75,25 @@ class RemoteAnswerGenerator(AnswerGenerator):
         embeddings = prompt_embeddings(self._embedder, self._batch([prompt.sample for prompt in prompts]))
         first = self._num_added
         self._num_added += len(prompts)
-        for sequence, (prompt, one) in enumerate(zip(prompts, embeddings, strict=True), first):
-            call = self._client.start(one, prompt.params, partial(self._put, sequence))
-            self._calls[sequence] = call
-            call.add_done_callback(partial(self._end, sequence))
-        return list(range(first, self._num_added))
+        sequences = range(first, self._num_added)
+        try:
+            for sequence, prompt, one in zip(sequences, prompts, embeddings, strict=True):
+                call = self._client.start(one, prompt.params, partial(self._put, sequence))
+                self._calls[sequence] = call
+                call.add_done_callback(partial(self._end, sequence))
+        except BaseException:
+            for sequence in sequences:
+                self.remove(sequence)
+            raise
+        return list(sequences)
 
     def step(self) -> list[Update]:
         """Return what has changed since the last call, after waiting for it for a moment."""
         if not self._calls:
             return []
-        latest: dict[int, _News] = {}
+        latest: dict[int, _Event] = {}
         try:
-            news = self._news.get(timeout=PATIENCE)
+            news = self._news.get(timeout=POLL_SECONDS)
             while True:
                 latest[news.sequence] = news
                 news = self._news.get_nowait()
@@ -96,7 +103,8 @@ class RemoteAnswerGenerator(AnswerGenerator):
 
     def remove(self, sequence: int) -> None:
         """Cancel an unfinished sequence, whose answer is no longer needed."""
-        self._calls.pop(sequence).cancel()
+        if (call := self._calls.pop(sequence, None)) is not None:
+            call.cancel()
 
     def beam_search(self, samples: Sequence[Sample], options: Mapping[str, Any]) -> list[GeneratedAnswer]:
         """Refuse it.
@@ -115,12 +123,12 @@ class RemoteAnswerGenerator(AnswerGenerator):
         raise RequestError(NO_LIKELIHOODS, "label_probabilities")
 
     def _put(self, sequence: int, ids: list[int]) -> None:
-        self._news.put(_News(sequence, ids))
+        self._news.put(_Event(sequence, ids))
 
     def _end(self, sequence: int, call: Future[RemoteAnswer]) -> None:
-        self._news.put(_News(sequence, end=call))
+        self._news.put(_Event(sequence, end=call))
 
-    def _update(self, news: _News) -> Update:
+    def _update(self, news: _Event) -> Update:
         if news.end is None:
             return Update(news.sequence, news.ids, None)
         del self._calls[news.sequence]

@@ -12,6 +12,7 @@ sequences. Generation pads its sequences and passes no ``cu_seqlens``; then tran
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -131,25 +132,28 @@ def _varlen_kernel_runs(query: Tensor) -> bool:
     return torch.cuda.get_device_capability(query.device)[0] >= AMPERE
 
 
-class _PackedSamples:
-    """Whether the current forward pass gets ``cu_seqlens``; functions of masks do not get them."""
+class _PackedSamples(threading.local):
+    """Whether the forward pass of this thread gets ``cu_seqlens``; functions of masks do not get them."""
 
     active = False
+
+
+_PACKED_SAMPLES = _PackedSamples()
 
 
 @contextmanager
 def packed_samples() -> Iterator[None]:
     """Inside ``with``, models are called with ``cu_seqlens``, so that no masks are needed."""
-    _PackedSamples.active = True
+    _PACKED_SAMPLES.active = True
     try:
         yield
     finally:
-        _PackedSamples.active = False
+        _PACKED_SAMPLES.active = False
 
 
 def _packed_mask(**kwargs: Any) -> Tensor | None:
     """Return None for packed samples, and the mask of transformers' sdpa function in generation."""
-    if _PackedSamples.active:
+    if _PACKED_SAMPLES.active:
         return None
     # To find out whether a mask can be left out, transformers would read it, and so wait for the device.
     return sdpa_mask(**(kwargs if kwargs.get("attention_mask") is None else kwargs | {"allow_is_causal_skip": False}))

@@ -64,6 +64,8 @@ class RowLayer(DynamicLayer):
             self._move(rows, max(width, self._end - self._start), 0)
         start = self._end - width
         for buffer, added in zip(self._buffers, (other.keys, other.values), strict=True):
+            # A finished sequence may have left values that are not finite.
+            buffer[self._rows : rows, :, self._start : start] = 0
             buffer[self._rows : rows, :, start : self._end] = added
         self._rows, self._start = rows, min(self._start, start)
         self._set_views()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from emollama.config import RunConfig
 from emollama.inference.serve.errors import unavailable
+from emollama.inference.serve.settings import ServeSettings
+from emollama.logs.logger import get_logger
+from emollama.media.source import MediaLimits
 
 if TYPE_CHECKING:
     from emollama.inference.engine import Engine
@@ -68,3 +73,30 @@ class EngineLoader:
         """Answer all accepted requests, and release the engine."""
         if self.engine is not None:
             self.engine.close(drain=True)
+
+
+def load_engine(config: RunConfig, settings: ServeSettings) -> Engine:
+    """Load the engine of a server, and log which inputs the model gets.
+
+    Raises:
+        UserError: If the configuration, the checkpoint or the weights cannot be used.
+    """
+    from emollama.encoders.decoding_worker import DecodingLimits
+    from emollama.inference.engine import Engine, EngineOptions
+
+    log = get_logger()
+    if not config.encoders:
+        log.warning("the configuration has no encoders: videos are rejected unless the model encodes frames (model.vit_weights)")
+    options = EngineOptions(
+        max_batch_size=settings.max_batch_size,
+        max_waiting=settings.max_waiting,
+        media_limits=MediaLimits(settings.max_pixels, settings.max_seconds),
+        decoding=DecodingLimits(cpu_seconds=math.ceil(settings.timeout), seconds=settings.timeout),
+        engine_url=settings.engine_url,
+    )
+    engine = Engine(config, options)
+    blocks = {slot: f"encoders.{label}" for label in config.encoders for slot in config.encoder_class(f"encoders.{label}").SLOTS}
+    for slot in engine.slots:
+        log.info("slot %s: %s", slot, blocks.get(slot, "no block under 'encoders'"))
+    log.info("loaded %s, tasks: %s", ", ".join(engine.checkpoint.files), ", ".join(engine.tasks))
+    return engine

@@ -12,6 +12,7 @@ from emollama.errors import UserError
 from emollama.variables import API_KEY
 
 MEBIBYTE = 1 << 20
+LIMITS = ("max_body_mb", "max_seconds", "max_pixels", "max_waiting", "max_batch_size", "timeout", "body_timeout")
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,13 @@ class ServeSettings:
         allowed_hosts: further names of the server in Host headers.
         insecure: listen on other addresses than those of loopback without an API key.
         max_body_mb: maximum size of a body and of a file, in MiB.
+        max_seconds: maximum duration of a video or audio track.
+        max_pixels: maximum width times height of a frame or an image.
         max_waiting: maximum number of requests in the queue.
         max_batch_size: maximum number of requests that are answered together.
         timeout: maximum time of an answer, in seconds.
         body_timeout: maximum time of receiving a body or downloading a URL, in seconds.
+        engine_url: address of a vLLM server that runs the language model; None runs it here.
         key: the API key; None requires no key.
     """
 
@@ -44,10 +48,13 @@ class ServeSettings:
     allowed_hosts: Sequence[str] = ()
     insecure: bool = False
     max_body_mb: int = 100
+    max_seconds: float = 300.0
+    max_pixels: int = 4096 * 2304
     max_waiting: int = 64
     max_batch_size: int = 8
     timeout: float = 120.0
     body_timeout: float = 60.0
+    engine_url: str | None = None
     key: str | None = None
 
     def __post_init__(self) -> None:
@@ -56,10 +63,9 @@ class ServeSettings:
         Raises:
             UserError: If a value is out of its range, or the server would be open to everybody.
         """
-        numbers = {"max-body-mb": self.max_body_mb, "max-waiting": self.max_waiting, "max-batch-size": self.max_batch_size}
-        for name, value in (numbers | {"timeout": self.timeout, "body-timeout": self.body_timeout}).items():
-            if not 0 < value < float("inf"):
-                raise UserError(f"--{name} is {value:g}; it must be above 0 and finite.")
+        for name in LIMITS:
+            if not 0 < (value := getattr(self, name)) < float("inf"):
+                raise UserError(f"--{name.replace('_', '-')} is {value:g}; it must be above 0 and finite.")
         if not 0 <= self.port < 1 << 16:
             raise UserError(f"--port is {self.port}; a port is a number from 0 to 65535.")
         if self.key is not None and not (self.key.isascii() and self.key.isprintable() and self.key.strip() == self.key != ""):
