@@ -248,7 +248,7 @@ class Session:
         """
         if self.config.run.evaluate_only:
             raise UserError("run.evaluate_only is True, so there is no training. Call evaluate(), or set it to False.")
-        return load(self._run("train", nproc))
+        return load(self._run("train", nproc), engine_options=self._engine_options)
 
     def _run(self, command: str, nproc: int | None) -> Path:
         """Train or evaluate, and return the run's folder."""

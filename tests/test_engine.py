@@ -213,3 +213,27 @@ def test_media_that_are_decoded_in_a_separate_process_are_answered_alike(world, 
         with pytest.raises(UnusableInput):
             engine.answer([Request(video=b"not a video")])
     assert answer.text == evaluated["clip_000", "reason"]["prediction"]
+
+
+def test_a_request_with_unknown_or_unusable_features_is_rejected(engine):
+    from emollama.inference.requests import Request, RequestError
+
+    for features, text in (({"../up": [1.0]}, "unknown slot '../up'"), ({"face": ["a"]}, "features.face cannot be converted")):
+        with pytest.raises(RequestError, match=text):
+            engine.answer([Request(features=features)])
+
+
+def test_a_step_that_fails_ends_its_answers_with_the_error_and_the_engine_lives(engine, request_about, monkeypatch):
+    (model,) = engine._generation._generator.members
+    decode, calls = model.decode, []
+
+    def failing(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise RuntimeError("a kernel failed")
+        return decode(*arguments)
+
+    monkeypatch.setattr(model, "decode", failing)
+    with pytest.raises(RuntimeError, match="a kernel failed"):
+        engine.answer([request_about("clip_000", task="reason"), request_about("clip_001", task="reason")])
+    assert engine.answer([request_about("clip_000", task="reason")])[0].text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,60 +13,24 @@ from typing import Any
 import numpy as np
 
 from emollama.config import RunConfig
-from emollama.data.batch import Record, Sample
+from emollama.data.batch import Record
 from emollama.data.dataset import ClipsToPredict, SampleDataset
 from emollama.data.loader import mix_seed
 from emollama.data.prompts.prompt import PromptFormat
-from emollama.data.slots import PIXELS
-from emollama.decoding.answer_generator import LabelAnswers, Prompt
+from emollama.data.slots import PIXELS, declared_slots
+from emollama.decoding.answer_generator import Prompt
 from emollama.decoding.sampling_params import SequenceParams
 from emollama.errors import UserError
 from emollama.inference.clip_encoders import ClipEncoders, ClipFeatures, frame_slot
 from emollama.inference.modalities import Modalities, require_features
 from emollama.inference.prediction_block import PredictionBlock, find_prediction_block
-from emollama.inference.requests import Modality, Request, RequestError
+from emollama.inference.prepared import LabelQuestion, PreparedRequest
+from emollama.inference.requests import Request, RequestError
 from emollama.media.source import Source
 from emollama.runners.datasets import slot_shapes_of_run
 from emollama.runners.evaluation import build_blocks
+from emollama.suggestions import did_you_mean
 from emollama.tasks.image_text_pretrain import label_answers, masked
-
-
-@dataclass(frozen=True)
-class LabelQuestion:
-    """A prompt whose answer is the probability of each label.
-
-    Attributes:
-        sample: the tokenized prompt.
-        answers: the labels and their answers.
-    """
-
-    sample: Sample
-    answers: LabelAnswers
-
-
-@dataclass(frozen=True)
-class PreparedRequest:
-    """What the language model needs to answer a request.
-
-    Attributes:
-        task: name of the task; None for a question without a task.
-        body: the first user turn with tags at the positions of feature tokens.
-        sentence: the spoken sentence in the prompt; None if the prompt has no sentence.
-        modalities: slot -> the model's input for it.
-        prompt: the prompt of a generated answer; None if the answer is the most probable label.
-        beam_search: keyword arguments of transformers' ``generate``; None without beam search.
-        labels: the prompt for the probabilities of the labels; None if they are not needed.
-        num_tokens: number of tokens of the prompt.
-    """
-
-    task: str | None
-    body: str
-    sentence: str | None
-    modalities: dict[str, Modality]
-    prompt: Prompt | None
-    beam_search: dict[str, Any] | None
-    labels: LabelQuestion | None
-    num_tokens: int
 
 
 @dataclass(frozen=True)
@@ -103,9 +67,18 @@ class ClipRecords:
         prompt_format: the prompt format of the model.
         encoders: the encoders, which define the slots with features.
         empty: an empty folder. The arrays of a request are beside it while the request is prepared.
+        max_tokens: number of tokens that the language model has positions for; None without such a limit.
     """
 
-    def __init__(self, config: RunConfig, prompt_format: PromptFormat, encoders: ClipEncoders, empty: Path) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        prompt_format: PromptFormat,
+        encoders: ClipEncoders,
+        empty: Path,
+        max_tokens: int | None = None,
+    ) -> None:
+        self._max_tokens = max_tokens
         self._config, self._prompt_format, self._encoders, self._empty = config, prompt_format, encoders, empty
         self._shapes = slot_shapes_of_run(config)
         self._blocks: dict[str | None, _Block] = {}
@@ -129,6 +102,9 @@ class ClipRecords:
         Raises:
             RequestError: If the request cannot be answered.
         """
+        if request.question == "" and not request.history:
+            request = dataclasses.replace(request, question=None)
+        self._require_slots(request)
         with tempfile.TemporaryDirectory(dir=self._empty.parent) as folder:
             folders = self._write(Path(folder), source, features)
             try:
@@ -153,12 +129,15 @@ class ClipRecords:
             in_request=request.features.keys(),
         )
         require_features(modalities, "this clip", "video")
+        _require_maskable(dataset, cfg.mask_slots)
         record = masked(self._record(request, block.prediction, cfg, dataset), cfg.mask_slots)
         sample = self._prompt_format.tokenize(record, layout=cfg.prompt_layout, for_generation=True)
         if sample.tokens_cut and (request.question is not None or request.history):
             limit = f"model.max_context_len ({self._config.model.max_context_len})"
             text = f"the question is {sample.tokens_cut} tokens longer than {limit} allows. Shorten it, or the spoken sentence."
             raise RequestError(text, "question")
+        if request.question is not None or request.options.max_new_tokens is not None:
+            self._require_length(len(sample.input_ids), cfg.max_new_tokens)
         by_label = cfg.answer_by == "likelihood" and request.question is None and block.prediction.task == "emotion"
         labels = None
         if by_label:
@@ -177,6 +156,24 @@ class ClipRecords:
             labels=labels,
             num_tokens=len(sample.input_ids),
         )
+
+    def _require_slots(self, request: Request) -> None:
+        """Check the names of the features of a request, which become names of files."""
+        slots = [slot for slot in declared_slots(self._shapes) if slot != PIXELS]
+        if unknown := [slot for slot in request.features if slot not in slots]:
+            text = (
+                f"unknown slot {unknown[0]!r}.{did_you_mean(unknown[0], slots)} The slots of this model are {', '.join(slots)}."
+            )
+            raise RequestError(text, "features")
+
+    def _require_length(self, num_tokens: int, max_new_tokens: int) -> None:
+        """Check that the language model has positions for a prompt and its answer."""
+        if self._max_tokens is not None and num_tokens + max_new_tokens > self._max_tokens:
+            raise RequestError(
+                f"the conversation has {num_tokens} tokens and the answer may have {max_new_tokens}, but the language model has"
+                f" positions for {self._max_tokens}. Shorten the conversation, or lower max_new_tokens.",
+                "question",
+            )
 
     def _block_of(self, request: Request) -> _Block:
         try:
@@ -203,9 +200,14 @@ class ClipRecords:
         slots = [slot for slot in self._shapes if slot != PIXELS]
         if unknown := [slot for slot in request.mask_slots if slot not in slots]:
             raise RequestError(f"unknown slot {unknown[0]!r}. The slots of this model are {', '.join(slots)}.", "mask_slots")
+        temperature = options.get("temperature", block.block.task.temperature)
+        # Clients often send both, although top_p has no effect at temperature 0.
+        changes = {"top_p": 1.0} if temperature == 0 else {"num_beams": 1}
+        if request.options.seed is not None and request.options.seed < 0:
+            raise RequestError(f"seed is {request.options.seed}; it must be at least 0", "options")
         mask_slots = list(dict.fromkeys([*block.block.task.mask_slots, *request.mask_slots]))
         try:
-            return dataclasses.replace(block.block.task, **options, mask_slots=mask_slots)
+            return dataclasses.replace(block.block.task, **(options | changes), mask_slots=mask_slots)
         except ValueError as error:
             raise RequestError(str(error), "options") from None
 
@@ -256,6 +258,14 @@ class ClipRecords:
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 np.save(file, array)
         return {slot: folder / slot for slot in features.arrays}
+
+
+def _require_maskable(dataset: SampleDataset, mask_slots: Sequence[str]) -> None:
+    """Check that no slot is masked whose features the model computes itself."""
+    computed = {slot for source in dataset.features if source.slots == (PIXELS,) for slot in source.filled_slots}
+    if masked_slots := [slot for slot in mask_slots if slot in computed]:
+        text = f"{masked_slots[0]} cannot be masked, because the model computes its features from frames"
+        raise RequestError(text, "mask_slots")
 
 
 def _sentence(request: Request, block: _Block) -> str | None:

@@ -54,7 +54,7 @@ class EngineOptions:
         engine_url: address of a vLLM server that runs the language model, with the adapters merged into it; None runs it here.
     """
 
-    max_batch_size: int = 8
+    max_batch_size: int = 32
     max_waiting: int = 64
     reading_threads: int = 2
     media_limits: MediaLimits = DEFAULT_LIMITS
@@ -108,6 +108,7 @@ class Engine:
         self._idle = threading.Condition()
         self._closed = False
         self._accepted: set[PendingAnswer] = set()
+        self._unread = 0  # requests that wait for a thread that reads them, which are cancelled ones, too
         self._counts = {"answered": 0, "failed": 0, "cancelled": 0, "rejected": 0}
         with ExitStack() as self._resources:
             workspace = Path(self._resources.enter_context(tempfile.TemporaryDirectory(prefix="emollama-")))
@@ -118,6 +119,7 @@ class Engine:
         config = self.config
         require_checkpoint(config.model)
         block = find_prediction_block(config, None)
+        clip_files = ClipFiles(VideoSources(config), workspace, options.media_limits)
         manifests, empty = workspace / "manifests", workspace / "empty"
         manifests.mkdir()
         empty.mkdir()
@@ -127,19 +129,23 @@ class Engine:
         generator = self._generator(preparation, options)
         paths = checkpoint_paths(config.model.ckpt)
         self.checkpoint = Checkpoint(tuple(Path(path).name for path in paths), tuple(map(sha256, paths)))
-        self._records = ClipRecords(config, preparation.prompt, encoders, empty)
+        max_tokens = getattr(generator.members[0], "max_tokens", None)
+        self._records = ClipRecords(config, preparation.prompt, encoders, empty, max_tokens)
+        close = self._resources.callback
         self._generation = GenerationStage(
             generator, preparation.precision, self.checkpoint, config.model.end_sym, options.max_batch_size
         )
-        clip_files = ClipFiles(VideoSources(config), workspace, options.media_limits)
-        load: LoadClip = encoders.load
-        if options.decoding is not None:
-            process = DecodingProcess(encoders.loaders, options.decoding)
-            self._resources.callback(process.close)
-            process.start()
-            load = process.load
+        close(self._generation.close)
+        process = None if options.decoding is None else DecodingProcess(encoders.loaders, options.decoding)
+        load: LoadClip = encoders.load if process is None else process.load
         self._features = FeatureStage(encoders, self._records, clip_files, load, self._generation.put)
+        close(self._features.close)
         self._readers = ThreadPoolExecutor(options.reading_threads, thread_name_prefix="emollama-read")
+        close(self._readers.shutdown)
+        if process is not None:
+            # Closed first, because a reader may wait for it.
+            close(process.close)
+            process.start()
 
     def _generator(self, preparation: Preparation, options: EngineOptions) -> AnswerGenerator:
         if options.engine_url is None:
@@ -193,12 +199,13 @@ class Engine:
         with self._idle:
             if self._closed:
                 raise EngineClosed("the engine is closed")
-            if len(self._accepted) >= self._capacity:
+            if max(len(self._accepted), self._unread) >= self._capacity:
                 self._counts["rejected"] += 1
-                raise QueueFull(f"{len(self._accepted)} requests are waiting or being answered. Try again later.")
+                raise QueueFull(f"{self._capacity} requests are waiting or being answered. Try again later.")
             self._accepted.add(pending)
+            self._unread += 1
+            self._readers.submit(self._read, pending)
         pending.future.add_done_callback(lambda _: self._remove(pending))
-        self._readers.submit(self._features.read, pending)
         return pending
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
@@ -234,17 +241,13 @@ class Engine:
             drain: answer the accepted requests first. Otherwise they fail with :class:`EngineClosed`.
         """
         with self._idle:
-            is_first, self._closed = not self._closed, True
+            self._closed = True
             accepted = list(self._accepted)
         for pending in () if drain else accepted:
             pending.fail(EngineClosed("the engine was closed before it could answer"))
         with self._idle:
             self._idle.wait_for(lambda: not self._accepted)
-        if is_first:
-            self._readers.shutdown()
-            self._features.close()
-            self._generation.close()
-            self._resources.close()
+        self._resources.close()
 
     def __enter__(self) -> Self:
         return self
@@ -252,10 +255,16 @@ class Engine:
     def __exit__(self, error_class: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close(drain=error is None)
 
+    def _read(self, pending: PendingAnswer) -> None:
+        self._features.read(pending)
+        with self._idle:
+            self._unread -= 1
+            self._idle.notify_all()
+
     def _submit_when_possible(self, request: Request) -> PendingAnswer:
         while True:
             with self._idle:
-                self._idle.wait_for(lambda: self._closed or len(self._accepted) < self._capacity)
+                self._idle.wait_for(lambda: self._closed or max(len(self._accepted), self._unread) < self._capacity)
             try:
                 return self.submit(request)
             except QueueFull:

@@ -14,8 +14,10 @@ import numpy as np
 
 from emollama.inference.clip_encoders import ClipEncoders, ClipFeatures, LoadClip, LoadedClip
 from emollama.inference.clip_files import NO_MEDIA, ClipFiles
-from emollama.inference.clip_records import ClipRecords, PreparedRequest
-from emollama.inference.pending import PendingAnswer
+from emollama.inference.clip_records import ClipRecords
+from emollama.inference.pending import PendingAnswer, without_tensors
+from emollama.inference.prepared import PreparedRequest
+from emollama.inference.requests import Request, RequestError
 from emollama.media.source import Source
 
 CACHED_CLIPS = 32  # clips whose features are kept, so that a follow-up question does not extract them again
@@ -121,19 +123,30 @@ class FeatureStage:
     def _process(self, items: list[_ClipItem]) -> None:
         """Encode clips, and pass on their requests."""
         start = time.perf_counter()
-        unread = [item for item in items if item.loaded is not None and not item.pending.is_over]
-        try:
-            encoded = self._encoders.encode([item.loaded for item in unread if item.loaded is not None])
-            for item, features in zip(unread, encoded, strict=True):
-                item.features = features
-                self._remember(item.key, features)
-        except Exception as error:
-            for item in unread:
-                item.pending.fail(error)
+        self._encode([item for item in items if item.loaded is not None and not item.pending.is_over])
         seconds = time.perf_counter() - start
         for item in items:
             with item.files:
                 self._pass_on(item, seconds)
+
+    def _encode(self, items: list[_ClipItem]) -> None:
+        """Encode clips, or one after the other if it fails for all of them, so that only one fails."""
+        isolated = False
+        try:
+            encoded = self._encoders.encode([item.loaded for item in items if item.loaded is not None])
+        except Exception as error:
+            isolated = len(items) > 1
+            if not isolated:
+                items[0].pending.fail(without_tensors(error))
+        else:
+            for item, features in zip(items, encoded, strict=True):
+                item.features = features
+                # A failure may have passed when the clip comes again.
+                if not features.failed:
+                    self._remember(item.key, features)
+        # Outside of the handler, whose error refers to the tensors of the batch.
+        for item in items if isolated else ():
+            self._encode([item])
 
     def _pass_on(self, item: _ClipItem, seconds: float) -> None:
         pending, request = item.pending, item.pending.request
@@ -142,8 +155,7 @@ class FeatureStage:
         try:
             features = item.features
             if request.features:
-                arrays = {slot: np.asarray(array) for slot, array in request.features.items()}
-                features = ClipFeatures({**features.arrays, **arrays}, features.failed)
+                features = ClipFeatures({**features.arrays, **_arrays(request)}, features.failed)
             prepared = self._records.prepare(request, item.source, features)
         except Exception as error:
             pending.fail(error)
@@ -155,3 +167,14 @@ class FeatureStage:
         self._cache[key] = features
         if len(self._cache) > CACHED_CLIPS:
             self._cache.popitem(last=False)
+
+
+def _arrays(request: Request) -> dict[str, np.ndarray]:
+    """Return the features of a request as arrays of float32."""
+    arrays = {}
+    for slot, values in request.features.items():
+        try:
+            arrays[slot] = np.asarray(values, dtype=np.float32)
+        except (ValueError, TypeError) as error:
+            raise RequestError(f"features.{slot} cannot be converted to an array of numbers ({error})", "features") from None
+    return arrays

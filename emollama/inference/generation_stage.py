@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from emollama.decoding.answer_generator import AnswerGenerator, GeneratedAnswer, Update
-from emollama.inference.clip_records import PreparedRequest
 from emollama.inference.pending import PendingAnswer, StreamedText, without_tensors
+from emollama.inference.prepared import PreparedRequest
 from emollama.inference.requests import Answer, Checkpoint, Timings
 from emollama.precision import Precision
 from emollama.tasks.image_text_pretrain import most_likely

@@ -48,6 +48,7 @@ class PackedLLM(nn.Module, ABC):
         shape_keys: keys of the ``model`` block that determine tensor shapes, for messages.
         architecture: the value of ``model.arch``, for messages.
         stored_name: function from a parameter's name to its name in a checkpoint.
+        max_tokens: number of tokens that the language model has positions for; None without such a limit.
         fusion: the fusion module (features by slot -> feature tokens by part).
     """
 
@@ -66,6 +67,7 @@ class PackedLLM(nn.Module, ABC):
         self.llm_config = llm.read_config(cfg.llama_model)
         self.packing = packing_check.resolve(cfg.packing, self.llm_config, device, frozen_dtype)
         self._limit = packing_check.length_limit(self.packing, self.llm_config)
+        self.max_tokens = self._limit.tokens if self._limit is not None else None
         options = llm_weights.options_of(cfg, self.packing.attention)
         build = embedding_table.build if embeddings_only else llm_weights.build
         self.llama_model: Any = build(options, self.llm_config, dtype=frozen_dtype, device=device)

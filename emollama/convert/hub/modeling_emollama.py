@@ -40,7 +40,7 @@ class EmollamaConfig(PretrainedConfig):
         first_placeholder: first id outside the embedding table; ``first_placeholder + i`` is the position of one feature token
             of projection i.
         end_symbol: the text that ends an answer; None if it is the EOS token.
-        training: tasks with their instructions, labels, and the digest of the exported checkpoint.
+        training: tasks with their instructions, and labels.
         kwargs: further arguments of PretrainedConfig.
     """
 

@@ -179,7 +179,7 @@ class TemplateFormat:
                 segments = [Segment(self.style.opening, self._texts.as_text(user_text), self.style.closing)]
             cut += self._append_prompt(tokens, segments, placeholders, record.name)
             if answer is not None and not (for_generation and turn == len(record.turns) - 1):
-                cut += self._append_answer(tokens, answer)
+                cut += self._append_answer(tokens, answer, None if for_generation else self.style.max_txt_len)
         return tokens.sample(record, self.loss_average, cut)
 
     @property
@@ -261,12 +261,13 @@ class TemplateFormat:
             tokens.append_prompt(piece if segment.output is None else placeholders[segment.output])
         return max(excess, 0)
 
-    def _append_answer(self, tokens: TokenizedTurns, answer: str) -> int:
+    def _append_answer(self, tokens: TokenizedTurns, answer: str, limit: int | None) -> int:
+        """Append an answer. Return the number of tokens that were cut from it; without a limit, it is never cut."""
         ids = self.answer_ids(answer)
-        excess = len(ids) - self.style.max_txt_len
-        if excess > 0:
+        excess = 0 if limit is None else len(ids) - limit
+        if limit is not None and excess > 0:
             end = self._texts.ids(self.style.end_sym) + self._eos_ids
-            ids = ids[: self.style.max_txt_len - len(end)] + end
+            ids = ids[: limit - len(end)] + end
         tokens.append_answer(ids)
         return max(excess, 0)
 
