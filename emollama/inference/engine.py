@@ -124,6 +124,8 @@ class Engine:
         encoders = ClipEncoders(config, prediction_blocks(config), manifests, world)
         clips = clips_to_predict(block, Source("clip", empty), None, encoders.folders, empty)
         preparation = Preparation(block.evaluation(config), world, training=False, clips=clips)
+        # It imports its libraries while the model is loaded.
+        process = self._decoding_process(encoders, options)
         generator = self._generator(preparation, options)
         paths = checkpoint_paths(config.model.ckpt)
         self.checkpoint = Checkpoint(tuple(Path(path).name for path in paths), tuple(map(sha256, paths)))
@@ -133,13 +135,19 @@ class Engine:
         )
         clip_files = ClipFiles(VideoSources(config), workspace, options.media_limits)
         load: LoadClip = encoders.load
-        if options.decoding is not None:
-            process = DecodingProcess(encoders.loaders, options.decoding)
-            self._resources.callback(process.close)
-            process.start()
+        if process is not None:
             load = process.load
+            process.wait_until_ready()
         self._features = FeatureStage(encoders, self._records, clip_files, load, self._generation.put)
         self._readers = ThreadPoolExecutor(options.reading_threads, thread_name_prefix="emollama-read")
+
+    def _decoding_process(self, encoders: ClipEncoders, options: EngineOptions) -> DecodingProcess | None:
+        if options.decoding is None:
+            return None
+        process = DecodingProcess(encoders.loaders, options.decoding)
+        self._resources.callback(process.close)
+        process.start()
+        return process
 
     def _generator(self, preparation: Preparation, options: EngineOptions) -> AnswerGenerator:
         if options.engine_url is None:
