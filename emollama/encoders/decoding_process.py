@@ -55,6 +55,15 @@ class DecodingProcess:
         with self._lock:
             self._running()
 
+    def wait_until_ready(self) -> None:
+        """Wait until the process has imported its libraries and built the encoders.
+
+        Raises:
+            RuntimeError: If the process cannot be started.
+        """
+        with self._lock:
+            self._running().wait_until_ready()
+
     def load(self, source: Source, labels: Sequence[str]) -> dict[str, Tensor | UnusableMedia]:
         """Load a clip for several encoders.
 

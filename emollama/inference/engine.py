@@ -126,6 +126,8 @@ class Engine:
         encoders = ClipEncoders(config, prediction_blocks(config), manifests, world)
         clips = clips_to_predict(block, Source("clip", empty), None, encoders.folders, empty)
         preparation = Preparation(block.evaluation(config), world, training=False, clips=clips)
+        # It imports its libraries while the model is loaded.
+        process = self._decoding_process(encoders, options)
         generator = self._generator(preparation, options)
         paths = checkpoint_paths(config.model.ckpt)
         self.checkpoint = Checkpoint(tuple(Path(path).name for path in paths), tuple(map(sha256, paths)))
@@ -136,8 +138,10 @@ class Engine:
             generator, preparation.precision, self.checkpoint, config.model.end_sym, options.max_batch_size
         )
         close(self._generation.close)
-        process = None if options.decoding is None else DecodingProcess(encoders.loaders, options.decoding)
-        load: LoadClip = encoders.load if process is None else process.load
+        load: LoadClip = encoders.load
+        if process is not None:
+            load = process.load
+            process.wait_until_ready()
         self._features = FeatureStage(encoders, self._records, clip_files, load, self._generation.put)
         close(self._features.close)
         self._readers = ThreadPoolExecutor(options.reading_threads, thread_name_prefix="emollama-read")
@@ -145,7 +149,14 @@ class Engine:
         if process is not None:
             # Closed first, because a reader may wait for it.
             close(process.close)
-            process.start()
+
+    def _decoding_process(self, encoders: ClipEncoders, options: EngineOptions) -> DecodingProcess | None:
+        if options.decoding is None:
+            return None
+        process = DecodingProcess(encoders.loaders, options.decoding)
+        self._resources.callback(process.close)
+        process.start()
+        return process
 
     def _generator(self, preparation: Preparation, options: EngineOptions) -> AnswerGenerator:
         if options.engine_url is None:
