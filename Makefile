@@ -12,7 +12,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.emollama-installed
 # Tools for development; constraints.txt pins them.
-TOOLS = ruff mypy codespell pytest pytest-timeout pytest-xdist pytest-randomly nbclient ipykernel
+TOOLS = ruff mypy codespell pytest pytest-timeout pytest-xdist pytest-randomly nbclient ipykernel playwright
 # One thread a process, and freed memory kept: what small float32 batches on a CPU run fastest with.
 FAST = OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1073741824 TOKENIZERS_PARALLELISM=false
 # Compiled files are kept, even where the environment says otherwise: each process would compile all tests and the package again.
@@ -32,7 +32,7 @@ $(BIN)/python:
 
 # The tools are those of this file, so a change of it installs again.
 $(STAMP): requirements.txt constraints.txt pyproject.toml Makefile | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[serve]' $(TOOLS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[serve,app]' $(TOOLS)
 	touch $@
 
 demo: install

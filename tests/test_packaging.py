@@ -142,7 +142,7 @@ def test_a_wheel_contains_every_module_configuration_page_and_template(tmp_path)
     files = zipfile.ZipFile(wheel).namelist()
     expected = {f"emollama/{path}" for path in [*CONFIGS, *PAGES]}
     expected |= {
-        str(path.relative_to(ROOT)) for path in (ROOT / "emollama").rglob("*.*") if path.suffix in (".py", ".yaml", ".j2")
+        str(path.relative_to(ROOT)) for path in (ROOT / "emollama").rglob("*.*") if path.suffix in (".py", ".yaml", ".j2", ".css")
     }
     expected.add("emollama/py.typed")
     assert {name for name in files if name.startswith("emollama/")} == expected

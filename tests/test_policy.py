@@ -96,12 +96,12 @@ IMPORTS = {
     " planning precision registry run_folder stores suggestions variables",
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning remote runners",
     "tasks": "components data data.batch decoding errors evaluation field_texts run_folder",
-    "inference": "checkpoint checkpoint_files component_configs config data data.batch decoding distributed.process_group"
-    " encoders errors evaluation extraction folder_lock json_io listing logs logs.console media memory models optim paths"
-    " precision remote reporting run_folder runners suggestions tasks text_encoding variables",
+    "inference": "__init__ checkpoint checkpoint_files component_configs config data data.batch decoding"
+    " distributed.process_group encoders errors evaluation extraction folder_lock json_io listing logs logs.console media"
+    " memory models optim paths precision remote reporting run_folder runners suggestions tasks text_encoding variables",
     "commands": "__init__ checks config convert data demo demo.folder disk distributed.launcher distributed.stop_requests"
     " distributed.watchdog distributed.worker_variables entry errors evaluation folder_lock importers inference json_io listing"
-    " logs logs.console logs.verbosity models paths planning registry reporting run_folder starter stores suggestions"
+    " logs logs.console logs.verbosity media models paths planning registry reporting run_folder starter stores suggestions"
     " text_encoding variables",
     "session": "commands config distributed.launcher distributed.stop_requests distributed.worker_variables errors inference"
     " logs reporting run_folder runners system_errors",
@@ -227,10 +227,12 @@ LIBRARY_USERS = {
     "filelock": {"remote.downloads"},
     "openai": {"evaluation.judges.endpoint", "inference.remote_llm"},
     "httpx2": {"inference.remote_llm"},
-    "fastapi": {"inference.serve.app", "inference.serve.server"},
-    "starlette": {f"inference.serve.{name}" for name in ("answering", "app", "bodies", "emotions", "guard", "outermost")},
+    "gradio": {"inference.app.events", "inference.app.page"},
+    "fastapi": {"inference.serve.app", "inference.serve.server", "inference.app.page"},
+    "starlette": {f"inference.serve.{name}" for name in ("answering", "app", "bodies", "emotions", "guard", "outermost")}
+    | {"inference.app.guard", "inference.app.page"},
     "pydantic": {f"inference.serve.{name}" for name in ("bodies", "emotions", "schema")},
-    "uvicorn": {"inference.serve.server"},
+    "uvicorn": {"inference.serve.listening", "inference.serve.server", "inference.app.server"},
     "h11": {"inference.serve.downloads"},
     "prometheus_client": {"inference.serve.metrics"},
     "matplotlib": {"reporting.plotting", "reporting.confusion", "reporting.panels", "reporting.curves"},

@@ -21,6 +21,7 @@ COMMANDS = (  # (name, group in the help, module below this package)
     ("eval-checkpoints", TRAINING, "eval_checkpoints"),
     ("predict", TRAINING, "predict"),
     ("serve", TRAINING, "serve"),
+    ("app", TRAINING, "app"),
     ("check-data", DATA, "check_data"),
     ("import", DATA, "importing"),
     ("prepare", DATA, "prepare"),

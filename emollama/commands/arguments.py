@@ -29,6 +29,11 @@ class Overrides(argparse.Action):
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--cfg-path`` and ``--options`` to a parser."""
     parser.add_argument("--cfg-path", required=True, metavar="FILE", help="YAML configuration file")
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--options`` to a parser."""
     text = "override values of the configuration file, for example run.max_epoch=1"
     parser.add_argument("--options", nargs="*", action=Overrides, default=[], metavar="KEY=VALUE", help=text)
 

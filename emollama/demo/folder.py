@@ -15,7 +15,7 @@ from emollama.paths import require_utf8, require_writable
 # A folder with this file was written by a demo, and a new demo may replace the parts listed below.
 MARK_FILE = "demo.json"
 WHAT = "parts of the emollama demo; everything is synthetic, and a new demo replaces it"
-CORPUS, VIDEOS, CAPTIONS = "corpus", "videos", "captions"
+CORPUS, VIDEOS, CAPTIONS, PAGE = "corpus", "videos", "captions", "page"
 VIDEO_CLIPS = 120  # labelled videos of the demo of videos
 # demo -> its files and folders, including the results of the commands that it prints. The first one identifies
 # folders of earlier versions, whose mark file does not name the demo.
@@ -23,6 +23,7 @@ PARTS = {
     CORPUS: ("corpus", "llm", "stage_1", "stage_2", "recognition", "reasoning", "reasoning_stage_1"),
     VIDEOS: ("videos", "unseen", "labels.csv", "llm", "encoders", "clips", "trained"),
     CAPTIONS: ("flickr30k", "second", "encoders", "llm", "projection.pth", "prompts.txt", "visual_cache", "trained"),
+    PAGE: ("clips.csv", "videos", "unseen", "labels.csv", "llm", "encoders", "features", "trained"),
 }
 # Not every library raises OSError for a full disk. The messages of safetensors and tokenizers contain the system's error,
 # those of torch.save the name of its writer.
@@ -34,7 +35,7 @@ def require_demo_folder(folder: str, demo: str) -> Path:
 
     Args:
         folder: the value of ``--folder``.
-        demo: ``corpus``, ``videos`` or ``captions``.
+        demo: ``corpus``, ``videos``, ``captions`` or ``page``.
 
     Returns:
         The absolute path of the folder.
@@ -60,7 +61,7 @@ def prepare_demo_folder(folder: str, demo: str) -> Path:
 
     Args:
         folder: the value of ``--folder``.
-        demo: ``corpus``, ``videos`` or ``captions``.
+        demo: ``corpus``, ``videos``, ``captions`` or ``page``.
 
     Returns:
         The absolute path of the folder.
@@ -101,7 +102,7 @@ def disk_errors(root: Path) -> Iterator[None]:
 
 
 def demo_in(folder: Path) -> str | None:
-    """Return the demo that wrote a folder: ``corpus``, ``videos`` or ``captions``; None if no demo did."""
+    """Return the demo that wrote a folder: ``corpus``, ``videos``, ``captions`` or ``page``; None if no demo did."""
     try:
         mark = json.loads((folder / MARK_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import ipaddress
 import logging
 import math
-import signal
-import socket
 import threading
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
 from fastapi.middleware import Middleware
 
-from emollama.errors import Interrupted, UserError
+from emollama.errors import Interrupted
 from emollama.inference.serve.allowed_files import AllowedFiles
 from emollama.inference.serve.app import Services, build_app
 from emollama.inference.serve.bodies import Bodies
 from emollama.inference.serve.downloads import UrlReader
 from emollama.inference.serve.guard import Guard
+from emollama.inference.serve.listening import SignalledServer, bind, listening_errors
 from emollama.inference.serve.loading import EngineLoader
 from emollama.inference.serve.media_inputs import MediaInputs
 from emollama.inference.serve.metrics import Metrics
 from emollama.inference.serve.outermost import Outermost
 from emollama.inference.serve.private_folder import private_temporary_folder
-from emollama.inference.serve.settings import ServeSettings, addresses
+from emollama.inference.serve.settings import ServeSettings
 from emollama.logs.logger import get_logger
 
 if TYPE_CHECKING:
@@ -61,7 +58,7 @@ class Server:
     def __init__(self, settings: ServeSettings, load: Callable[[], Engine]) -> None:
         self._settings = settings
         allowed = AllowedFiles(settings.allow_files)
-        self._socket = _bind(settings.host, settings.port)
+        self._socket = bind(settings.host, settings.port)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
         self._loader = EngineLoader(load)
         downloads = None
@@ -70,7 +67,7 @@ class Server:
         self._media = MediaInputs(allowed, downloads)
         self._metrics = Metrics(lambda: self._loader.engine)
         self._stop_requested = threading.Event()
-        self._uvicorn: _Uvicorn | None = None
+        self._uvicorn: SignalledServer | None = None
 
     @property
     def url(self) -> str:
@@ -125,8 +122,8 @@ class Server:
         )
         # It would log URLs, into which a client may put anything. A handler that is added to it would enable it again.
         logging.getLogger("uvicorn.access").disabled = True
-        self._uvicorn = _Uvicorn(config)
-        with _bind_errors(settings.host, settings.port):
+        self._uvicorn = SignalledServer(config)
+        with listening_errors(settings.host, settings.port):
             self._socket.listen(BACKLOG)
         get_logger().info("listening on %s, model '%s'", self.url, settings.model)
         if self._loader.engine is None:
@@ -149,58 +146,3 @@ class Server:
     def _seconds(self) -> float:
         """Maximum time of a request."""
         return self._settings.body_timeout + self._settings.timeout + SLACK_SECONDS
-
-
-class _Uvicorn(uvicorn.Server):
-    """A server that does not repeat the signal that ended it, because that is its regular end.
-
-    Attributes:
-        last_signal: number of the last signal.
-    """
-
-    last_signal = 0
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Handle SIGTERM and SIGINT in this context."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop accepting connections; at the second signal, end without waiting for requests."""
-        self.last_signal = sig
-        self.force_exit = self.should_exit
-        self.should_exit = True
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    """Bind a socket to an address before anything expensive is done."""
-    # A name such as localhost can have addresses of both families, of which clients may know only the older one.
-    family, _, _, _, address = min(addresses(host), key=lambda entry: entry[0] != socket.AF_INET)
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        with _bind_errors(host, port):
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((address[0], port))
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-@contextlib.contextmanager
-def _bind_errors(host: str, port: int) -> Iterator[None]:
-    """Convert errors of an address that cannot be used to user errors."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise UserError(f"--port: another program listens on port {port} of {host}. Set another port, or end it.") from None
-        raise UserError(f"--host {host} --port {port}: cannot listen there: {error.strerror}. Set another address.") from None

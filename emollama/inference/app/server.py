@@ -1,0 +1,200 @@
+"""Run the page: bind the address, open the page, load the models, and answer accepted questions before the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from emollama.errors import Interrupted, UserError
+from emollama.inference.app.guard import HostGuard, PageGuard
+from emollama.inference.app.models import Models
+from emollama.inference.app.session_files import SessionFiles
+from emollama.inference.serve.listening import SignalledServer, bind
+from emollama.inference.serve.private_folder import private_temporary_folder
+from emollama.inference.serve.settings import MEBIBYTE, is_loopback
+from emollama.logs.logger import get_logger
+
+if TYPE_CHECKING:
+    from emollama.inference.app.previews import Previews
+
+PASSWORD = "EMOLLAMA_APP_PASSWORD"
+GRACE_SECONDS = 30  # for open answers at the end
+
+
+@dataclass(frozen=True)
+class AppSettings:
+    """The settings of the page's server, which are the options of ``emollama app``.
+
+    Attributes:
+        host: address or name to listen on.
+        port: port to listen on; 0 selects a free one.
+        allowed_hosts: further names of the server in Host headers.
+        insecure: listen on other addresses than those of loopback without a password.
+        max_file_mb: maximum size of a recording, in MiB.
+        password: the password; None requires none.
+        examples: example videos.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 7860
+    allowed_hosts: Sequence[str] = ()
+    insecure: bool = False
+    max_file_mb: int = 100
+    password: str | None = None
+    examples: Sequence[Path] = ()
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            UserError: If a value is out of its range, or the page would be open to everybody.
+        """
+        if self.max_file_mb <= 0:
+            raise UserError(f"--max-file-mb is {self.max_file_mb}; it must be above 0.")
+        if not 0 <= self.port < 1 << 16:
+            raise UserError(f"--port is {self.port}; a port is a number from 0 to 65535.")
+        if self.password is not None and not self.password:
+            raise UserError(f"{PASSWORD} is empty. Set it to a password, or remove the variable.")
+        if self.password is None and not self.insecure and not is_loopback(self.host):
+            raise UserError(
+                f"--host {self.host}: other machines can reach this address. Set the environment variable {PASSWORD} to a"
+                " password that visitors have to enter, listen on 127.0.0.1, or add --insecure to let everybody use the page."
+            )
+
+
+def read_password() -> str | None:
+    """Return the password of the environment, and remove it there, so that no child process gets it."""
+    return os.environ.pop(PASSWORD, None)
+
+
+class AppServer:
+    """A server of the page that is bound to its address.
+
+    Args:
+        settings: the settings.
+        models: the models, which are not loaded yet.
+        read_previews: decodes a clip for display.
+
+    Attributes:
+        host: the address.
+        port: the port.
+        url: the URL of the page.
+
+    Raises:
+        UserError: If the address cannot be used.
+    """
+
+    def __init__(self, settings: AppSettings, models: Models, read_previews: Callable[[str], Previews]) -> None:
+        self._settings, self._models, self._read_previews = settings, models, read_previews
+        self._socket = bind(settings.host, settings.port)
+        self.host, self.port = self._socket.getsockname()[:2]
+        self.url = f"http://[{self.host}]:{self.port}/" if ":" in self.host else f"http://{self.host}:{self.port}/"
+        self._error: BaseException | None = None
+        self._server: _PageServer | None = None
+        self._loader: threading.Thread | None = None
+
+    def run(self) -> None:
+        """Serve the page until SIGTERM or SIGINT; then complete the answers that were accepted.
+
+        Raises:
+            UserError: If the models cannot be loaded.
+            Interrupted: If a second signal ended the server.
+        """
+        with contextlib.closing(self._socket), private_temporary_folder() as deleted:
+            if deleted:
+                get_logger().info("deleted the temporary files of %d servers that were killed", deleted)
+            app = self._app(Path(tempfile.gettempdir(), "page"))
+            config = uvicorn.Config(
+                HostGuard(app, hosts=self._hosts(), any_address=ipaddress.ip_address(self.host).is_unspecified),
+                http="h11",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_graceful_shutdown=GRACE_SECONDS,
+            )
+            self._server = server = _PageServer(config, app)
+            get_logger().info("open the page at %s", self.url)
+            self._loader = threading.Thread(target=self._load, name="emollama: load the models", daemon=True)
+            self._loader.start()
+            asyncio.run(server.serve(sockets=[self._socket]))
+            self._models.close()
+        if self._error is not None:
+            raise self._error
+        if server.force_exit:
+            raise Interrupted("stopped before all questions were answered", server.last_signal)
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a thread still loads the models after :meth:`run` was asked to end."""
+        return self._loader is not None and self._loader.is_alive()
+
+    def stop(self) -> None:
+        """Let :meth:`run` return; another thread may call it."""
+        if self._server is not None:
+            self._server.should_exit = True
+
+    def _load(self) -> None:
+        try:
+            self._models.load()
+            get_logger().info("the page is ready after %.1f s", self._models.seconds)
+        except BaseException as error:
+            self._error = error
+            self.stop()
+
+    def _app(self, folder: Path) -> PageGuard:
+        """Build the application, which stores uploads and copies of the examples in a private folder."""
+        settings = self._settings
+        # Gradio reads these variables when it is imported, and when components are created.
+        os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        from emollama.inference.app.events import Events
+        from emollama.inference.app.page import mount_page
+
+        examples = folder / "examples"
+        examples.mkdir(parents=True)
+        copies = [Path(shutil.copyfile(path, examples / path.name)) for path in settings.examples]
+        max_bytes = settings.max_file_mb * MEBIBYTE
+        app = mount_page(Events(self._models, self._read_previews), copies, max_bytes)
+        return PageGuard(
+            app,
+            files=SessionFiles(folder, copies),
+            # Browsers send a cookie to all ports of a host.
+            cookie=f"emollama_{self.port}",
+            password=settings.password,
+            max_bytes=max_bytes,
+        )
+
+    def _hosts(self) -> set[str]:
+        """Return the names that a Host header may have."""
+        return {self._settings.host.lower(), self.host, *(name.lower() for name in self._settings.allowed_hosts)}
+
+
+class _PageServer(SignalledServer):
+    """A server that ends the connections of idle pages first when it ends, and waits only for answers.
+
+    Args:
+        config: the settings.
+        guard: knows the connections.
+    """
+
+    def __init__(self, config: uvicorn.Config, guard: PageGuard) -> None:
+        super().__init__(config)
+        self._guard = guard
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for the answers that were accepted."""
+        self._guard.close_pages()
+        await super().shutdown(sockets)

@@ -1,0 +1,117 @@
+"""The uploaded files of the page, and the sessions of browsers that may use them.
+
+Gradio serves an uploaded file to anybody who knows its path, which consists of a digest of its content and its name. Somebody who
+has the same file could therefore find out whether somebody else has uploaded it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from emollama.errors import UserError
+
+MAX_PER_SESSION = 4  # files; a page uses one, and a browser may have several pages open
+MAX_FILES = 200  # of all sessions
+MAX_PAGES = 10_000  # whose session is remembered
+
+
+class SessionFiles:
+    """The files of all sessions. Not thread-safe: only the server's event loop uses it.
+
+    Args:
+        folder: the private folder of the server, into which Gradio writes uploads.
+        examples: files in it that all sessions may read.
+    """
+
+    def __init__(self, folder: Path, examples: Iterable[Path] = ()) -> None:
+        self._folder, self._examples = folder, {str(path) for path in examples}
+        self._secret = secrets.token_bytes(32)
+        # path -> sessions that uploaded this file; the oldest file first
+        self._owners: dict[str, set[str]] = {}
+        self._pages: dict[str, str] = {}
+        self._open_pages: Counter[str] = Counter()
+        self._uploads = 0
+
+    def new_session(self) -> str:
+        """Return a random identifier, signed so that a client cannot invent one."""
+        name = secrets.token_hex(16)
+        return f"{name}.{self._signature(name)}"
+
+    def is_session(self, session: str) -> bool:
+        """Return whether this server has issued an identifier."""
+        name, _, signature = session.partition(".")
+        return hmac.compare_digest(signature.encode("utf-8", "replace"), self._signature(name).encode())
+
+    def _signature(self, name: str) -> str:
+        return hmac.new(self._secret, name.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+
+    def may_read(self, session: str, path: str) -> bool:
+        """Return whether a session may read a file: it has uploaded it, or it is an example."""
+        return path in self._examples or session in self._owners.get(path, ())
+
+    def claim_page(self, session: str, page: str) -> bool:
+        """Return whether a page belongs to a session; a page that is new belongs to the session from now on.
+
+        Args:
+            session: the session.
+            page: the identifier that the browser chose for the page.
+        """
+        while page not in self._pages and len(self._pages) >= MAX_PAGES:
+            del self._pages[next(iter(self._pages))]
+        return self._pages.setdefault(page, session) == session
+
+    def begin_upload(self) -> None:
+        """Register that an upload starts.
+
+        Raises:
+            UserError: If there are too many files.
+        """
+        if len(self._owners) + self._uploads >= MAX_FILES:
+            raise UserError("The server has too many recordings at the moment. Try again later.")
+        self._uploads += 1
+
+    def end_upload(self, session: str, paths: Iterable[str]) -> None:
+        """Register the files of an upload; delete the oldest files of the session, and what is left of failed uploads.
+
+        Args:
+            session: the session.
+            paths: the complete files.
+        """
+        self._uploads -= 1
+        for path in paths:
+            self._owners.setdefault(path, set()).add(session)
+        own = [path for path, sessions in self._owners.items() if session in sessions]
+        for path in own[:-MAX_PER_SESSION]:
+            self._release(session, path)
+        if not self._uploads:
+            # Complete files are in folders named after their digests.
+            for part in self._folder.iterdir():
+                if part.is_file():
+                    part.unlink()
+
+    def open_page(self, session: str) -> None:
+        """Register a page that a browser has opened."""
+        self._open_pages[session] += 1
+
+    def close_page(self, session: str) -> None:
+        """Register that a page was closed; with its last page, delete the files of the session."""
+        self._open_pages[session] -= 1
+        if self._open_pages[session] > 0:
+            return
+        del self._open_pages[session]
+        for path in [path for path, sessions in self._owners.items() if session in sessions]:
+            self._release(session, path)
+        self._pages = {page: owner for page, owner in self._pages.items() if owner != session}
+
+    def _release(self, session: str, path: str) -> None:
+        """Delete a file unless another session has uploaded the same one."""
+        self._owners[path].discard(session)
+        if not self._owners[path]:
+            del self._owners[path]
+            shutil.rmtree(Path(path).parent, ignore_errors=True)

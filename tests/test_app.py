@@ -1,0 +1,277 @@
+"""The page in a real browser: what it shows equals what the engine answers, and its requests stay on this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from contextlib import closing
+from itertools import pairwise
+from urllib.parse import urlsplit
+
+import pytest
+from page_server import HANG, running, wait_until
+
+pytestmark = pytest.mark.slow
+CHROMIUM = shutil.which("chromium")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
+    " --disable-sync"
+).split()
+OPTIONS = [
+    "evaluation_datasets.answers.task_pool=[reason,emotion]",
+    "evaluation_datasets.answers.answer_by=generate",
+    "evaluation_datasets.answers.max_new_tokens=40",
+    # The model is hardly trained. At this temperature, its answers are long and contain all kinds of characters.
+    "evaluation_datasets.answers.temperature=3.0",
+]
+QUESTION = "Is <b>this</b> ${1 + 1} {{this}} & 'that' a \"disc\"?"
+SENTENCE = "It is on the table"
+# Records the texts of the first answer while it grows.
+WATCH = """
+window.texts = [];
+new MutationObserver(() => {
+  const answer = document.querySelector('.em-answer');
+  if (answer) window.texts.push(answer.textContent);
+}).observe(document, {subtree: true, childList: true, characterData: true});
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with invented videos, and two checkpoints of one model."""
+    import torch
+    from video_world import make_world
+
+    root = tmp_path_factory.mktemp("app")
+    make_world(root)
+    content = torch.load(root / "out/trained/checkpoint_0.pth", weights_only=True)
+    content["model"] = {name: 1.5 * tensor for name, tensor in content["model"].items()}
+    (root / "out/other").mkdir()
+    torch.save(content, root / "out/other/checkpoint_0.pth")
+    (root / "temporary").mkdir()
+    return root
+
+
+@pytest.fixture(scope="module")
+def models(world):
+    """The two models, which the server loads."""
+    from emollama import config
+    from emollama.inference.app.models import Models, engine_loader
+    from emollama.media.source import MediaLimits
+
+    path = str(world / "config.yaml")
+    configs = [
+        config.load(path, OPTIONS),
+        config.load(path, [*OPTIONS, f"model.ckpt={world / 'out/other/checkpoint_0.pth'}"]),
+    ]
+    return Models(["A: tiny", "B: tiny"], [engine_loader(one, MediaLimits(max_seconds=60)) for one in configs])
+
+
+@pytest.fixture(scope="module")
+def server(world, models):
+    """The page's server, with both models loaded."""
+    from emollama import config
+    from emollama.inference.app.previews import PreviewReader
+    from emollama.inference.app.server import AppServer, AppSettings
+    from emollama.media.source import MediaLimits
+
+    examples = sorted((world / "unseen").iterdir())
+    reader = PreviewReader(config.load(str(world / "config.yaml"), OPTIONS), MediaLimits(max_seconds=60))
+    server = AppServer(AppSettings(port=0, examples=examples), models, reader)
+    with closing(reader), running(server, world / "temporary", server.run):
+        wait_until(lambda: bool(models.engines))
+        yield server
+    assert list((world / "temporary").iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as program:
+        browser = program.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(server, browser):
+    """The page when it is ready. It must cause no errors in the browser, and no requests to other machines."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(HANG * 1000)
+    page, errors, urls = context.new_page(), [], []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: urls.append(request.url))
+    page.add_init_script(WATCH)
+    page.goto(server.url)
+    page.wait_for_selector("#status >> text=Ready.")
+    yield page
+    context.close()
+    assert errors == []
+    assert {urlsplit(url).netloc for url in urls if urlsplit(url).scheme not in ("blob", "data")} == {f"127.0.0.1:{server.port}"}
+
+
+def upload(page, path):
+    page.set_input_files("#video input[type=file]", str(path))
+    page.wait_for_selector("#video video")
+    page.wait_for_selector("#analyze:enabled")
+
+
+def click_and_wait(page, button):
+    """Select a button, and wait for the complete answers."""
+    page.click(button)
+    page.wait_for_selector("#status >> text=Done in")
+
+
+def answers_on(page):
+    """Return the answers on the page, as they are and not as they look."""
+    return [element.text_content() for element in page.query_selector_all(".em-answer")]
+
+
+def bars_on(page):
+    """Return label -> percentage and change for each model."""
+    columns = []
+    for column in page.query_selector_all("#probabilities .em-bars"):
+        bars = {bar.get_attribute("data-label"): bar for bar in column.query_selector_all(".em-bar")}
+        columns.append({label: re.findall(r"[-+]?\d+\.\d", bar.text_content()) for label, bar in bars.items()})
+    return columns
+
+
+def percentages(probabilities):
+    return {label: f"{100 * value:.1f}" for label, value in probabilities.items()}
+
+
+def asked(models, **fields):
+    """Return both models' answers to a request."""
+    from emollama.inference.requests import Request
+
+    return [engine.answer([Request(**fields)])[0] for engine in models.engines]
+
+
+def test_the_page_shows_what_the_models_answer(page, models, world, record_property):
+    record_property("first_paint_ms", page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+    video = world / "unseen/happy_1.mp4"
+    upload(page, video)
+    page.fill("#text textarea", SENTENCE)
+    click_and_wait(page, "#analyze")
+    expected = asked(models, video=video, text=SENTENCE, task="reason", label_probabilities=True)
+    texts = [answer.text for answer in expected]
+    assert answers_on(page) == texts
+    assert texts[0] != texts[1]
+    streamed = [text for text in page.evaluate("window.texts") if text != texts[0]]
+    assert any(streamed)
+    # Only bytes that are no UTF-8 text can change when the answer is complete.
+    assert all(after.startswith(before) for before, after in pairwise(streamed))
+    assert [{label: value for label, (value,) in column.items()} for column in bars_on(page)] == [
+        percentages(answer.label_probabilities) for answer in expected
+    ]
+    states = [row.get_attribute("data-slot") for row in page.query_selector_all("#modality-table tr:has(.em-real)")]
+    assert states == [slot for slot, modality in expected[0].modalities.items() if modality.state == "real"]
+    assert page.locator("#previews img").count() == 2
+    assert page.locator("#previews svg path").count() == 1
+    for image in page.query_selector_all("#previews img"):
+        assert image.evaluate("image => image.naturalWidth") > 0
+
+
+def test_a_conversation_continues_with_the_answers_of_each_model(page, models, world):
+    from emollama.inference.requests import Request, Turn
+
+    video = world / "unseen/happy_1.mp4"
+    upload(page, video)
+    click_and_wait(page, "#analyze")
+    page.fill("#next-question textarea", QUESTION)
+    page.click("#send")
+    page.wait_for_function("document.querySelectorAll('.em-answer').length == 4 && !document.querySelector('.em-cursor')")
+    assert page.locator(".em-question").text_content() == QUESTION
+    first = asked(models, video=video, task="reason")
+    for index, engine in enumerate(models.engines):
+        history = [Turn("", first[index].text)]
+        (answer,) = engine.answer([Request(video=video, task="reason", question=QUESTION, history=history)])
+        assert answers_on(page)[2 + index] == answer.text
+
+
+def test_a_question_of_the_visitor_replaces_the_task(page, models, world):
+    upload(page, world / "unseen/sad_1.mp4")
+    page.fill("#question textarea", QUESTION)
+    click_and_wait(page, "#analyze")
+    expected = asked(models, video=world / "unseen/sad_1.mp4", question=QUESTION)
+    assert answers_on(page) == [answer.text for answer in expected]
+
+
+def test_masked_modalities_change_the_probabilities(page, models, world):
+    video = world / "unseen/sad_1.mp4"
+    upload(page, video)
+    click_and_wait(page, "#analyze")
+    before = [answer.label_probabilities for answer in asked(models, video=video, task="reason", label_probabilities=True)]
+    slots = models.engines[0].slots
+    page.locator("#modalities input[type=checkbox]").nth(slots.index("audio")).uncheck()
+    page.wait_for_selector(".em-change")
+    masked = asked(models, video=video, task="emotion", mask_slots=["audio"], label_probabilities=True)
+    for column, old, new in zip(bars_on(page), before, (answer.label_probabilities for answer in masked), strict=True):
+        assert {label: value for label, (value, _) in column.items()} == percentages(new)
+        assert {label: change for label, (_, change) in column.items()} == {
+            label: f"{round(100 * (new[label] - old[label]), 1) + 0.0:+.1f}" for label in new
+        }
+    assert page.locator("#modality-table tr[data-slot=audio]").inner_text().split()[1] == "zeros"
+    page.locator("#modalities input[type=checkbox]").nth(slots.index("audio")).check()
+    page.wait_for_selector(".em-change", state="detached")
+    assert [{label: value for label, (value,) in column.items()} for column in bars_on(page)] == [
+        percentages(old) for old in before
+    ]
+
+
+def test_the_download_contains_the_conversation(page, models, world, tmp_path):
+    page.click("#example input")
+    page.click("ul[role=listbox] li >> text=happy_1")
+    page.wait_for_selector("#analyze:enabled")
+    click_and_wait(page, "#analyze")
+    with page.expect_download() as download:
+        page.click("#download a")
+    download.value.save_as(tmp_path / "answers.json")
+    document = json.loads((tmp_path / "answers.json").read_text())
+    expected = asked(models, video=world / "unseen/happy_1.mp4", task="reason", label_probabilities=True)
+    assert document["video"] == "happy_1.mp4"
+    assert [model["checkpoint"]["sha256"] for model in document["models"]] == [
+        list(answer.checkpoint.sha256) for answer in expected
+    ]
+    assert [answer["text"] for answer in document["exchanges"][0]["answers"]] == [answer.text for answer in expected]
+    assert document["label_probabilities"] == [pytest.approx(answer.label_probabilities, abs=1e-6) for answer in expected]
+
+
+def test_a_file_that_is_no_video_is_an_error_and_the_page_goes_on(page, world, tmp_path):
+    assert page.is_disabled("#analyze")
+    page.press("#question textarea", "Enter")
+    page.wait_for_selector("#status [role=alert] >> text=There is no video yet.")
+    (tmp_path / "broken.mp4").write_bytes(b"no video" * 100)
+    upload(page, tmp_path / "broken.mp4")
+    page.click("#analyze")
+    page.wait_for_selector("#status [role=alert] >> text=the model gets no features")
+    assert str(world) not in page.locator("#status").inner_text()
+    page.locator("#video button[aria-label=Clear]").click()
+    page.wait_for_selector("#analyze:disabled")
+    upload(page, world / "unseen/happy_1.mp4")
+    click_and_wait(page, "#analyze")
+
+
+def test_a_closed_page_frees_its_places(page, models, world):
+    upload(page, world / "unseen/happy_1.mp4")
+    page.click("text=Options")
+    page.fill("#max_new_tokens textarea", "900")
+    page.click("#analyze")
+    (engine, *_) = models.engines
+    wait_until(lambda: engine.statistics.generating > 0)
+    before = engine.statistics.cancelled
+    page.close()
+    wait_until(lambda: engine.statistics.cancelled > before)
+
+
+def test_a_narrow_page_needs_no_horizontal_scrolling(page, world):
+    page.set_viewport_size({"width": 420, "height": 900})
+    upload(page, world / "unseen/happy_1.mp4")
+    click_and_wait(page, "#analyze")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 420
+    page.click("text=Intended use >> nth=-1")
+    assert page.locator("text=It does not measure what a person feels").is_visible()
