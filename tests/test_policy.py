@@ -97,8 +97,8 @@ IMPORTS = {
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning remote runners",
     "tasks": "components data data.batch decoding errors evaluation field_texts run_folder",
     "inference": "__init__ checkpoint checkpoint_files component_configs config data data.batch decoding"
-    " distributed.process_group encoders errors evaluation extraction folder_lock json_io listing logs logs.console media"
-    " memory models optim paths precision remote reporting run_folder runners suggestions tasks text_encoding variables",
+    " distributed.process_group encoders errors evaluation extraction folder_lock json_io listing logs logs.console media memory"
+    " models optim paths precision remote reporting run_folder runners suggestions tasks text_encoding variables",
     "commands": "__init__ checks config convert data demo demo.folder disk distributed.launcher distributed.stop_requests"
     " distributed.watchdog distributed.worker_variables entry errors evaluation folder_lock importers inference json_io listing"
     " logs logs.console logs.verbosity media models paths planning registry reporting run_folder starter stores suggestions"

@@ -61,8 +61,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     pixels = "pixels of a frame or an image (default: 9437184, those of 4096 x 2304)"
     group.add_argument("--max-pixels", type=int, default=4096 * 2304, metavar="N", help=pixels)
     group.add_argument("--max-waiting", type=int, default=64, metavar="N", help="requests in the queue (default: 64)")
-    batch = "requests that are answered together (default: 8)"
-    group.add_argument("--max-batch-size", type=int, default=8, metavar="N", help=batch)
+    batch = "requests that are answered together (default: 32)"
+    group.add_argument("--max-batch-size", type=int, default=32, metavar="N", help=batch)
     group.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds for an answer (default: 120)")
     body = "seconds for receiving a request, or for downloading a URL (default: 60)"
     group.add_argument("--body-timeout", type=float, default=60.0, metavar="S", help=body)

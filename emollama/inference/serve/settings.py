@@ -51,7 +51,7 @@ class ServeSettings:
     max_seconds: float = 300.0
     max_pixels: int = 4096 * 2304
     max_waiting: int = 64
-    max_batch_size: int = 8
+    max_batch_size: int = 32
     timeout: float = 120.0
     body_timeout: float = 60.0
     engine_url: str | None = None
