@@ -176,3 +176,7 @@ class QueueFull(UserError):
 
 class EngineClosed(UserError):
     """The engine was closed before it could answer."""
+
+
+class RemoteFailure(UserError):
+    """The server that runs the language model cannot be reached, refused a request, or returned something else than an answer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from typing import Any
 
-from emollama.inference.requests import EngineClosed, QueueFull, RequestError, UnusableInput
+from emollama.inference.requests import EngineClosed, QueueFull, RemoteFailure, RequestError, UnusableInput
 from emollama.logs.logger import get_logger
 
 INVALID, SERVER = "invalid_request_error", "server_error"
@@ -61,6 +61,9 @@ def api_error(error: BaseException) -> ApiError:
         return ApiError(504, "The request took too long. Send it again later.", code="timeout")
     if isinstance(error, EngineClosed):
         return unavailable("The server is shutting down. Send the request again later.", "shutting_down")
+    if isinstance(error, RemoteFailure):
+        # Its text names the other server.
+        return ApiError(502, "The server of the language model failed. Send the request again later.", code="bad_gateway")
     return ApiError(500, "The server failed to answer. Its log has the details, under the request id.", code="internal_error")
 
 
