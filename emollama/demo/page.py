@@ -12,7 +12,7 @@ from emollama.demo.steps import DemoFolder, run_step
 from emollama.demo.tiny_encoders import make_tiny_encoders
 from emollama.demo.tiny_llama import make_tiny_llama
 from emollama.demo.videos import make_videos
-from emollama.logs.logger import get_logger
+from emollama.logs.logger import get_logger, set_up
 
 CONFIG = "train_configs/demo_app.yaml"
 VARIABLE, FOLDER = "EMOLLAMA_DEMO_APP", "demo_app"  # environment variable and default folder in the configuration
@@ -33,6 +33,7 @@ def prepare_page_demo(folder: str) -> Path:
     os.environ[VARIABLE] = str(root)
     if demo_in(root) == PAGE and (root / CHECKPOINT).is_file():
         return root
+    set_up(is_main=True)
     start = time.monotonic()
     get_logger().info("making the demo in %s: videos, encoders and a trained model (once, about two minutes)", root)
     prepare_demo_folder(folder, PAGE)
