@@ -276,3 +276,18 @@ def test_the_next_turn_of_a_conversation_continues_from_the_state_of_the_last_on
     lengths = [len(prompt.sample.input_ids) for prompt in continued]
     assert all(length - 40 < answer.num_cached_tokens < length for answer, length in zip(answered, lengths, strict=True))
     assert [answer.num_cached_tokens for answer in plain] == [0, 0, 0]
+
+
+def test_streamed_pieces_are_the_answer_whatever_bytes_the_model_writes(golden_prompt):
+    from emollama.inference.pending import StreamedText
+
+    tokenizer = golden_prompt.tokenizer
+    ids = tokenizer("so é", add_special_tokens=False).input_ids
+    for tokens in (["<0x2B>", "<0xC3>", "<0xA9>"], ["<0x2B>", "<0xC3>"], ["<0x2B>", "<0xFF>", "<0x2B>"]):
+        answer = [*ids, *tokenizer.convert_tokens_to_ids(tokens), *ids]
+        pieces: list[str] = []
+        stream = StreamedText(golden_prompt, "</s>", pieces.append)
+        for end in range(1, len(answer) + 1):
+            stream.update(answer[:end])
+        stream.finish(golden_prompt.answer_text(answer))
+        assert "".join(pieces) == golden_prompt.answer_text(answer) and len(pieces) > 1

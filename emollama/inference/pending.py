@@ -111,8 +111,8 @@ class AnswerStream:
 class StreamedText:
     """Cuts the text of a growing answer into pieces.
 
-    A piece is held back while a later token can change it: white space at the end, which the answer may end with, the first bytes
-    of a character, and a possible beginning of the end symbol.
+    A piece is held back while a later token can change it: white space at the end, which the answer may end with, single bytes,
+    and a possible beginning of the end symbol.
 
     Args:
         prompt_format: the prompt format, which decodes ids.
@@ -126,7 +126,10 @@ class StreamedText:
 
     def update(self, ids: Sequence[int]) -> None:
         """Emit what a later token cannot change."""
-        text = self._prompt_format.answer_text(list(ids)).rstrip(REPLACEMENT).rstrip()
+        tokens = self._prompt_format.tokenizer.convert_ids_to_tokens(list(ids))
+        # Bytes in a row are decoded together: an invalid one changes those before it.
+        stable = len(tokens) - next((count for count, token in enumerate(reversed(tokens)) if not _is_byte(token)), len(tokens))
+        text = self._prompt_format.answer_text(list(ids[:stable])).rstrip(REPLACEMENT).rstrip()
         partial = (length for length in range(len(self._end_symbol) - 1, 0, -1) if text.endswith(self._end_symbol[:length]))
         self._emit_up_to(text[: len(text) - next(partial, 0)].rstrip())
 
@@ -138,6 +141,11 @@ class StreamedText:
         if len(text) > len(self._emitted) and text.startswith(self._emitted):
             piece, self._emitted = text[len(self._emitted) :], text
             self._emit(piece)
+
+
+def _is_byte(token: str) -> bool:
+    """Return whether a token of a SentencePiece model is a single byte, such as <0x2B>."""
+    return len(token) == 6 and token.startswith("<0x")
 
 
 def without_tensors(error: BaseException) -> BaseException:
