@@ -291,3 +291,11 @@ def test_streamed_pieces_are_the_answer_whatever_bytes_the_model_writes(golden_p
             stream.update(answer[:end])
         stream.finish(golden_prompt.answer_text(answer))
         assert "".join(pieces) == golden_prompt.answer_text(answer) and len(pieces) > 1
+
+
+def test_a_sequence_whose_probabilities_are_not_finite_fails_alone(golden_model, golden_prompt, samples):
+    running = RunningBatch([golden_model], golden_prompt.is_finished)
+    params = [SequenceParams(GREEDY, 0), SequenceParams(SamplingParams(20, temperature=1e-320), 0), SequenceParams(GREEDY, 0)]
+    first, broken, last = running.add(collate(samples[:3]), params)
+    new = {token.sequence: token for token in running.step()}
+    assert new[broken].error is not None and new[first].error is None and new[last].error is None and len(running) == 2

@@ -133,9 +133,13 @@ class RunningBatch:
             failed, self._failed = self._failed, []
             return failed
         # The only point at which the host waits for the device.
-        ids = self._selected(self._scores)
+        ids, errors = self._selected(self._scores)
         new, finished = [], []
         for index, (row, token) in enumerate(zip(self._rows, ids.tolist(), strict=True)):
+            if index in errors:
+                new.append(NewToken(row.sequence, -1, None, error=errors[index]))
+                finished.append(index)
+                continue
             row.ids.append(token)
             reason = self._finish_reason(row)
             states = self._copied(index) if reason and row.keeps_state else None
@@ -192,13 +196,17 @@ class RunningBatch:
         assert self._scores is not None
         self._scores = _without(self._scores, index)
 
-    def _selected(self, scores: Tensor) -> Tensor:
-        """Return the next token of each row, (B,)."""
+    def _selected(self, scores: Tensor) -> tuple[Tensor, dict[int, Exception]]:
+        """Return the next token of each row, (B,), and index of a row -> why it has none."""
         selected = scores.argmax(-1)
+        errors: dict[int, Exception] = {}
         for index, row in enumerate(self._rows):
             if not row.is_plain:
-                selected[index] = row.select(scores[index])
-        return selected
+                try:
+                    selected[index] = row.select(scores[index])
+                except RuntimeError as error:  # of torch.multinomial, if probabilities are not finite
+                    errors[index] = error.with_traceback(None)
+        return selected, errors
 
 
 class _Row:

@@ -42,6 +42,10 @@ class _Block:
     modalities: Modalities
 
 
+# The maximum of a request for a language model without a limit of positions.
+MAX_NEW_TOKENS = 4096
+
+
 def clips_to_predict(
     block: PredictionBlock, source: Source, sentence: str | None, folders: Mapping[str, Path], empty: Path
 ) -> ClipsToPredict:
@@ -200,6 +204,9 @@ class ClipRecords:
         slots = [slot for slot in self._shapes if slot != PIXELS]
         if unknown := [slot for slot in request.mask_slots if slot not in slots]:
             raise RequestError(f"unknown slot {unknown[0]!r}. The slots of this model are {', '.join(slots)}.", "mask_slots")
+        limit = self._max_tokens or max(MAX_NEW_TOKENS, block.block.task.max_new_tokens)
+        if options.get("max_new_tokens", 0) > limit:
+            raise RequestError(f"max_new_tokens is {options['max_new_tokens']}; the maximum is {limit}", "options")
         temperature = options.get("temperature", block.block.task.temperature)
         # Clients often send both, although top_p has no effect at temperature 0.
         changes = {"top_p": 1.0} if temperature == 0 else {"num_beams": 1}

@@ -46,6 +46,9 @@ class ImageTextPretrainConfig:
         require_at_least(1, self, "max_new_tokens", "num_beams")
         if self.temperature < 0 or self.repetition_penalty <= 0 or not 0 < self.top_p <= 1:
             raise ValueError("temperature must be at least 0, repetition_penalty above 0, top_p above 0 and at most 1")
+        # Beyond these values, scores overflow.
+        if 0 < self.temperature < 1e-3 or not 1e-2 <= self.repetition_penalty <= 100:
+            raise ValueError("temperature must be 0 or at least 0.001, and repetition_penalty between 0.01 and 100")
         if self.top_p < 1 and self.temperature == 0:
             raise ValueError("top_p has no effect at temperature 0. Set a temperature above 0, or remove top_p.")
         if self.num_beams > 1 and self.temperature > 0:

@@ -29,6 +29,7 @@ READ = re.compile(
     rf"|{API}/(?:theme\.css|startup-events|queue/data|upload_progress|heartbeat/\w+|file=.+)"
 )
 WRITE = re.compile(rf"{API}/(?:queue/join|cancel|reset|upload)")
+PAGE = re.compile(r"[\w-]{1,64}", re.ASCII)  # identifier of a page, which Gradio chooses at random
 MAX_JSON = 1 << 20  # bytes
 FORM_SLACK = 1 << 16  # bytes of a form in addition to its file
 # The browser sends no request to other servers, even if the page contains one. Gradio needs inline scripts and styles.
@@ -139,7 +140,7 @@ class PageGuard:
         elif scope["method"] == "POST":
             await self._app(scope, await self._checked_json(request, session), send)
         else:
-            page = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [])
+            page = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True).get("session_hash", [])
             self._check_pages(session, page)
             # Gradio would read the state of a page from a folder that the query of the address names.
             await self._app({**scope, "query_string": b""} if path == "/" else scope, request.receive, send)
@@ -216,7 +217,9 @@ class PageGuard:
         return receive
 
     def _check_pages(self, session: str, pages: list[Any]) -> None:
-        if not all(isinstance(page, str) and self._files.claim_page(session, page) for page in pages):
+        if len(pages) > 1 or not all(isinstance(page, str) and PAGE.fullmatch(page) for page in pages):
+            raise Refused(400, "The identifier of the page is invalid. Reload it.")
+        if not all(self._files.claim_page(session, page) for page in pages):
             raise Refused(403, "This page belongs to another session. Reload it.")
 
 

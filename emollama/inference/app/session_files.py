@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-import shutil
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from emollama.errors import UserError
@@ -114,4 +114,7 @@ class SessionFiles:
         self._owners[path].discard(session)
         if not self._owners[path]:
             del self._owners[path]
-            shutil.rmtree(Path(path).parent, ignore_errors=True)
+            # The folder belongs to the content of the file, which another session may have uploaded under another name.
+            with suppress(OSError):
+                Path(path).unlink()
+                Path(path).parent.rmdir()

@@ -71,7 +71,10 @@ def _path(url: str, param: str) -> str:
     """Return the path of a ``file://`` URL, or a path unchanged."""
     if not url.startswith("file:"):
         return url
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("file:")
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/") or parts.query or parts.fragment:
         message = "A file URL has the form file:///folder/file, with %-escapes."
         raise ApiError(400, message, param=param, code="invalid_url")

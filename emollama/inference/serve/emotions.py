@@ -49,6 +49,8 @@ async def read_body(admission: Admission, inputs: MediaInputs) -> tuple[Emotions
                 media = {kind: await upload.read() for kind, upload in _uploads(form).items()}
         except ClientDisconnect:
             raise ClientGone from None
+        except UnicodeError:
+            raise ApiError(400, "The form is not UTF-8 text.", code="invalid_body") from None
     else:
         body = await read_json(request, EmotionsBody)
     for kind, url in zip(KINDS, (body.video, body.image, body.audio), strict=True):

@@ -44,6 +44,10 @@ class Guard:
             headers = Headers(scope=scope)
             self._check_host(headers)
             _check_origin(headers)
+            if "transfer-encoding" in headers and "content-length" in headers:
+                # Proxies and servers differ in which one they believe.
+                message = "A request has either Content-Length or Transfer-Encoding."
+                raise ApiError(400, message, code="invalid_headers", headers={"Connection": "close"})
             if scope["path"] != HEALTH:
                 self._check_key(headers)
         await self._app(scope, receive, send)
