@@ -164,8 +164,7 @@ def test_removing_a_sequence_leaves_the_others_as_they_are(golden_model, golden_
     run_until(running, collected, 1)
     running.remove(first)
     assert len(running) == 3
-    with pytest.raises(KeyError):
-        running.remove(first)
+    running.remove(first)  # has no effect
     run_until(running, collected, GREEDY.max_new_tokens)
     assert [collected[sequence] for sequence in others] == expected[1:]
     assert collected[first] == expected[0][:1]
@@ -298,4 +297,5 @@ def test_a_sequence_whose_probabilities_are_not_finite_fails_alone(golden_model,
     params = [SequenceParams(GREEDY, 0), SequenceParams(SamplingParams(20, temperature=1e-320), 0), SequenceParams(GREEDY, 0)]
     first, broken, last = running.add(collate(samples[:3]), params)
     new = {token.sequence: token for token in running.step()}
-    assert new[broken].error is not None and new[first].error is None and new[last].error is None and len(running) == 2
+    assert new[broken].error is not None and new[first].error is None and new[last].error is None
+    assert len(running) == sum(token.error is None and token.finish_reason is None for token in new.values())

@@ -18,7 +18,7 @@ from PIL import Image
 from emollama import config as configuration
 from emollama.datasets.frame_store import FrameStore
 from emollama.errors import UserError
-from emollama.inference.videos import find_videos
+from emollama.inference.videos import require_videos
 from emollama.media.audio import read_audio
 from emollama.media.faces import face_images
 from emollama.media.frames import probe, read_frames, read_with_decord
@@ -182,7 +182,7 @@ def test_extraction_and_prediction_do_not_follow_references(tmp_path, folder, se
     assert {row["name"] for row in failures} == {path.stem for path in references(folder)}
     assert all("cannot be read" in row["reason"] for row in failures)
     with pytest.raises(UserError, match="hls.mp4' cannot be used: its video cannot be read"):
-        find_videos(config, [str(path) for path in references(folder)])
+        require_videos([str(path) for path in references(folder)])
     assert not secret.opened()
 
 

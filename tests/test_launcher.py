@@ -75,7 +75,7 @@ def faulty(tmp_path, monkeypatch, request):
         name = f"faults_of_{abs(hash(request.node.name))}"
         (tmp_path / f"{name}.py").write_text(FAULTS.replace("FAULT", code))
         path = golden_config(tmp_path)
-        path.write_text(path.read_text() + f"imports: [{name}]\n")
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"imports": [name]}))
         return str(path)
 
     yield make
@@ -287,7 +287,8 @@ def test_an_unwritable_output_folder_is_reported_before_the_launch(command, conf
 )
 def test_bad_inputs_and_outputs_are_reported_before_the_launch(command, options, message, config, monkeypatch, capfd):
     monkeypatch.setattr(command, "launch", lambda *_, **__: pytest.fail("launched"))
-    config.write_text(config.read_text() + "extraction: {videos: gone, output: /dev/null/x, device: cpu}\n")
+    extraction = {"videos": "gone", "output": "/dev/null/x", "device": "cpu"}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"extraction": extraction}))
     name = command.__name__.rpartition(".")[2].replace("_", "-")
     assert status_of(name, "--nproc", "2", "--cfg-path", str(config), *options) == 1
     assert capfd.readouterr().err.splitlines()[-1].startswith(f"error: {message}")

@@ -370,7 +370,8 @@ def test_predictions_are_written_before_a_metric_fails(module, tmp_path):
     rows = [PredictionRecord(each.name, "reason", "?", each.text, None, None, None) for each in ANSWERS]
     empty = SimpleNamespace(digest=str, features=(), compute_dtype="fp32")
     world = process_group.start("cpu")
-    runner = SimpleNamespace(world=world, predict=lambda *_: rows, members=(), prompt=empty, precision=empty)
+    generator = SimpleNamespace(members=(), prompt_format=empty)
+    runner = SimpleNamespace(world=world, predict=lambda *_: rows, generator=generator, precision=empty)
     evaluation = Evaluation({"dev": EvaluationSet(empty, None, scoring("length"))}, runner, None, {})
     text = refusal(evaluation.run, tmp_path / "result")
     path = tmp_path / "result/predictions_dev.jsonl"

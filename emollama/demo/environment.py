@@ -7,13 +7,18 @@ import sys
 from pathlib import Path
 
 # One thread per process, no return of freed memory to the system, no threads of the tokenizer.
-FAST = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_MAX_": "0", "TOKENIZERS_PARALLELISM": "false"}
+FAST = {
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "1073741824",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 def restart_with_fast_settings() -> None:
     """Restart the program with the variables that are not set yet. Child processes inherit them.
 
-    A restart is necessary, because the C library reads MALLOC_MMAP_MAX_ only when a process starts. Do nothing if emollama runs
+    A restart is necessary, because the C library reads its variables only when a process starts. Do nothing if emollama runs
     inside another program, such as a test or a notebook.
     """
     missing = {name: value for name, value in FAST.items() if name not in os.environ}

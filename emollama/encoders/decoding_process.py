@@ -134,6 +134,8 @@ class _Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
+                # A signal to the process group, such as Ctrl-C in a terminal, is for the parent, which ends this process.
+                start_new_session=True,
             )
         self.ready = False
         self.connection.send(setup)

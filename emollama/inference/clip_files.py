@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import tempfile
+import uuid
 from collections.abc import Hashable
 from contextlib import ExitStack
 from pathlib import Path
@@ -48,9 +48,11 @@ class ClipFiles:
             if not request.features:
                 raise RequestError(f"{NO_MEDIA}, and no features. Add one of them.", "video")
             return None
-        # A file that has only audio is a clip without frames.
         kind, path = next(iter(paths.items()))
         source = Source("clip", path) if isinstance(media[kind], bytes) else self._sources.source(path)
+        if kind == "audio":
+            # Frames of the file are not used, even if it is a video.
+            source = dataclasses.replace(source, video=self._workspace / "none")
         source = dataclasses.replace(source, audio=paths.get("audio"), limits=self._limits)
         return source, (source.name, *((kind, _identity(media[kind], path)) for kind, path in paths.items()))
 
@@ -60,12 +62,11 @@ class ClipFiles:
             if not os.path.isfile(media):
                 raise RequestError(f"no file '{os.fspath(media)}' (current directory: {os.getcwd()}). Correct the path.", kind)
             return Path(media)
-        # mkstemp creates files that only this user can read.
-        descriptor, name = tempfile.mkstemp(dir=self._workspace, prefix="upload-")
-        files.callback(os.unlink, name)
-        with open(descriptor, "wb") as file:
+        path = self._workspace / f"upload-{uuid.uuid4().hex}"
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            files.callback(path.unlink)
             file.write(media)
-        return Path(name)
+        return path
 
 
 def _identity(media: Media | None, path: Path) -> Hashable:
