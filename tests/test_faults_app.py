@@ -8,6 +8,7 @@ import http.client
 import json
 import socket
 import threading
+import uuid
 from pathlib import Path
 
 import pytest
@@ -185,7 +186,7 @@ def test_an_example_can_be_read_by_all_sessions(client, folder):
 @pytest.mark.parametrize("path", ["http://127.0.0.1:1/x.mp4", "/etc/passwd", "{secret}", "", None, 1, {"path": "/etc/passwd"}])
 def test_a_question_is_only_about_files_of_its_session(path, client, world):
     path = path.format(secret=world / "secret.txt") if isinstance(path, str) else path
-    reply = client.join(f"page-{id(client)}", None, {"path": path, "meta": {"_type": "gradio.FileData"}})
+    reply = client.join(f"page-{uuid.uuid4().hex}", None, {"path": path, "meta": {"_type": "gradio.FileData"}})
     assert reply.status == 403
     assert b"Upload it again" in reply.content
 

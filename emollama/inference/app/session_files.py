@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from emollama.errors import UserError
+from emollama.text_encoding import encodable
 
 MAX_PER_SESSION = 4  # files; a page uses one, and a browser may have several pages open
 MAX_FILES = 200  # of all sessions
@@ -46,10 +47,10 @@ class SessionFiles:
     def is_session(self, session: str) -> bool:
         """Return whether this server has issued an identifier."""
         name, _, signature = session.partition(".")
-        return hmac.compare_digest(signature.encode("utf-8", "replace"), self._signature(name).encode())
+        return hmac.compare_digest(encodable(signature).encode(), self._signature(name).encode())
 
     def _signature(self, name: str) -> str:
-        return hmac.new(self._secret, name.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+        return hmac.new(self._secret, encodable(name).encode(), hashlib.sha256).hexdigest()
 
     def may_read(self, session: str, path: str) -> bool:
         """Return whether a session may read a file: it has uploaded it, or it is an example."""

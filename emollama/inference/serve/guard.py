@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from emollama.inference.serve.errors import ApiError
+from emollama.text_encoding import encodable
 
 HEALTH = "/health"  # the only route that needs no key
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -65,7 +66,7 @@ class Guard:
         values = headers.getlist("authorization")
         scheme, _, sent = values[0].partition(" ") if len(values) == 1 else ("", "", "")
         # The time of the comparison does not tell how many characters are right.
-        if not hmac.compare_digest(sent.strip().encode("utf-8", "replace"), self._key) or scheme.lower() != "bearer":
+        if not hmac.compare_digest(encodable(sent.strip()).encode(), self._key) or scheme.lower() != "bearer":
             message = "The API key is missing or wrong. Send it as 'Authorization: Bearer KEY'."
             raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
