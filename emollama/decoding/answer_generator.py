@@ -8,17 +8,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from emollama.components import Model
 from emollama.data.batch import Batch, Record, Sample, collate
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.decoding.likelihoods import candidate_probabilities
 from emollama.decoding.prefix_cache import Prefix, PrefixCache
-from emollama.decoding.running_batch import RunningBatch
+from emollama.decoding.running_batch import FinishReason, RunningBatch
 from emollama.decoding.sampling_params import SequenceParams
-
-FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
