@@ -81,14 +81,15 @@ def test_options_override_the_file(printed):
 
 
 @pytest.mark.slow
-def test_checking_as_many_clips_as_merr_takes_under_60_s_and_15_s_when_cached():
+def test_checking_thousands_of_clips_costs_a_few_times_reading_their_arrays_and_half_of_that_when_cached():
     script = str(ROOT / "benchmarks/check_data.py")
     completed = subprocess.run(
-        [sys.executable, script, "--json"], env=environment(), capture_output=True, text=True, timeout=800, check=False
-    )
+        [sys.executable, script, "--json", "--clips", "7000"],
+        env=environment(), capture_output=True, text=True, timeout=800, check=False,
+    )  # fmt: skip
     assert completed.returncode == 0, completed.stdout + completed.stderr
     report = json.loads(completed.stdout)
-    assert report["clips"] == 28_618 and report["wrong"] == {"cold": {}, "warm": {}}
-    # CPU time, because wall time doubles on shared cores. The second check took 10.4 s on a core of 2 GHz.
-    assert report["cold"]["cpu_s"] < 60
-    assert report["warm"]["cpu_s"] < 15
+    assert report["clips"] == 7000 and report["wrong"] == {"cold": {}, "warm": {}}
+    # Ratios, because even CPU time doubles on a busy machine. They were 4.0 and 0.25, each with the start of the program.
+    assert report["cold"]["cpu_s"] < 8 * report["plain"]["cpu_s"]
+    assert report["warm"]["cpu_s"] < 0.5 * report["cold"]["cpu_s"]
