@@ -1,0 +1,152 @@
+"""The training steps that step.py compares, on the same samples and with the same runner.
+
+Shape letters: B = samples of a batch, W = tokens of the longest sample, V = size of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from gpu_check_steps import pad, set_up
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from emollama.data.batch import IGNORED, Sample, collate
+from emollama.models.attention import NAME as PACKED
+from emollama.runners.runner_base import RunnerBase
+
+ENCODER_SHARE = 0.22  # FLOPs of the image encoder of Emotion-LLaMA (ViT-g, 448 pixels) divided by those of the 7B language model
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step.
+
+    Attributes:
+        run: runs the whole step.
+        gradients: computes only the gradients, and returns the loss.
+    """
+
+    run: Callable[[], object]
+    gradients: Callable[[], float]
+
+
+@dataclass(frozen=True)
+class HFOptions:
+    """How Hugging Face code computes a step.
+
+    Attributes:
+        attention: attention implementation.
+        by_length: whether the samples of a batch have similar lengths.
+        all_logits: compute the logits of all tokens with the model's own loss; if False, only those at the answers.
+        recompute: gradient checkpointing.
+        encoder: an image encoder that runs in the step.
+    """
+
+    attention: str
+    by_length: bool
+    all_logits: bool
+    recompute: bool
+    encoder: ImageEncoder | None = None
+
+
+def packed_step(runner: RunnerBase, samples: list[Sample], pack: int, *, recompute: bool) -> Step:
+    """Return the project's own step."""
+    batches = [collate(samples[start : start + pack]) for start in range(0, len(samples), pack)]
+
+    def run() -> None:
+        set_up(runner, PACKED, recompute)
+        runner._step(0, batches)
+
+    def gradients() -> float:
+        set_up(runner, PACKED, recompute)
+        return runner._gradients(0, batches).item()
+
+    return Step(run, gradients)
+
+
+def hf_step(runner: RunnerBase, samples: list[Sample], size: int, options: HFOptions) -> Step:
+    """Return a step with the forward pass of transformers on padded batches of this size."""
+    if options.by_length:
+        samples = sorted(samples, key=lambda sample: len(sample.input_ids))
+    batches = [collate(samples[start : start + size]) for start in range(0, len(samples), size)]
+    # The labels of the first token of a sample are not predicted.
+    labelled = sum(int((sample.labels[1:] != IGNORED).sum()) for sample in samples)
+
+    def gradients() -> float:
+        set_up(runner, options.attention, options.recompute)
+        total = 0.0
+        for cpu_batch in batches:
+            batch = cpu_batch.to(runner.world.device)
+            if options.encoder is not None:
+                options.encoder.run(len(batch.names))
+            with runner.precision.autocast():
+                embeddings, mask, labels = pad(runner, batch)
+                loss = padded_loss(runner.model.llama_model, embeddings, mask, labels, labelled, all_logits=options.all_logits)
+            loss.backward()
+            total += loss.item()
+        return total
+
+    def run() -> None:
+        gradients()
+        runner.parallel.clip_grad_norm(runner.cfg.max_grad_norm)
+        runner.optimizer.step()
+        runner.optimizer.zero_grad(set_to_none=True)
+
+    return Step(run, gradients)
+
+
+def padded_loss(llm: nn.Module, embeddings: Tensor, mask: Tensor, labels: Tensor, labelled: int, *, all_logits: bool) -> Tensor:
+    """Return the sum of the cross-entropies divided by the number of labels of the whole step."""
+    if all_logits:
+        loss: Tensor = llm(inputs_embeds=embeddings, attention_mask=mask, labels=labels, num_items_in_batch=labelled).loss
+        return loss
+    causal = llm.get_base_model()  # type: ignore[operator]
+    hidden = causal.model(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
+    following = labels[:, 1:]
+    positions = following != IGNORED
+    logits = causal.lm_head(hidden[:, :-1][positions])
+    return F.cross_entropy(logits.float(), following[positions], reduction="sum") / labelled
+
+
+class ImageEncoder:
+    """A frozen vision transformer whose forward pass has ``ENCODER_SHARE`` of the FLOPs of the language model's step.
+
+    Args:
+        runner: the runner, whose language model and device count.
+        samples: samples with the average number of tokens.
+    """
+
+    def __init__(self, runner: RunnerBase, samples: list[Sample], width: int = 384) -> None:
+        tokens = sum(len(sample.input_ids) for sample in samples) / len(samples)
+        frozen = sum(weight.numel() for name, weight in runner.model.llama_model.named_parameters() if "_proj" in name)
+        patches = samples[0].slots["image"].shape[0]
+        block = 2 * patches * 12 * width**2 + 4 * patches**2 * width
+        depth = max(1, round(ENCODER_SHARE * 4 * frozen * tokens / block))
+        dtype = torch.bfloat16 if runner.cfg.amp else torch.float32
+        blocks = [Block(width, width // 64).eval().to(runner.world.device, dtype) for _ in range(depth)]
+        self._blocks = nn.Sequential(*blocks)
+        self._input = torch.randn(1, patches, width, device=runner.world.device, dtype=dtype)
+
+    @torch.inference_mode()
+    def run(self, images: int) -> None:
+        """Encode images, which have as many vectors as the samples."""
+        self._blocks(self._input.expand(images, -1, -1))
+
+
+@contextmanager
+def set_dropout(runner: RunnerBase, *, enabled: bool) -> Iterator[None]:
+    """Inside ``with``, dropout modules have their probability, or none; recomputation needs the model in training mode."""
+    modules = [module for module in runner.model.modules() if isinstance(module, nn.Dropout)]
+    before = [module.p for module in modules]
+    for module, p in zip(modules, before, strict=True):
+        module.p = p if enabled else 0.0
+    try:
+        yield
+    finally:
+        for module, p in zip(modules, before, strict=True):
+            module.p = p
