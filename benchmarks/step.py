@@ -174,7 +174,9 @@ def require_equal(runner: RunnerBase, variants: dict[str, Step], dtype: str) -> 
         runner.optimizer.zero_grad(set_to_none=True)
         first = first or (loss, gradient)
         errors = abs(loss / first[0] - 1), ((gradient - first[1]).norm() / first[1].norm()).item()
-        sys.stdout.write(f"{name}: loss {loss:.6f}, relative differences of loss and gradients {errors[0]:.1e}, {errors[1]:.1e}\n")
+        sys.stdout.write(
+            f"{name}: loss {loss:.6f}, relative differences of loss and gradients {errors[0]:.1e}, {errors[1]:.1e}\n"
+        )
         if not max(errors[0], errors[1] if dtype == "float32" else 0.0) <= limit:
             raise SystemExit(f"{name}: the loss or the gradients differ from those of {next(iter(variants))}")
 

@@ -15,6 +15,7 @@ from emollama.data import features
 from emollama.data.features import Features
 from emollama.data.slots import SlotShape
 from emollama.errors import UserError
+from emollama.stores.npy import largest_magnitude
 
 
 def folder(path, slots=("face",), width=1024, num_vectors=1):
@@ -41,10 +42,10 @@ def numbers(*shape, dtype=np.float32):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("shape", [(1024,), (1, 1024)])
-def test_an_utterance_feature_is_read_as_one_float32_vector(tmp_path, shape, dtype):
+def test_an_utterance_feature_is_read_as_one_vector_of_its_dtype_but_float64_becomes_float32(tmp_path, shape, dtype):
     array = stored(tmp_path, numbers(*shape, dtype=dtype))
     vectors = folder(tmp_path).read("clip")
-    assert list(vectors) == ["face"] and vectors["face"].dtype == torch.float32
+    assert list(vectors) == ["face"] and vectors["face"].dtype == (torch.float16 if dtype == np.float16 else torch.float32)
     assert np.array_equal(vectors["face"].numpy(), array.reshape(1, 1024).astype(np.float32))
 
 
@@ -54,6 +55,20 @@ def test_an_eva_cache_is_split_into_the_class_vector_and_the_image_vectors(tmp_p
     vectors = folder(tmp_path, ("image", "cls"), 176, 64).read("clip")
     assert np.array_equal(vectors["cls"].numpy(), array[:1])
     assert np.array_equal(vectors["image"].numpy(), array[1:])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("signs", ["+-", "+", "-"])
+def test_the_largest_magnitude_is_that_of_the_values(dtype, signs):
+    values = np.abs(numbers(40, 7, dtype=dtype)) * np.resize([1.0 if sign == "+" else -1.0 for sign in signs], (40, 7)).astype(
+        dtype
+    )
+    assert largest_magnitude(values) == np.abs(values).max()
+    assert largest_magnitude(values[:, ::2]) == np.abs(values[:, ::2]).max()
+    for special in (np.inf, -np.inf, np.nan, -np.nan):
+        spoilt = values.copy()
+        spoilt[3, 5] = special
+        assert not np.isfinite(largest_magnitude(spoilt))
 
 
 def test_a_fortran_ordered_array_is_read_correctly(tmp_path):

@@ -54,10 +54,14 @@ class Augmentation:
         """Return the augmented features; the input tensors are not modified.
 
         Args:
-            features: slot -> feature vectors (n, D).
+            features: slot -> feature vectors (n, D), in float32 or float16.
             rng: the sample's generator.
+
+        Returns:
+            The same slots, in float32.
         """
         steps = {"noise": self._add_noise, "drop_modality": self._drop_modality, "mask_rows": self._mask_vectors}
+        features = {slot: vectors.float() for slot, vectors in features.items()}
         for kind in self.kinds:
             if rng.random() < self.prob:
                 features = features | steps[kind](features, rng)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 IGNORED = -100
+FEATURE_DTYPES = (torch.float32, torch.float16)  # of the feature vectors of records
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Record:
         name: the name of the clip or image.
         task: the task's name.
         turns: (user text, answer) of each turn; the answer is None if it is to be generated.
-        features: slot -> feature vectors (n, D), float32.
+        features: slot -> feature vectors (n, D), in float32 or float16.
         reference: the answer of the last turn as in the data, before any text processor; a list of alternatives for captions.
         cache_key: key under which the model caches the features of this sample's frame (:mod:`emollama.stores.feature_cache`);
             None if nothing is cached.
@@ -69,8 +70,10 @@ class Sample:
 class PackedFeatures:
     """The feature vectors of one slot for a whole micro-batch, with the boundaries of the samples.
 
+    They have the stored dtype, so that less is copied to the device. The model converts them there.
+
     Attributes:
-        values: (sum of n, D) float32.
+        values: (sum of n, D), in float32 or float16.
         offsets: B + 1 integers; the vectors ``offsets[i]`` to ``offsets[i + 1]`` belong to sample i.
     """
 
@@ -81,8 +84,12 @@ class PackedFeatures:
     def pack(cls, vectors: Sequence[Tensor]) -> PackedFeatures:
         """Pack the feature vectors of samples: B tensors (n, D)."""
         offsets = tuple(accumulate((len(part) for part in vectors), initial=0))
-        # torch.cat copies even a single tensor, and image features are large.
+        # torch.cat copies even a single tensor, and image features are large. Of several dtypes, the result has the widest.
         return cls(vectors[0] if len(vectors) == 1 else torch.cat(list(vectors)), offsets)
+
+    def float(self) -> PackedFeatures:
+        """Return the same feature vectors in float32."""
+        return PackedFeatures(self.values.float(), self.offsets)
 
     def split(self) -> list[Tensor]:
         """Return the feature vectors of each sample: B tensors (n, D)."""

@@ -30,6 +30,7 @@ from emollama.errors import UserError
 from emollama.logs.console import Progress
 from emollama.remote.manager import is_remote
 from emollama.stores.feature_cache import FeatureCache
+from emollama.stores.npy import largest_magnitude
 from emollama.stores.store import ArrayStore, NpyFolder, open_store
 
 # Arrays up to this size in bytes are read and checked at the start. Values of larger ones are checked when they are used.
@@ -130,7 +131,9 @@ class Features:
         return IMAGE if self.slots == (PIXELS,) else self.slots
 
     def read(self, name: str) -> dict[str, Tensor]:
-        """Read a clip's feature vectors as float32: {slot: (n, D)}, and {"image": (P, D), "cls": (1, D)} with a class token.
+        """Read a clip's feature vectors: {slot: (n, D)}, and {"image": (P, D), "cls": (1, D)} with a class token.
+
+        Their dtype is the stored one, float16 or float32; float64 is converted to float32.
 
         Raises:
             UserError: If an array has an unexpected shape or dtype, is truncated, or contains NaN, inf, or a value that overflows
@@ -242,21 +245,20 @@ class Features:
             raise UserError(self._complaint(name, f"cannot be read: {reason}", what)) from None
 
     def _vectors(self, name: str, array: np.ndarray) -> np.ndarray:
-        """Check an array and return its vectors, pooled if they are to be, as float32, the dtype of training."""
+        """Check an array and return its vectors, pooled if they are to be, in float16 or float32 of the machine's byte order."""
         self._check_shape(name, array.shape, array.dtype)
         # A float64 value beyond float32 becomes inf, which the next check reports.
         with np.errstate(over="ignore"):
-            array = array.astype(np.float32, copy=False)
-        # Both are NaN if a value is NaN.
-        maximum, minimum = float(array.max()), float(array.min())
-        if not (math.isfinite(maximum) and math.isfinite(minimum)):
+            array = array.astype(np.float16 if array.dtype.itemsize == 2 else np.float32, copy=False)
+        largest = largest_magnitude(array)
+        if not math.isfinite(largest):
             raise UserError(self._complaint(name, "contains NaN or inf, or a value beyond float32"))
         array = array.reshape(-1, self.shape.dim)
         if self.pooling == "mean":
             # The sum of float32 values could overflow.
             array = array.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
-            maximum, minimum = float(array.max()), float(array.min())
-        dtype, largest = self.shape.compute_dtype, max(maximum, -minimum)
+            largest = largest_magnitude(array)
+        dtype = self.shape.compute_dtype
         if largest > LARGEST[dtype]:
             others = "run.amp: False" if dtype == "bf16" else "run.amp_dtype: bf16 or run.amp: False"
             text = f"contains a value of size {largest:.6g}, but this run computes in {dtype}, whose largest value is"

@@ -289,7 +289,7 @@ class PackedLLM(nn.Module, ABC):
         table = self.llama_model.get_input_embeddings()
         is_text = batch.input_ids < self.first_placeholder
         text = table(batch.input_ids.where(is_text, 0))
-        tokens = self.fusion(self.features_for_fusion(batch))
+        tokens = self.fusion({slot: packed.float() for slot, packed in self.features_for_fusion(batch).items()})
         tokens = {part: tokens[part] for part in self._parts}
         embeddings = place_feature_tokens(text, batch.input_ids, tokens, self.first_placeholder)
         return torch.where(is_text[:, None], text, self.dropout(embeddings))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from emollama.component_errors import reported, source_file
-from emollama.data.batch import Record
+from emollama.data.batch import FEATURE_DTYPES, Record
 from emollama.data.dataset import SampleDataset
 from emollama.data.slots import PIXELS, SlotShape
 from emollama.errors import UserError
@@ -51,8 +51,8 @@ def _problem(record: Record, slot: str, shape: SlotShape) -> str | None:
     vectors, dim = record.features[slot], shape.dim
     if not isinstance(vectors, torch.Tensor) or vectors.ndim != 2 or vectors.shape[1] != dim:
         return f"{tuple(getattr(vectors, 'shape', ()))} instead of (n, {dim})"
-    if vectors.dtype != torch.float32:
-        return f"{vectors.dtype} instead of torch.float32"
+    if vectors.dtype not in FEATURE_DTYPES:
+        return f"{vectors.dtype} instead of torch.float32 or torch.float16"
     if shape.num_vectors is not None and len(vectors) not in (0, shape.num_vectors):
         return f"{len(vectors)} vectors instead of {shape.num_vectors} (or 0 for none)"
     return None

@@ -1,0 +1,127 @@
+"""Time the data loader up to collated batches, next to reading the same arrays and doing nothing with them.
+
+    python benchmarks/loader.py [--samples 64] [--batch-size 4] [--rounds 5] [--json]
+
+The samples have the features of stage 1 (EVA of 448 pixels in float16: 1,025 x 1,408, and three utterance features) with random
+values, in the page cache. One process reads them in turn, several rounds:
+
+    arrays    reads the .npy files with numpy
+    folder    samples from folders of .npy files, tokenized and collated
+    packed    the same from packed stores in float16 (``emollama pack``)
+    int8      the same from packed stores in int8
+
+The script prints samples per second, their ratio to "arrays", and the bytes of a collated sample. On a machine with a GPU, the
+batches are also copied to page-locked memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from gpu_check_files import FULL, SAMPLES, TINY_LLAMA, make_runner, write_files  # noqa: E402
+
+from emollama.cli import main as emollama  # noqa: E402
+from emollama.data.batch import Batch, collate  # noqa: E402
+from emollama.runners.runner_base import RunnerBase  # noqa: E402
+
+FEATURES = {
+    "image_feature_path": "eva",
+    "face_feature_path": "mae_340_UTT",
+    "video_feature_path": "maeV_399_UTT",
+    "audio_feature_path": "HL-UTT",
+}
+
+
+def main() -> None:
+    """Write the samples, time the variants in turn, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=SAMPLES, help=f"samples of a round (default: {SAMPLES})")
+    parser.add_argument("--batch-size", type=int, default=4, help="samples per batch (default: 4)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        results = measure(Path(folder), arguments)
+    if arguments.json:
+        sys.stdout.write(json.dumps(results) + "\n")
+        return
+    sys.stdout.write(f"{'':10s}{'samples/s':>11s}{'x arrays':>10s}{'MB/sample':>11s}\n")
+    for name, row in results.items():
+        sys.stdout.write(f"{name:10s}{row['samples_s']:11.0f}{row['of_arrays']:10.2f}{row['mb']:11.2f}\n")
+
+
+def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Return variant -> its figures."""
+    sizes = dataclasses.replace(FULL, llm=TINY_LLAMA, options=("run.num_workers=0", "run.amp=False"))
+    write_files(folder, sizes)
+    runners = {"folder": make_runner(folder, sizes)}
+    for name, values in (("packed", "float16"), ("int8", "int8")):
+        options = pack(folder, values)
+        runners[name] = make_runner(folder, dataclasses.replace(sizes, options=(*sizes.options, *options)))
+    names = sorted(path.stem for path in (folder / "MERR/eva").iterdir())[: arguments.samples]
+    works: dict[str, Callable[[], float]] = {"arrays": lambda: read_arrays(folder, names)}
+    works |= {name: loading(runner, len(names), arguments.batch_size) for name, runner in runners.items()}
+    for work in works.values():
+        work()
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    size = {}
+    for _ in range(arguments.rounds):
+        for name, work in works.items():
+            start = time.perf_counter()
+            size[name] = work()
+            seconds[name].append(time.perf_counter() - start)
+    rates = {name: len(names) / statistics.median(times) for name, times in seconds.items()}
+    return {
+        name: {"samples_s": rate, "of_arrays": rate / rates["arrays"], "mb": size[name] / len(names) / 1e6}
+        for name, rate in rates.items()
+    }
+
+
+def pack(folder: Path, values: str) -> list[str]:
+    """Pack all features; return the options of the configuration that reads them."""
+    options = []
+    for key, kind in FEATURES.items():
+        target = folder / f"{values}_{kind}"
+        with contextlib.redirect_stdout(io.StringIO()):
+            emollama(["pack", "--source", str(folder / "MERR" / kind), "--output", str(target), "--dtype", values, "--quiet"])
+        options.append(f"datasets.feature_face_caption.{key}={target}")
+    return options
+
+
+def read_arrays(folder: Path, names: list[str]) -> float:
+    """Read all arrays of these samples; return their bytes."""
+    return float(sum(np.load(folder / "MERR" / kind / f"{name}.npy").nbytes for name in names for kind in FEATURES.values()))
+
+
+def loading(runner: RunnerBase, count: int, batch_size: int) -> Callable[[], float]:
+    """Return a function that loads and collates the first samples of a run, and returns the bytes of their features."""
+
+    def load() -> float:
+        total = 0
+        for start in range(0, count, batch_size):
+            batch: Batch = collate([runner.samples[index] for index in range(start, min(count, start + batch_size))])
+            if torch.cuda.is_available():
+                batch = batch.pin_memory()
+            total += sum(packed.values.nbytes for packed in batch.slots.values())
+        return float(total)
+
+    return load
+
+
+if __name__ == "__main__":
+    main()
