@@ -33,11 +33,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from gpu_check_files import FULL, SAMPLES, TINY_LLAMA, make_runner, write_files  # noqa: E402
+from gpu_check_files import FULL, SAMPLES, TINY_LLAMA, make_runner, write_files
 
-from emollama.cli import main as emollama  # noqa: E402
-from emollama.data.batch import Batch, collate  # noqa: E402
-from emollama.runners.runner_base import RunnerBase  # noqa: E402
+from emollama.cli import main as emollama
+from emollama.data.batch import Batch, collate
+from emollama.runners.runner_base import RunnerBase
 
 FEATURES = {
     "image_feature_path": "eva",

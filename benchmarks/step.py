@@ -40,12 +40,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from gpu_check_files import FULL, make_runner, write_files  # noqa: E402
-from step_variants import HFOptions, ImageEncoder, Step, hf_step, packed_step, set_dropout  # noqa: E402
-from torch.profiler import ProfilerActivity, profile  # noqa: E402
+from gpu_check_files import FULL, make_runner, write_files
+from step_variants import HFOptions, ImageEncoder, Step, hf_step, packed_step, set_dropout
+from torch.profiler import ProfilerActivity, profile
 
-from emollama.data.batch import IGNORED, Sample  # noqa: E402
-from emollama.runners.runner_base import RunnerBase  # noqa: E402
+from emollama.data.batch import IGNORED, Sample
+from emollama.runners.runner_base import RunnerBase
 
 PLAIN = HFOptions("eager", by_length=False, all_logits=True, recompute=True)
 BEST = HFOptions("sdpa", by_length=True, all_logits=False, recompute=False)
