@@ -18,10 +18,10 @@ prints the median of each:
 
 The last table has one sample per step: "emollama, shipped" is the shipped configuration.
 
-"minimum" is the number of unavoidable floating-point operations divided by the rate of matrix products of the model's sizes, which
-is measured in the same run: for each frozen weight 4 operations per token (forward, and the gradient of the input), for each trained
-weight 6, for the attention 12 per pair of tokens and channel, and the output layer only at the answers. "peak" is the maximum of
-the bytes of all tensors that the step allocates, without those that exist before it.
+"minimum" is the number of unavoidable floating-point operations divided by the rate of matrix products of the model's sizes,
+which is measured in the same run: for each frozen weight 4 operations per token (forward, and the gradient of the input), for
+each trained weight 6, for the attention 12 per pair of tokens and channel, and the output layer only at the answers. "peak" is
+the maximum of the bytes of all tensors that the step allocates, without those that exist before it.
 """
 
 from __future__ import annotations
