@@ -26,7 +26,7 @@ from emollama.checkpoint_files import other_architecture, require_checkpoint_fil
 from emollama.errors import UserError
 from emollama.listing import listing
 from emollama.optim import HasParameters, trainable
-from emollama.paths import PATHS, atomic_write, sha256
+from emollama.paths import PATHS, atomic_write
 
 LAST = "checkpoint_last.pth"
 BEST = "checkpoint_best.pth"
@@ -41,7 +41,7 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
         UserError: If the file cannot be written, for example because the disk is full. An earlier file is unchanged then.
     """
     with _replaced(path) as file:
-        torch.save(dict(content), file)
+        torch.save(dict(content), file)  # type: ignore[arg-type]  # it needs only write and flush
 
 
 def copy(source: Path, target: Path) -> None:
@@ -57,17 +57,37 @@ def copy(source: Path, target: Path) -> None:
         shutil.copyfileobj(content, file)
 
 
+class _HashedFile:
+    """A file that is written from its beginning to its end, and hashed meanwhile, so that it need not be read again."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._hash = file, hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Append bytes; returns their number."""
+        self._hash.update(data)
+        return self._file.write(data)
+
+    def hexdigest(self) -> str:
+        """Return the SHA-256 of all bytes."""
+        return self._hash.hexdigest()
+
+    def flush(self) -> None:
+        """Pass all bytes to the operating system."""
+        self._file.flush()
+
+
 @contextmanager
-def _replaced(path: Path) -> Iterator[IO[bytes]]:
+def _replaced(path: Path) -> Iterator[_HashedFile]:
     """Open a temporary file that becomes the file ``path``, with a digest, at the end of the block."""
     temporary, digest = path.with_name(f".{path.name}.new"), digest_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            yield file
+            yield (hashed := _HashedFile(file))
             file.flush()
             os.fsync(file.fileno())
-        line = f"{sha256(temporary)}  {path.name}\n"
+        line = f"{hashed.hexdigest()}  {path.name}\n"
         earlier = "".join(f"{stored}  {path.name}\n" for stored in _stored_digests(digest))
         # The file contains both digests while the checkpoint is replaced, so that one of them fits at any moment.
         with atomic_write(digest) as lines:
