@@ -24,12 +24,12 @@ from torch import Tensor
 from emollama import disk
 from emollama.checkpoint_files import other_architecture, require_checkpoint_file
 from emollama.errors import UserError
+from emollama.hashed_file import HashedFile
 from emollama.listing import listing
 from emollama.optim import HasParameters, trainable
 from emollama.paths import PATHS, atomic_write
 
-LAST = "checkpoint_last.pth"
-BEST = "checkpoint_best.pth"
+LAST, BEST = "checkpoint_last.pth", "checkpoint_best.pth"
 RESUME_FIELDS_KEY = "facts"  # historical name of this entry of a checkpoint
 ZIP_WRITER = "PytorchStreamWriter|inline_container"  # in messages of torch.save about a file that it cannot write
 
@@ -57,34 +57,14 @@ def copy(source: Path, target: Path) -> None:
         shutil.copyfileobj(content, file)
 
 
-class _HashedFile:
-    """A file that is written from its beginning to its end, and hashed meanwhile, so that it need not be read again."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._hash = file, hashlib.sha256()
-
-    def write(self, data: bytes | memoryview) -> int:
-        """Append bytes; returns their number."""
-        self._hash.update(data)
-        return self._file.write(data)
-
-    def hexdigest(self) -> str:
-        """Return the SHA-256 of all bytes."""
-        return self._hash.hexdigest()
-
-    def flush(self) -> None:
-        """Pass all bytes to the operating system."""
-        self._file.flush()
-
-
 @contextmanager
-def _replaced(path: Path) -> Iterator[_HashedFile]:
+def _replaced(path: Path) -> Iterator[HashedFile]:
     """Open a temporary file that becomes the file ``path``, with a digest, at the end of the block."""
     temporary, digest = path.with_name(f".{path.name}.new"), digest_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            yield (hashed := _HashedFile(file))
+            yield (hashed := HashedFile(file))
             file.flush()
             os.fsync(file.fileno())
         line = f"{hashed.hexdigest()}  {path.name}\n"

@@ -68,7 +68,8 @@ IMPORTS = {
     "checkpoint_files": "component_configs disk errors paths registry",
     "config.packaged": "errors listing paths suggestions variables",
     "lr_schedules": "registry suggestions",
-    "checkpoint": "checkpoint_files disk errors listing optim paths",
+    "hashed_file": "",
+    "checkpoint": "checkpoint_files disk errors hashed_file listing optim paths",
     "config": "config.omegaconf_errors config.packaged disk errors field_texts listing paths registration registry suggestions",
     "data": "config.packaged data.batch disk distributed.stop_requests dtypes errors field_texts json_io listing logs.console"
     " memory paths remote stores suggestions text_encoding",
