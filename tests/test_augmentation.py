@@ -268,7 +268,7 @@ def loaded_samples(samples, split, first=0, end=3, workers=0):
     """(name, ids, feature vectors by slot) of the samples of these steps, in the order of the loader."""
     loader = training_loader(samples, split, WorkerOptions(workers), first_step=first, end_step=end)
     collected = []
-    for batch in (batch for step in step_batches(loader, split.accumulate) for batch in step):
+    for batch in (batch for step in step_batches(loader, split.loads_per_step) for batch in step):
         ids = [part.tolist() for part in batch.input_ids.split(batch.lengths)]
         slots = [
             {slot: packed.values[packed.offsets[i] : packed.offsets[i + 1]].tolist() for slot, packed in batch.slots.items()}

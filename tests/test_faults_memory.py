@@ -166,11 +166,11 @@ def test_the_shared_memory_of_data_workers_is_compared_with_the_free_space(golde
     bytes_of = sum(packed.values.nbytes for packed in batch.slots.values())
     assert bytes_of > 100_000
     with small_disk("1m") as folder:
-        check_shared_memory([batch], num_workers=2, processes=1, accumulate=1, folder=folder)
+        check_shared_memory([batch], num_workers=2, processes=1, loads_per_step=1, folder=folder)
         (folder / "other").write_bytes(bytes(500_000))
         with pytest.raises(UserError) as error:
-            check_shared_memory([batch], num_workers=2, processes=1, accumulate=1, folder=folder)
-        check_shared_memory([batch], num_workers=0, processes=1, accumulate=1, folder=folder)
+            check_shared_memory([batch], num_workers=2, processes=1, loads_per_step=1, folder=folder)
+        check_shared_memory([batch], num_workers=0, processes=1, loads_per_step=1, folder=folder)
     assert re.search(
         rf"^{folder} has 0\.5 MiB of free shared memory, but data workers need about 0\.[6-9] MiB: 1 processes", str(error.value)
     )

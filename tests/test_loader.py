@@ -13,6 +13,7 @@ import torch
 from helpers import NAMES
 
 from emollama.data.loader import BatchLayout, TrainingSamples, WorkerOptions, step_batches, training_loader
+from emollama.data.token_budget import group_by_tokens, split_groups
 from emollama.data.sampling import MIXING_WINDOW, DatasetSampling, MixtureSampler
 from emollama.errors import UserError
 
@@ -110,6 +111,42 @@ def test_a_resumed_run_uses_the_same_sample_indices_as_an_uninterrupted_run():
     assert list(split.sample_indices(0, 9))[4 * 3 :] == list(split.sample_indices(4, 9))
 
 
+# Micro-batches with a maximum number of tokens
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_contain_each_sample_once_and_at_most_the_tokens_and_few_are_not_full(seed):
+    lengths = np.random.default_rng(seed).integers(20, 200, 40).tolist()
+    groups = group_by_tokens(lengths, 256)
+    sums = [sum(lengths[index] for index in group) for group in groups]
+    assert sorted(index for group in groups for index in group) == list(range(40))
+    assert max(sums) <= 256 and len(groups) <= 11 / 9 * np.ceil(sum(lengths) / 256) + 1
+    assert groups == group_by_tokens(lengths, 256)
+
+
+def test_a_sample_with_more_tokens_than_the_maximum_is_alone():
+    assert group_by_tokens([300, 10, 20], 100) == [[0], [1, 2]]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_groups_are_split_until_there_are_as_many_as_on_the_other_processes(count):
+    groups = split_groups([[0, 2, 4], [1, 3]], count)
+    assert len(groups) == count and sorted(sum(groups, [])) == [0, 1, 2, 3, 4]
+    assert all(set(group) <= {0, 2, 4} or set(group) <= {1, 3} for group in groups)
+
+
+@pytest.mark.parametrize("max_tokens", [100, 250, 10_000])
+def test_a_step_has_the_same_samples_with_any_maximum(samples, max_tokens):
+    without = batches(samples, BatchLayout(2, 3, 2, 1), end=2)
+    layout = BatchLayout(2, 3, 2, 1, max_tokens)
+    loader = training_loader(samples, layout, WorkerOptions(), first_step=0, end_step=2)
+    steps = list(step_batches(loader, layout.loads_per_step))
+    assert all(len(batch.input_ids) <= max_tokens or len(batch.names) == 1 for step in steps for batch in step)
+    for step, first in zip(steps, (0, 3), strict=True):
+        names = [name for batch in step for name in batch.names]
+        assert sorted(names) == sorted(name for batch in without[first : first + 3] for name in batch.names)
+
+
 # Loader
 
 
@@ -121,7 +158,7 @@ def samples(golden_dataset, golden_prompt):
 def batches(samples, split=None, first=0, end=4, workers=0):
     split = split or BatchLayout(2, 1, 1, 0)
     loader = training_loader(samples, split, WorkerOptions(workers), first_step=first, end_step=end)
-    return [batch for step in step_batches(loader, split.accumulate) for batch in step]
+    return [batch for step in step_batches(loader, split.loads_per_step) for batch in step]
 
 
 def contents(loaded_batches):

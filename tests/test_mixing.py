@@ -190,7 +190,7 @@ def test_the_training_batches_contain_the_exact_share_of_each_dataset_in_each_bl
     assert mixed.layout.global_batch == GLOBAL_BATCH
     span = {"first_step": block * steps, "end_step": (block + 1) * steps}
     from_table = total = 0
-    for batch in training_loader(mixed.samples, mixed.layout, WorkerOptions(workers), **span):
+    for (batch,) in training_loader(mixed.samples, mixed.layout, WorkerOptions(workers), **span):
         for ids in batch.input_ids.split(batch.lengths):
             listed = ids.tolist()
             from_table += any(listed[at : at + len(mark)] == mark for at in range(len(listed)))

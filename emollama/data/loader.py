@@ -15,6 +15,7 @@ from emollama.data.batch import Batch, Sample, collate
 from emollama.data.dataset import SampleDataset
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.sampling import MixtureSampler
+from emollama.data.token_budget import group_by_tokens
 from emollama.data.workers import PREFETCH, WorkerReports, require_space_for_workers
 from emollama.errors import UserError
 
@@ -50,24 +51,41 @@ class BatchLayout:
         batch_size: samples per micro-batch on one rank.
         accumulate: micro-batches per step on one rank.
         world, rank: number of processes, and the index of this one.
+        max_tokens: tokens per micro-batch on one rank. If it is set, batch_size and accumulate only determine which samples a
+            rank gets in a step, and :func:`~emollama.data.token_budget.group_by_tokens` forms the micro-batches.
     """
 
     batch_size: int
     accumulate: int
     world: int
     rank: int
+    max_tokens: int | None = None
 
     @property
     def global_batch(self) -> int:
         """Number of samples per optimizer step over all ranks."""
         return self.batch_size * self.accumulate * self.world
 
+    @property
+    def loads_per_step(self) -> int:
+        """Number of lists of samples that are loaded for a step: one per micro-batch, or a single one for ``max_tokens``."""
+        return self.accumulate if self.max_tokens is None else 1
+
     def sample_indices(self, first_step: int, end_step: int) -> Iterator[list[int]]:
-        """Yield the micro-batches of this rank in these steps, each as a list of global sample indices."""
+        """Yield lists of global sample indices that this rank loads together in these steps; see ``loads_per_step``."""
         for step in range(first_step, end_step):
-            for micro in range(self.accumulate):
-                first = step * self.global_batch + (micro * self.world + self.rank) * self.batch_size
-                yield list(range(first, first + self.batch_size))
+            starts = [
+                step * self.global_batch + (micro * self.world + self.rank) * self.batch_size for micro in range(self.accumulate)
+            ]
+            micro_batches = [list(range(first, first + self.batch_size)) for first in starts]
+            yield from micro_batches if self.max_tokens is None else [sum(micro_batches, [])]
+
+    def collate(self, samples: list[Sample]) -> list[Batch]:
+        """Return the micro-batches of samples that were loaded together."""
+        if self.max_tokens is None:
+            return [collate(samples)]
+        groups = group_by_tokens([len(sample.input_ids) for sample in samples], self.max_tokens)
+        return [collate([samples[index] for index in group]) for group in groups]
 
 
 class _BatchSampler:
@@ -82,7 +100,7 @@ class _BatchSampler:
 
     def __len__(self) -> int:
         layout, first_step, end_step = self._arguments
-        return max(0, end_step - first_step) * layout.accumulate
+        return max(0, end_step - first_step) * layout.loads_per_step
 
 
 @dataclass(frozen=True)
@@ -102,15 +120,15 @@ class WorkerOptions:
 
 def training_loader(
     samples: TrainingSamples, layout: BatchLayout, options: WorkerOptions, *, first_step: int, end_step: int
-) -> DataLoader[Batch]:
-    """Return a data loader of all remaining steps."""
+) -> DataLoader[list[Batch]]:
+    """Return a data loader of all remaining steps, whose elements are lists of micro-batches; see :func:`step_batches`."""
     num_workers = options.num_workers
     if num_workers:
         samples.reports.open()
     return DataLoader(
         samples,  # type: ignore[arg-type]
         batch_sampler=_BatchSampler(layout, first_step, end_step),
-        collate_fn=collate,
+        collate_fn=layout.collate,
         num_workers=num_workers,
         prefetch_factor=PREFETCH if num_workers else None,
         pin_memory=options.pin_memory,
@@ -121,9 +139,9 @@ def training_loader(
     )
 
 
-def first_batch(samples: TrainingSamples, layout: BatchLayout, first_step: int) -> Batch:
-    """Return the first micro-batch of this rank from a step on, loaded in this process."""
-    return collate([samples[index] for index in next(layout.sample_indices(first_step, first_step + 1))])
+def first_batches(samples: TrainingSamples, layout: BatchLayout, first_step: int) -> list[Batch]:
+    """Return what this rank loads first from a step on, loaded in this process."""
+    return layout.collate([samples[index] for index in next(layout.sample_indices(first_step, first_step + 1))])
 
 
 def mix_seed(*numbers: int) -> int:
@@ -131,8 +149,12 @@ def mix_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def step_batches(loader: DataLoader[Batch], accumulate: int) -> Iterator[list[Batch]]:
-    """Yield the list of ``accumulate`` micro-batches of each step.
+def step_batches(loader: DataLoader[list[Batch]], loads_per_step: int) -> Iterator[list[Batch]]:
+    """Yield the micro-batches of each step.
+
+    Args:
+        loader: the result of :func:`training_loader`.
+        loads_per_step: that of its layout.
 
     Raises:
         UserError: If data workers cannot be started, or if one raised it; the message does not contain the worker's traceback.
@@ -147,7 +169,7 @@ def step_batches(loader: DataLoader[Batch], accumulate: int) -> Iterator[list[Ba
     except OSError as error:
         raise UserError(f"data workers cannot be started: {error.strerror or error}. Lower run.num_workers.") from error
     try:
-        while step := list(islice(batches, accumulate)):
+        while step := [batch for loaded in islice(batches, loads_per_step) for batch in loaded]:
             yield step
     except UserError as error:
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None

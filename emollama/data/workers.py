@@ -37,15 +37,15 @@ _PAGE = 4096  # bytes; each tensor occupies whole pages
 
 
 def check_shared_memory(
-    batches: Sequence[Batch], *, num_workers: int, processes: int, accumulate: int, folder: Path = SHARED
+    loaded: Sequence[Batch], *, num_workers: int, processes: int, loads_per_step: int, folder: Path = SHARED
 ) -> None:
     """Check that /dev/shm has space for the batches that data workers load in advance.
 
     Args:
-        batches: a few micro-batches of the run.
+        loaded: the micro-batches that a worker loads together.
         num_workers: data workers of each process.
         processes: number of processes on this machine.
-        accumulate: micro-batches of a step, which a process holds at the same time.
+        loads_per_step: how many of them a step has, which a process holds at the same time.
         folder: the folder for shared memory. Systems without it are not checked.
 
     Raises:
@@ -53,14 +53,14 @@ def check_shared_memory(
     """
     if not num_workers or not folder.is_dir():
         return
-    batch_bytes = max(_shared_bytes(batch) for batch in batches)
-    needed = processes * (num_workers * PREFETCH + accumulate) * batch_bytes
+    batch_bytes = sum(_shared_bytes(batch) for batch in loaded)
+    needed = processes * (num_workers * PREFETCH + loads_per_step) * batch_bytes
     free = shutil.disk_usage(folder).free
     if needed > free:
         gib = math.ceil(2 * needed / 2**30)
         raise UserError(
             f"{folder} has {_mib(free)} of free shared memory, but data workers need about {_mib(needed)}: {processes} processes"
-            f" x ({num_workers} workers x {PREFETCH} batches + {accumulate}) x {_mib(batch_bytes)}. Lower run.num_workers"
+            f" x ({num_workers} workers x {PREFETCH} batches + {loads_per_step}) x {_mib(batch_bytes)}. Lower run.num_workers"
             f" (0 needs no shared memory), {ENLARGE.format(gib=gib)}"
         )
 

@@ -16,7 +16,7 @@ from emollama.checkpoint_files import require_checkpoint_file, require_language_
 from emollama.components import Model
 from emollama.config import RunConfig
 from emollama.data.dataset import ClipsToPredict, SampleDataset
-from emollama.data.loader import BatchLayout, TrainingSamples, first_batch
+from emollama.data.loader import BatchLayout, TrainingSamples, first_batches
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.sampling import MixtureSampler
 from emollama.data.shard_properties import download_shards
@@ -268,7 +268,7 @@ class Preparation:
         """Prepare the layout of a step, the order of the samples, and the checkpoint to resume from."""
         run = self.config.run
         size = self.world.rank_zero_first(lambda: batch_size(self.datasets))
-        self.layout = BatchLayout(size, run.accum_grad_iters, self.processes, self.world.rank)
+        self.layout = BatchLayout(size, run.accum_grad_iters, self.processes, self.world.rank, run.max_tokens)
         samplings = [dataset.sampling() for dataset in self.datasets.values()]
         samples_per_epoch = self.layout.global_batch * run.iters_per_epoch
         names = tuple(f"datasets.{name}" for name in self.datasets)
@@ -293,8 +293,10 @@ class Preparation:
             return
         samples = TrainingSamples(list(self.datasets.values()), self.prompt, self.sampler)
         processes = integer("LOCAL_WORLD_SIZE", self.processes)
-        batch = first_batch(samples, self.layout, self.first_step)
-        check_shared_memory([batch], num_workers=run.num_workers, processes=processes, accumulate=run.accum_grad_iters)
+        loaded = first_batches(samples, self.layout, self.first_step)
+        check_shared_memory(
+            loaded, num_workers=run.num_workers, processes=processes, loads_per_step=self.layout.loads_per_step
+        )
 
     def _checkpoint_tensors(self) -> list[dict[str, Tensor]]:
         return checkpoint_tensors(self.config, self.precision, self.resumed, self.features, training=self.training)

@@ -253,7 +253,7 @@ class RunnerBase:
         """Return an iterator over the micro-batches of each remaining step."""
         options = WorkerOptions(self.cfg.num_workers, self.world.device.type == "cuda", hang_seconds(self.cfg))
         loader = training_loader(self.samples, self.layout, options, first_step=self.first_step, end_step=self.total_steps)
-        return step_batches(loader, self.cfg.accum_grad_iters)
+        return step_batches(loader, self.layout.loads_per_step)
 
     def _maybe_stop(self, completed_steps: int) -> None:
         """Save a checkpoint and stop if a process was asked to stop before the run is complete."""
