@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -48,6 +49,28 @@ def wait_until(condition: Callable[[], Any]) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+@contextmanager
+def running(server: Any) -> Iterator[httpx.Client]:
+    """Run a server in a thread of this process; yield a client once it listens."""
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        with httpx.Client(base_url=server.url.removesuffix("/v1"), timeout=HANG, trust_env=False) as client:
+            wait_until(lambda: is_listening(client) or not thread.is_alive())
+            yield client
+    finally:
+        server.stop()
+        thread.join()
+
+
+def is_listening(client: httpx.Client) -> bool:
+    """Return whether a server answers."""
+    try:
+        return client.get("/health").status_code == 200
+    except httpx.ConnectError:
+        return False
 
 
 @contextmanager

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from media_files import cut
 from ranks import HANG, ROOT
-from served_model import MODEL, OPTIONS, chat, data_url, launched, metric, wait_until
+from served_model import MODEL, OPTIONS, chat, data_url, launched, metric, running, wait_until
 from video_world import CLIPS, make_world
 
 pytestmark = pytest.mark.faults
@@ -67,6 +69,99 @@ def world(tmp_path_factory, fork_server):
         assert client.post(URL, json=chat(data_url((root / f"videos/{CLIPS[0]}.mp4").read_bytes()), "Who?")).status_code == 200
         assert [text for text in (KEY, SECRET, "Sesame", "base64") if text in process.stderr()] == []
         assert not re.search("Traceback|failed with", process.stderr()), process.stderr()
+
+
+@pytest.fixture(scope="module")
+def bare():
+    """A server in a thread of this process, whose engine answers nothing."""
+    from emollama.inference.serve.server import Server
+    from emollama.inference.serve.settings import ServeSettings
+
+    settings = ServeSettings(port=0, preload=True, max_body_mb=1, body_timeout=1000.0, max_waiting=1, max_batch_size=1)
+    with running(Server(settings, lambda: SimpleNamespace(close=lambda drain: None))) as client:
+        yield client
+
+
+def begun(client, content=b""):
+    """A connection on which the beginning of a request is sent."""
+    connection = socket.create_connection((client.base_url.host, client.base_url.port), timeout=HANG)
+    connection.sendall(content)
+    return connection
+
+
+def rest(connection):
+    """What a connection receives until its end."""
+    content = b""
+    with suppress(ConnectionResetError):
+        while part := connection.recv(1 << 16):
+            content += part
+    return content
+
+
+def post_of(length, more=""):
+    """The headers of a request with a body of this length."""
+    headers = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n{more}\r\n"
+    return f"POST {URL} HTTP/1.1\r\n{headers}".encode()
+
+
+# Connections
+
+
+def test_idle_connections_make_room_for_others_and_busy_ones_do_not(bare, monkeypatch):
+    from emollama.inference.serve import connections
+
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 8)
+    with ExitStack() as stack:
+        silent = [stack.enter_context(begun(bare, b"GET /health HTTP/1.1\r\n" if number % 2 else b"")) for number in range(30)]
+        assert bare.get("/health").status_code == 200
+        assert [rest(connection) for connection in silent[:20]] == [b""] * 20
+        # They close the others, and that of the client.
+        for _ in range(8):
+            busy = stack.enter_context(begun(bare, post_of(10, "Expect: 100-continue\r\n")))
+            assert b" 100 " in busy.recv(1 << 16)
+        with httpx.Client(base_url=bare.base_url, trust_env=False) as other:
+            assert other.get("/health").json()["error"]["code"] == "too_many_connections"
+    wait_until(lambda: bare.get("/health").status_code == 200)
+
+
+def test_headers_must_be_complete_in_time(bare, monkeypatch):
+    from emollama.inference.serve import connections
+
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.1)
+    with begun(bare) as silent, begun(bare, b"GET /health HTTP/1.1\r\nHost: loc") as slow:
+        assert rest(silent) == b""
+        assert b" 408 " in (response := rest(slow)) and b'"code": "headers_too_slow"' in response
+    with begun(bare, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nG") as second:
+        assert b" 200 " in (response := rest(second)) and b" 408 " in response
+
+
+@pytest.mark.parametrize("content", [b"x\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nHost: " + b"x" * 50_000])
+def test_what_is_not_http_gets_an_error_in_the_format_of_all_others(bare, content):
+    with begun(bare, content) as connection:
+        head, _, body = rest(connection).partition(b"\r\n\r\n")
+    assert b" 400 " in head and json.loads(body)["error"]["code"] == "invalid_request"
+
+
+def test_a_body_that_becomes_invalid_gets_an_error(bare):
+    chunked = post_of(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+    with begun(bare, chunked + b"1\r\n{\r\nx\r\n") as connection:
+        assert b" 400 " in rest(connection)
+
+
+# Bodies that are not complete
+
+
+def test_slow_bodies_take_no_place_and_only_the_memory_of_what_has_arrived(bare):
+    with ExitStack() as stack:
+        for _ in range(8):
+            slow = stack.enter_context(begun(bare, post_of(1 << 20, "Expect: 100-continue\r\n")))
+            assert b" 100 " in slow.recv(1 << 16)
+        assert bare.post(URL, json={}).status_code == 400
+        # All together may take 4 MiB.
+        large = [stack.enter_context(begun(bare, post_of(1 << 20) + b" " * 1_000_000)) for _ in range(5)]
+        (rejected,), _, _ = select.select(large, [], [], HANG)
+        assert b" 429 " in rejected.recv(1 << 16)
+    wait_until(lambda: bare.post(URL, json={}).status_code == 400)
 
 
 # Media

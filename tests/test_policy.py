@@ -229,11 +229,13 @@ LIBRARY_USERS = {
     "httpx2": {"inference.remote_llm"},
     "gradio": {"inference.app.events", "inference.app.page"},
     "fastapi": {"inference.serve.app", "inference.serve.server", "inference.app.page"},
-    "starlette": {f"inference.serve.{name}" for name in ("answering", "app", "bodies", "emotions", "guard", "outermost")}
+    "starlette": {
+        f"inference.serve.{name}" for name in ("answering", "app", "bodies", "connections", "emotions", "guard", "outermost")
+    }
     | {"inference.app.guard", "inference.app.page"},
     "pydantic": {f"inference.serve.{name}" for name in ("bodies", "emotions", "schema")},
-    "uvicorn": {"inference.serve.listening", "inference.serve.server", "inference.app.server"},
-    "h11": {"inference.serve.downloads"},
+    "uvicorn": {"inference.serve.connections", "inference.serve.listening", "inference.app.server"},
+    "h11": {"inference.serve.connections", "inference.serve.downloads"},
     "prometheus_client": {"inference.serve.metrics"},
     "matplotlib": {"reporting.plotting", "reporting.confusion", "reporting.panels", "reporting.curves"},
     "wandb": {"logs.tracking"},

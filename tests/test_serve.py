@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from served_model import MODEL, OPTIONS, chat, data_url, metric, user, wait_until
+from served_model import MODEL, OPTIONS, chat, data_url, metric, running, user
 from video_world import CLIPS, LABELS, make_world, sentences
 
 pytestmark = pytest.mark.slow
@@ -61,18 +60,8 @@ def serving(root):
 
     settings = ServeSettings(port=0, model=MODEL, preload=True, allow_files=str(root / "videos"))
     server = Server(settings, load)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        with (
-            httpx.Client(base_url=server.url.removesuffix("/v1"), timeout=600, trust_env=False) as client,
-            openai.OpenAI(base_url=server.url, api_key="unused", max_retries=0, timeout=600) as sdk,
-        ):
-            wait_until(lambda: is_listening(client) or not thread.is_alive())
-            yield Served(root, engines[0], client, sdk)
-    finally:
-        server.stop()
-        thread.join()
+    with running(server) as client, openai.OpenAI(base_url=server.url, api_key="unused", max_retries=0, timeout=600) as sdk:
+        yield Served(root, engines[0], client, sdk)
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +70,6 @@ def served(tmp_path_factory):
     make_world(root, long_answers=True)
     with serving(root) as served:
         yield served
-
-
-def is_listening(client):
-    try:
-        return client.get("/health").status_code == 200
-    except httpx.ConnectError:
-        return False
 
 
 def streamed(chunks):

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import logging
 import math
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import uvicorn
 from fastapi import FastAPI
 from fastapi.middleware import Middleware
 
@@ -19,6 +17,7 @@ from emollama.errors import Interrupted
 from emollama.inference.serve.allowed_files import AllowedFiles
 from emollama.inference.serve.app import Services, build_app
 from emollama.inference.serve.bodies import Bodies
+from emollama.inference.serve.connections import BACKLOG, server_config
 from emollama.inference.serve.downloads import UrlReader
 from emollama.inference.serve.guard import Guard
 from emollama.inference.serve.listening import SignalledServer, bind, listening_errors
@@ -33,11 +32,6 @@ from emollama.logs.logger import get_logger
 if TYPE_CHECKING:
     from emollama.inference.engine import Engine
 
-BACKLOG = 256  # connections that the system accepts while the server is busy
-MAX_CONNECTIONS = 1000
-# Longer than clients and proxies keep idle connections (httpx: 5 s, nginx: 60 s), which otherwise may use one that just closes.
-KEEP_ALIVE_SECONDS = 75
-MAX_HEADERS = 1 << 15  # bytes of the headers of a request
 SLACK_SECONDS = 30.0  # beside receiving the body and waiting for the answer: decoding, and sending the response
 
 
@@ -104,24 +98,7 @@ class Server:
 
     async def _serve(self) -> None:
         settings = self._settings
-        config = uvicorn.Config(
-            self._app(),
-            http="h11",
-            ws="none",
-            loop="asyncio",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            backlog=BACKLOG,
-            limit_concurrency=MAX_CONNECTIONS,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            h11_max_incomplete_event_size=MAX_HEADERS,
-            timeout_graceful_shutdown=math.ceil(self._seconds()),
-        )
-        # It would log URLs, into which a client may put anything. A handler that is added to it would enable it again.
-        logging.getLogger("uvicorn.access").disabled = True
+        config = server_config(self._app(), grace_seconds=math.ceil(self._seconds()))
         self._uvicorn = SignalledServer(config)
         with listening_errors(settings.host, settings.port):
             self._socket.listen(BACKLOG)
