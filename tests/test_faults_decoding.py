@@ -9,22 +9,31 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import CancelledError
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import encoding
 import numpy as np
 import pytest
 import torch
 from media_files import cut, tone, write_sound, write_video
-from running import ROOT
+from ranks import HANG, ROOT
 from safetensors.torch import save
 
+from emollama.encoders import decoding_process
 from emollama.encoders.decoding_process import DecodingProcess, _Crash, _parse_header, _parse_tensor
 from emollama.encoders.decoding_worker import DecodingLimits
 from emollama.encoders.eva import Eva
 from emollama.encoders.hubert import Hubert
 from emollama.encoders.mae import Mae
 from emollama.encoders.videomae import VideoMae
+from emollama.inference.clip_encoders import ClipEncoders
+from emollama.inference.clip_files import ClipFiles
+from emollama.inference.feature_stage import FeatureStage
+from emollama.inference.pending import PendingAnswer
+from emollama.inference.requests import Request
 from emollama.media.frame_pixels import FramePixels
 from emollama.media.source import MediaLimits, Source, UnusableMedia
 from tests.workers.faulty_decoding import Obedient
@@ -167,6 +176,48 @@ def test_threads_may_share_the_process(ask, obedient, tmp_path):
     assert {number: bytes(tensor.tolist()).decode() for number, tensor in results.items()} == {
         number: f"content {number}" for number in (0, 1, 2, 4, 5)
     }
+
+
+def test_a_clip_that_nobody_wants_any_more_ends_the_process_and_the_next_one_is_loaded(ask, obedient, tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding_process, "PATIENCE_SECONDS", 0.0)
+    (tmp_path / "slow").write_text("wait")
+    cancelled, waits = threading.Event(), threading.Event()
+
+    def load(is_over):
+        with pytest.raises(CancelledError):
+            obedient.load(Source("slow", tmp_path / "slow"), ["bytes"], is_over)
+
+    def is_over():
+        waits.set()
+        return cancelled.is_set()
+
+    assert ask("hello") == "hello"
+    thread = threading.Thread(target=load, args=(is_over,))
+    thread.start()
+    assert waits.wait(HANG)
+    # A clip that waits for its turn is given up, too.
+    load(lambda: True)
+    cancelled.set()
+    thread.join()
+    assert not obedient._lock.locked()
+    assert ask("hello") == "hello"
+
+
+def test_a_cancelled_request_is_one_that_nobody_wants(tmp_path):
+    """The engine passes this on to whatever reads its clip."""
+    pending, states = PendingAnswer(Request(video=b"x"), None), []
+
+    def load(source, labels, is_over):
+        states.append(is_over())
+        pending.cancel()
+        states.append(is_over())
+        raise CancelledError
+
+    encoders = SimpleNamespace(loaded=partial(ClipEncoders.loaded, SimpleNamespace(jobs={}, _frames={})))
+    stage = FeatureStage(encoders, None, ClipFiles(None, tmp_path, MediaLimits()), load, None)
+    stage.read(pending)
+    stage.close()
+    assert states == [False, True] and list(tmp_path.iterdir()) == []
 
 
 def test_an_encoder_that_cannot_be_built_is_reported():

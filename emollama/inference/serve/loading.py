@@ -90,7 +90,7 @@ def load_engine(config: RunConfig, settings: ServeSettings) -> Engine:
     options = EngineOptions(
         max_batch_size=settings.max_batch_size,
         max_waiting=settings.max_waiting,
-        media_limits=MediaLimits(settings.max_pixels, settings.max_seconds),
+        media_limits=MediaLimits(settings.max_pixels, settings.max_seconds, settings.max_frames),
         decoding=DecodingLimits(cpu_seconds=math.ceil(settings.timeout), seconds=settings.timeout),
         engine_url=settings.engine_url,
     )
