@@ -59,6 +59,7 @@ def world(tmp_path_factory, fork_server):
     (root / "outside").mkdir()
     (root / "outside/secret.mp4").write_text(SECRET)
     (root / "videos/link.mp4").symlink_to(root / "outside/secret.mp4")
+    (root / "videos/inside.mp4").symlink_to(root / f"videos/{CLIPS[0]}.mp4")
     (root / "videos/folder").symlink_to(root / "outside")
     os.mkfifo(root / "videos/pipe.mp4")
     options = [*LIMITS, "--allow-files", str(root / "videos"), "--allow-urls", "127.0.0.2/32"]
@@ -71,7 +72,7 @@ def world(tmp_path_factory, fork_server):
         assert not re.search("Traceback|failed with", process.stderr()), process.stderr()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def bare():
     """A server in a thread of this process, whose engine answers nothing."""
     from emollama.inference.serve.server import Server
@@ -200,7 +201,11 @@ def test_a_bad_data_url_is_rejected(world, url, code):
 
 def test_a_form_is_checked_like_json(world):
     post = world.client.post
+    form = httpx.Request("POST", "http://x", files={"file": world.video})
+    whole, headers = form.read(), {"Content-Type": form.headers["Content-Type"]}
     cases = {
+        "cut": post("/v1/emotions", content=whole[:-200], headers=headers),
+        "no end": post("/v1/emotions", content=whole.rstrip()[:-1], headers=headers),
         "empty": post("/v1/emotions", files={"file": b""}),
         "type": post("/v1/emotions", files={"file": ("x.html", world.video, "text/html")}),
         "twice": post("/v1/emotions", files=[("file", world.video), ("video", world.video)]),
@@ -211,6 +216,7 @@ def test_a_form_is_checked_like_json(world):
         "broken": post("/v1/emotions", content=b"x", headers={"Content-Type": "multipart/form-data; boundary=b"}),
     }
     assert {name: response.status_code for name, response in cases.items()} == dict.fromkeys(cases, 400)
+    assert post("/v1/emotions", content=whole.rstrip() + b"\r\nepilogue", headers=headers).status_code == 200
     assert post("/v1/emotions", files={"file": b"x"}).status_code == 422
     assert post("/v1/emotions", data={"text": "no media"}).status_code == 415
 
@@ -253,7 +259,9 @@ def test_bodies_of_other_types_are_rejected(world):
     types = ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=b"]
     assert [world.client.post(URL, content=b"{}", headers={"Content-Type": one}).status_code for one in types] == [415] * 3
     compressed = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
-    assert world.client.post(URL, content=b"{}", headers=compressed).status_code == 415
+    twice = [*compressed.items(), ("Content-Encoding", "identity")]
+    for headers in (compressed, twice, twice[::-1], compressed | {"Content-Encoding": "identity, gzip"}):
+        assert world.client.post(URL, content=b"{}", headers=headers).status_code == 415
 
 
 # Limits
@@ -318,7 +326,9 @@ def test_every_route_but_health_needs_the_key(world):
             assert [client.get(path, headers=headers).status_code for path in paths] == [401] * len(paths)
             refused = client.post(URL, json=chat(None, "Who?"), headers=headers)
             assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
-        assert client.get("/health").status_code == 200
+        assert client.get("/health").status_code == client.head("/health").status_code == 200
+        assert client.head("/v1/models").status_code == 401
+    assert [world.client.head(path).status_code for path in ("/ready", "/v1/models", "/metrics")] == [200] * 3
 
 
 def test_requests_of_other_sites_are_refused(world):
@@ -340,19 +350,23 @@ def test_requests_of_other_sites_are_refused(world):
         "../outside/secret.mp4",
         "folder/secret.mp4",
         "link.mp4",
+        "inside.mp4",
         "pipe.mp4",
         ".",
         "missing.mp4",
         "{root}/outside/secret.mp4",
         "file://{root}/videos/../outside/secret.mp4",
         "file://{root}/videos/%2e%2e/outside/secret.mp4",
+        "{root}/videos/missing/../clip_000.mp4",
+        "{root}/outside/../videos/clip_000.mp4",
+        "outside/../clip_000.mp4",
         "/proc/self/environ",
         "/dev/zero",
         "a\0b",
         "x" * 10_000,
     ],
 )
-def test_no_file_outside_the_allowed_folder_is_read(world, path):
+def test_no_file_outside_the_allowed_folder_is_read_or_looked_for(world, path):
     status, error = world.status(path.format(root=world.root))
     assert (status, error["code"]) == (400, "file_not_found")
     assert "below the folder of --allow-files" in error["message"]
@@ -403,6 +417,32 @@ def test_urls_reach_no_address_that_is_not_public(world):
         ):
             assert world.status(url)[0] == 400
         assert accepted == []
+
+
+def test_names_that_take_long_to_resolve_do_not_occupy_the_threads_that_decode_bodies(monkeypatch):
+    import asyncio
+
+    from emollama.inference.serve import downloads
+    from emollama.inference.serve.errors import ApiError
+
+    release = threading.Event()
+    monkeypatch.setattr(downloads, "RESOLVER_SECONDS", 0.1)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **settings: release.wait(HANG) and [])
+
+    async def download():
+        reader = downloads.UrlReader(HANG)
+        lookups = [asyncio.create_task(reader.read("http://slow.example/", lambda size: None, "p")) for _ in range(40)]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(HANG / 2):
+            assert await asyncio.to_thread(int) == 0
+        for lookup in lookups:
+            with pytest.raises(ApiError, match="not known after"):
+                await lookup
+
+    try:
+        asyncio.run(download())
+    finally:
+        release.set()
 
 
 def test_a_url_of_an_allowed_network_is_downloaded_and_its_redirects_are_checked(world):

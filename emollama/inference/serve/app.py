@@ -26,6 +26,7 @@ from emollama.inference.serve.metrics import CONTENT_TYPE, Metrics
 from emollama.inference.serve.outermost import STATE
 from emollama.inference.serve.schema import ChatRequest
 
+READ = ["GET", "HEAD"]
 # FastAPI's own telemetry would export the messages of exceptions, which can contain texts of requests.
 NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
@@ -62,11 +63,11 @@ def build_app(services: Services, middleware: list[Middleware]) -> FastAPI:
         openapi_url=None, redirect_slashes=False, middleware=middleware, telemetry=NO_TELEMETRY
     )  # without pages that load scripts of other servers
     routes = Routes(services)
-    app.add_api_route("/health", routes.health, methods=["GET"])
-    app.add_api_route("/ready", routes.ready, methods=["GET"])
-    app.add_api_route("/metrics", routes.metrics, methods=["GET"])
-    app.add_api_route("/v1/models", routes.models, methods=["GET"])
-    app.add_api_route("/v1/models/{name:path}", routes.model, methods=["GET"])
+    app.add_api_route("/health", routes.health, methods=READ)
+    app.add_api_route("/ready", routes.ready, methods=READ)
+    app.add_api_route("/metrics", routes.metrics, methods=READ)
+    app.add_api_route("/v1/models", routes.models, methods=READ)
+    app.add_api_route("/v1/models/{name:path}", routes.model, methods=READ)
     app.add_api_route("/v1/chat/completions", routes.chat_completions, methods=["POST"])
     app.add_api_route("/v1/emotions", routes.emotions, methods=["POST"])
     app.add_exception_handler(HTTPException, _raise_api_error)
@@ -201,6 +202,6 @@ def _with_param(error: RequestError, params: dict[str, str]) -> ApiError:
 
 
 async def _raise_api_error(request: Request, error: Exception) -> NoReturn:
-    """Raise an error of the router or of the form parser in the format of all other errors."""
+    """Raise an error of the router in the format of all other errors."""
     assert isinstance(error, HTTPException)
     raise ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {})) from None

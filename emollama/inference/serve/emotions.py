@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import uuid
 from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Any
 
 from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
 
 from emollama.inference.requests import Answer, Request
 from emollama.inference.serve.bodies import Admission, invalid_body, media_type, read_json
@@ -43,14 +46,12 @@ async def read_body(admission: Admission, inputs: MediaInputs) -> tuple[Emotions
     request = admission.request
     media: dict[MediaKind, bytes] = {}
     if media_type(request) == FORM:
+        form = await _form(request)
         try:
-            async with request.form(max_files=len(KINDS), max_fields=MAX_FIELDS, max_part_size=MAX_FIELD) as form:
-                body = _fields(form)
-                media = {kind: await upload.read() for kind, upload in _uploads(form).items()}
-        except ClientDisconnect:
-            raise ClientGone from None
-        except UnicodeError:
-            raise ApiError(400, "The form is not UTF-8 text.", code="invalid_body") from None
+            body = _fields(form)
+            media = {kind: await upload.read() for kind, upload in _uploads(form).items()}
+        finally:
+            await form.close()
     else:
         body = await read_json(request, EmotionsBody)
     for kind, url in zip(KINDS, (body.video, body.image, body.audio), strict=True):
@@ -59,6 +60,39 @@ async def read_body(admission: Admission, inputs: MediaInputs) -> tuple[Emotions
                 raise ApiError(400, f"There is more than one {kind}.", param=kind, code="too_many_media")
             media[kind] = await inputs.read(url, kind, admission, kind)
     return body, media
+
+
+class _Parser(MultiPartParser):
+    """A parser that knows whether the form has ended."""
+
+    is_complete = False
+
+    def on_end(self) -> None:
+        """Receive the end of the last part."""
+        self.is_complete = True
+
+
+async def _form(request: HttpRequest) -> FormData:
+    """Read a form.
+
+    Raises:
+        ApiError: If it is invalid, or ends before its last boundary.
+        ClientGone: If the client disconnected.
+    """
+    try:
+        async with aclosing(request.stream()) as stream:
+            parser = _Parser(request.headers, stream, max_files=len(KINDS), max_fields=MAX_FIELDS, max_part_size=MAX_FIELD)
+            form = await parser.parse()
+    except ClientDisconnect:
+        raise ClientGone from None
+    except MultiPartException as error:
+        raise ApiError(400, error.message, code="invalid_body") from None
+    except UnicodeError:
+        raise ApiError(400, "The form is not UTF-8 text.", code="invalid_body") from None
+    if not parser.is_complete:
+        await form.close()
+        raise ApiError(400, "The form ends before its last boundary. Send it again.", code="invalid_body")
+    return form
 
 
 def _fields(form: FormData) -> EmotionsBody:
