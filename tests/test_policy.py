@@ -78,7 +78,7 @@ IMPORTS = {
     "components": "data data.batch decoding_state evaluation run_folder stores",
     "planning": "components config data data.batch logs.console precision",
     "datasets": "config data data.batch errors field_texts listing logs.console media paths remote stores suggestions",
-    "encoders": "config data dtypes errors field_texts listing media paths",
+    "encoders": "config data dtypes errors field_texts listing logs media paths",
     "importers": "data disk errors json_io listing logs.console media paths suggestions text_encoding",
     "reporting": "__init__ data disk errors evaluation json_io listing logs logs.console paths run_folder suggestions",
     "starter": "config data demo.folder errors media paths registration registry stores",

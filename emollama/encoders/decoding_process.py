@@ -22,6 +22,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from emollama.encoders.decoding_worker import MAX_REASON_LENGTH, TENSOR, DecodingLimits, LoaderSettings, Setup
+from emollama.logs.logger import get_logger
 from emollama.media.source import Source, UnusableMedia
 
 PROGRAM = "from emollama.encoders.decoding_worker import main; main()"
@@ -251,14 +252,18 @@ def _parse_header(data: bytes) -> tuple[str | None, list[int]]:
     """Return the error and the order of the dimensions, after checking them, because the process may run foreign code."""
     try:
         header = json.loads(data)
-        error, order = header["error"], header["order"]
+        error, order, fault = header["error"], header["order"], header["fault"]
     except (ValueError, RecursionError, KeyError, TypeError):
         raise _Crash("the decoder sent an invalid answer") from None
-    if not (error is None or isinstance(error, str)) or not isinstance(order, list):
+    if not (error is None or isinstance(error, str)) or not isinstance(order, list) or not isinstance(fault, str):
         raise _Crash("the decoder sent an invalid answer")
-    if error is not None:
-        error = "".join(character if character.isprintable() else "?" for character in error[:MAX_REASON_LENGTH])
-    return error, order
+    if fault:
+        get_logger().warning("an encoder failed to load a clip: %s", _printable(fault))
+    return None if error is None else _printable(error), order
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text[:MAX_REASON_LENGTH])
 
 
 def _parse_tensor(data: bytes, order: list[Any]) -> Tensor:
