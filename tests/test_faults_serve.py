@@ -177,6 +177,18 @@ def test_a_file_that_is_no_video_is_unprocessable(world, content):
     assert SECRET not in error["message"] and str(world.root) not in error["message"]
 
 
+def test_a_reason_that_several_slots_share_is_given_once():
+    from emollama.inference.modalities import require_features
+    from emollama.inference.requests import Modality, UnusableInput
+
+    slots = {slot: Modality("zero", f"encoders.{slot}: its video cannot be read") for slot in ("image", "face", "video")}
+    with pytest.raises(UnusableInput) as caught:
+        require_features(slots | {"audio": Modality("missing", "none")}, "this clip", "video")
+    lines = str(caught.value).splitlines()[1:]
+    shared = "- image: zero, encoders.image: its video cannot be read; the same for face, video"
+    assert lines == [shared, "- audio: missing, none"]
+
+
 def test_a_truncated_video_is_unprocessable_or_reported_as_zero(world, tmp_path):
     (tmp_path / "cut.mp4").write_bytes(world.video)
     cut(tmp_path / "cut.mp4", 0.5)
@@ -217,7 +229,11 @@ def test_a_form_is_checked_like_json(world):
     }
     assert {name: response.status_code for name, response in cases.items()} == dict.fromkeys(cases, 400)
     assert post("/v1/emotions", content=whole.rstrip() + b"\r\nepilogue", headers=headers).status_code == 200
-    assert post("/v1/emotions", files={"file": b"x"}).status_code == 422
+    for field in ("file", "video", "audio"):
+        unusable = post("/v1/emotions", files={field: b"x"})
+        assert (unusable.status_code, unusable.json()["error"]["param"]) == (422, field)
+    wrong = post("/v1/emotions", files={"video": ("x.png", b"x", "image/png")})
+    assert wrong.status_code == 400 and "Send the file as image." in wrong.json()["error"]["message"]
     assert post("/v1/emotions", data={"text": "no media"}).status_code == 415
 
 
@@ -460,15 +476,21 @@ def test_a_url_of_an_allowed_network_is_downloaded_and_its_redirects_are_checked
             private.accept()
 
 
-@pytest.mark.parametrize("checkpoint", ["outside/secret.mp4", "gone.pth"])
-def test_a_checkpoint_that_cannot_be_read_ends_the_command_with_the_error(world, checkpoint, launch):
-    options = [*OPTIONS, "encoders=null", f"model.ckpt={world.root / checkpoint}"]
-    arguments = ["--cfg-path", str(world.root / "config.yaml"), "--port", "0", "--preload", "--options", *options]
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("model.ckpt={root}/outside/secret.mp4", "model.ckpt: {root}/outside/secret.mp4 is truncated or not a checkpoint"),
+        ("model.ckpt={root}/gone.pth", "model.ckpt: no file '{root}/gone.pth'"),
+        ("encoders=null", "encoders: no block computes features of videos for the slots of the model (image, "),
+    ],
+)
+def test_a_configuration_that_cannot_answer_ends_the_command_before_it_listens(world, option, message, launch):
+    options = [*OPTIONS, option.format(root=world.root)]
+    arguments = ["--cfg-path", str(world.root / "config.yaml"), "--port", "0", "--options", *options]
     completed = launch("-m", "emollama", "serve", *arguments)
     assert completed.returncode == 1
-    assert completed.stderr.splitlines()[-1].startswith("error: model.ckpt")
+    assert completed.stderr.splitlines()[-1].startswith(f"error: {message.format(root=world.root)}")
     assert "listening" not in completed.stderr
-    assert "the configuration has no encoders" in completed.stderr
 
 
 # The end of a server

@@ -48,18 +48,18 @@ def serving(root):
     import openai
 
     from emollama import config
-    from emollama.inference.serve.loading import load_engine
+    from emollama.inference.serve.loading import load_engine, require_servable
     from emollama.inference.serve.server import Server
     from emollama.inference.serve.settings import ServeSettings
 
-    engines = []
+    engines, cfg = [], config.load(str(root / "config.yaml"), OPTIONS)
 
     def load():
-        engines.append(load_engine(config.load(str(root / "config.yaml"), OPTIONS), settings))
+        engines.append(load_engine(cfg, settings))
         return engines[0]
 
     settings = ServeSettings(port=0, model=MODEL, preload=True, allow_files=str(root / "videos"))
-    server = Server(settings, load)
+    server = Server(settings, load, require_servable(cfg))
     with running(server) as client, openai.OpenAI(base_url=server.url, api_key="unused", max_retries=0, timeout=600) as sdk:
         yield Served(root, engines[0], client, sdk)
 
@@ -173,15 +173,19 @@ def test_an_image_and_audio_reach_the_engine(served):
     expected = served.answer(image=file.getvalue(), audio=served.video(), question="Who?")
     assert response.emollama["modalities"] == modalities(expected)
     assert response.choices[0].message.content == expected.text
+    # The declared type tells which kind of file it is.
+    picture = served.http.post("/v1/emotions", files={"file": ("a.png", file.getvalue(), "image/png")}).json()
+    assert picture["answer"] == served.answer(image=file.getvalue(), task="emotion").text
 
 
+@pytest.mark.parametrize("field", ["file", "video"])
 @pytest.mark.parametrize("form", [True, False])
-def test_emotions_are_the_distribution_of_labels_with_the_reasoning(served, form):
+def test_emotions_are_the_distribution_of_labels_with_the_reasoning(served, form, field):
     text = sentences(served.root)[CLIP]
     if form:
-        response = served.http.post("/v1/emotions", files={"file": served.video()}, data={"text": text})
+        response = served.http.post("/v1/emotions", files={field: served.video()}, data={"text": text})
     else:
-        response = served.http.post("/v1/emotions", json={"video": data_url(served.video()), "text": text})
+        response = served.http.post("/v1/emotions", json={field: data_url(served.video()), "text": text})
     body = response.json()
     expected = served.answer(video=served.video(), text=text, task="emotion", label_probabilities=True)
     assert list(body["label_probabilities"]) == LABELS
@@ -189,12 +193,14 @@ def test_emotions_are_the_distribution_of_labels_with_the_reasoning(served, form
     assert body["label"] == max(expected.label_probabilities, key=expected.label_probabilities.get)
     assert body["reasoning"] == served.answer(video=served.video(), text=text, task="reason").text
     assert body["modalities"] == modalities(expected)
+    assert body["timings"].keys() == {"queue", "features", "generation"}
+    assert body["warnings"] == ["The model was not trained on the task 'reason', but on emotion."]
 
 
 def test_emotions_without_reasoning_and_with_a_mask(served):
     fields = {"reasoning": "false", "mask_slots": ["video", "audio"]}
     body = served.http.post("/v1/emotions", files={"video": served.video()}, data=fields).json()
-    assert body["reasoning"] is None
+    assert (body["reasoning"], body["warnings"]) == (None, [])
     assert [body["modalities"][slot]["state"] for slot in ("video", "audio")] == ["zero", "zero"]
 
 
@@ -230,7 +236,9 @@ def test_a_file_below_the_allowed_folder_is_read(served, kind):
 )
 def test_a_parameter_that_would_be_ignored_is_rejected_by_name(served, changes, param):
     response = served.http.post("/v1/chat/completions", json=chat(data_url(served.video()), "Who?") | changes)
-    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, param)
+    assert param in error["message"]
 
 
 def test_parameters_without_effect_are_accepted(served):
@@ -244,7 +252,8 @@ def test_an_unknown_model_is_not_found(served):
     with pytest.raises(openai.NotFoundError) as caught:
         served.openai.chat.completions.create(model="gpt", messages=[user(data_url(served.video()))])
     assert caught.value.code == "model_not_found"
-    assert [model.id for model in served.openai.models.list()] == [MODEL]
+    (model,) = served.openai.models.list()
+    assert (model.id, model.emollama["trained_tasks"], model.emollama["tasks"]) == (MODEL, ["emotion"], ["emotion", "reason"])
     assert served.http.get("/v1/models/other").status_code == 404
 
 

@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
     from emollama.logs.logger import set_up
 
     _require_packages()
-    from emollama.inference.serve.loading import load_engine
+    from emollama.inference.serve.loading import load_engine, require_servable
     from emollama.inference.serve.server import Server
     from emollama.inference.serve.settings import ServeSettings, read_key
 
@@ -103,7 +103,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     config = load(arguments.cfg_path, [*arguments.options, *_options(arguments)])
     set_up(is_main=True)
-    server = Server(settings, lambda: load_engine(config, settings))
+    trained_tasks = require_servable(config)
+    server = Server(settings, lambda: load_engine(config, settings), trained_tasks)
     server.run()
     if server.is_loading:
         # There is no way to end the thread that loads the model.

@@ -192,7 +192,7 @@ class _Worker:
 
         Raises:
             _Crash: If the process did not send a valid answer in time.
-            CancelledError: If nobody wants the clip any more, and the process goes on.
+            CancelledError: If nobody wants the clip any more, and the process continues.
         """
         deadline = _Deadline(self.process, self.limits.seconds)
         try:

@@ -55,7 +55,7 @@ class AllowedFiles:
     def _open(self, path: str) -> int | None:
         """Open a regular file in the folder for reading; return None for any other path."""
         with ExitStack() as stack:
-            # O_PATH has no effect on devices and pipes, and each step starts at the folder that was opened before: links that
+            # O_PATH has no effect on devices and pipes, and each step begins in the folder that was opened before: links that
             # another program puts there meanwhile lead nowhere.
             flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
             try:

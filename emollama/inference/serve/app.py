@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 from fastapi import FastAPI, Request, Response
@@ -25,6 +26,7 @@ from emollama.inference.serve.media_inputs import MediaInputs
 from emollama.inference.serve.metrics import CONTENT_TYPE, Metrics
 from emollama.inference.serve.outermost import STATE
 from emollama.inference.serve.schema import ChatRequest
+from emollama.inference.serve.served_model import ServedModel
 
 READ = ["GET", "HEAD"]
 # FastAPI's own telemetry would export the messages of exceptions, which can contain texts of requests.
@@ -40,7 +42,7 @@ class Services:
         bodies: limits of the bodies.
         media: reads the media of requests.
         metrics: the metrics of the server.
-        model: the name of the model.
+        model: what clients learn about the model.
         seconds: maximum time of an answer.
     """
 
@@ -48,7 +50,7 @@ class Services:
     bodies: Bodies
     media: MediaInputs
     metrics: Metrics
-    model: str
+    model: ServedModel
     seconds: float
 
 
@@ -103,7 +105,7 @@ class Routes:
 
     async def model(self, name: str) -> Response:
         """Describe the model."""
-        self._require_model(name)
+        self._services.model.require(name)
         return JSONResponse(self._model())
 
     async def chat_completions(self, request: Request) -> Response:
@@ -112,8 +114,9 @@ class Routes:
         with ExitStack() as stack:
             admission = stack.enter_context(services.bodies.admitted(request))
             body = await read_json(admission.request, ChatRequest)
-            self._require_model(body.model)
-            asked, reply = await chat.engine_request(body, services.media, admission), chat.ChatResponse(body)
+            services.model.require(body.model)
+            asked = await chat.engine_request(body, services.media, admission)
+            reply = chat.ChatResponse(body, partial(services.model.warnings, engine, asked))
             streamed, caller = body.stream, Caller(request, services.seconds)
             # The text of the media is not needed while the client waits.
             del body
@@ -136,13 +139,17 @@ class Routes:
         with services.bodies.admitted(request) as admission:
             body, media = await emotions.read_body(admission, services.media)
             if body.model is not None:
-                self._require_model(body.model)
-            caller, answers = Caller(request, services.seconds), []
+                services.model.require(body.model)
+            caller, answers, warnings = Caller(request, services.seconds), [], []
             # The second request uses the features that the engine has extracted for the first one.
-            for asked in emotions.engine_requests(body, media, engine.tasks):
-                answers.append(await answer(engine, asked, caller))
+            for asked in emotions.engine_requests(body, media.content, engine.tasks):
+                try:
+                    answers.append(await answer(engine, asked, caller))
+                except RequestError as error:
+                    raise _with_param(error, media.fields) from None
                 services.metrics.answer(answers[-1])
-        return JSONResponse(emotions.response(answers, services.model))
+                warnings += services.model.warnings(engine, asked, answers[-1])
+        return JSONResponse(emotions.response(answers, services.model.name, list(dict.fromkeys(warnings))))
 
     async def _events(self, pieces: AnswerPieces, reply: chat.ChatResponse, request_id: str) -> AsyncIterator[str]:
         """Yield the server-sent events of an answer. An error after the first one is an event, too."""
@@ -160,18 +167,9 @@ class Routes:
         yield "data: [DONE]\n\n"
 
     def _model(self) -> dict[str, Any]:
-        engine = self._services.loader.engine
-        facts = None
-        if engine is not None:
-            labels = engine.labels if emotions.LABELLED in engine.tasks else []
-            facts = {"tasks": engine.tasks, "labels": labels, "slots": engine.slots}
-        entry = {"id": self._services.model, "object": "model", "created": self._created, "owned_by": "emollama"}
-        return entry | {"emollama": facts}
-
-    def _require_model(self, name: str) -> None:
-        if name != self._services.model:
-            message = f"The model of this server is '{self._services.model}'."
-            raise ApiError(404, message, param="model", code="model_not_found")
+        model = self._services.model
+        entry = {"id": model.name, "object": "model", "created": self._created, "owned_by": "emollama"}
+        return entry | {"emollama": model.description(self._services.loader.engine)}
 
 
 class _EventStream(StreamingResponse):
@@ -194,7 +192,7 @@ def _event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data)}\n\n"
 
 
-def _with_param(error: RequestError, params: dict[str, str]) -> ApiError:
+def _with_param(error: RequestError, params: Mapping[str, str]) -> ApiError:
     """Return the response to a request that the engine rejected, with the part of the body in place of the engine's field."""
     response = api_error(error)
     response.param = params.get(error.param, error.param)

@@ -7,7 +7,7 @@ import contextlib
 import ipaddress
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -26,6 +26,7 @@ from emollama.inference.serve.media_inputs import MediaInputs
 from emollama.inference.serve.metrics import Metrics
 from emollama.inference.serve.outermost import Outermost
 from emollama.inference.serve.private_folder import private_temporary_folder
+from emollama.inference.serve.served_model import ServedModel
 from emollama.inference.serve.settings import ServeSettings
 from emollama.logs.logger import get_logger
 
@@ -41,6 +42,7 @@ class Server:
     Args:
         settings: the settings.
         load: loads the engine.
+        trained_tasks: the tasks of the training of the checkpoint; None if they are unknown.
 
     Attributes:
         address: the address and the port.
@@ -49,8 +51,8 @@ class Server:
         UserError: If the address cannot be used.
     """
 
-    def __init__(self, settings: ServeSettings, load: Callable[[], Engine]) -> None:
-        self._settings = settings
+    def __init__(self, settings: ServeSettings, load: Callable[[], Engine], trained_tasks: Sequence[str] | None = None) -> None:
+        self._settings, self._trained_tasks = settings, trained_tasks
         allowed = AllowedFiles(settings.allow_files)
         self._socket = bind(settings.host, settings.port)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
@@ -62,6 +64,7 @@ class Server:
         self._metrics = Metrics(lambda: self._loader.engine)
         self._stop_requested = threading.Event()
         self._uvicorn: SignalledServer | None = None
+        self._error: BaseException | None = None
 
     @property
     def url(self) -> str:
@@ -87,14 +90,20 @@ class Server:
             if self._settings.preload:
                 self._loader.load()
             asyncio.run(self._serve())
-        if self._loader.error is not None:
-            raise self._loader.error
+        if self._error is not None:
+            raise self._error
 
     def stop(self) -> None:
         """Let :meth:`run` return; another thread may call it."""
         self._stop_requested.set()
         if self._uvicorn is not None:
             self._uvicorn.should_exit = True
+
+    def _loading_failed(self, error: BaseException) -> None:
+        # A server that ends takes away files and processes that the loading may need.
+        if self._uvicorn is not None and not self._uvicorn.should_exit:
+            self._error = error
+            self.stop()
 
     async def _serve(self) -> None:
         settings = self._settings
@@ -104,7 +113,7 @@ class Server:
             self._socket.listen(BACKLOG)
         get_logger().info("listening on %s, model '%s'", self.url, settings.model)
         if self._loader.engine is None:
-            self._loader.load_in_background(self.stop)
+            self._loader.load_in_background(self._loading_failed)
         self._uvicorn.should_exit = self._stop_requested.is_set()
         await self._uvicorn.serve(sockets=[self._socket])
         if self._uvicorn.force_exit:
@@ -113,7 +122,8 @@ class Server:
     def _app(self) -> FastAPI:
         settings = self._settings
         bodies = Bodies(settings.max_bytes, settings.body_timeout, settings.max_waiting + settings.max_batch_size)
-        services = Services(self._loader, bodies, self._media, self._metrics, settings.model, settings.timeout)
+        model = ServedModel(settings.model, self._trained_tasks)
+        services = Services(self._loader, bodies, self._media, self._metrics, model, settings.timeout)
         address = ipaddress.ip_address(self.address[0])
         hosts = {settings.host.lower(), self.address[0], *(name.lower() for name in settings.allowed_hosts)}
         outermost = Middleware(Outermost, metrics=self._metrics, seconds=self._seconds())
