@@ -74,10 +74,10 @@ def is_listening(client: httpx.Client) -> bool:
 
 
 @contextmanager
-def launched(
+def listening(
     config: Path, *arguments: str, options: Sequence[str] = (), **variables: str
 ) -> Iterator[tuple[Launched, httpx.Client]]:
-    """Run ``emollama serve`` in a new process; yield it with a client once it is ready.
+    """Run ``emollama serve`` in a new process; yield it with a client once it listens, while it loads the model.
 
     Args:
         config: the configuration.
@@ -94,10 +94,17 @@ def launched(
         key = variables.get("EMOLLAMA_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         with httpx.Client(base_url=found[1], headers=headers, timeout=HANG, trust_env=False) as client:
-            wait_until(lambda: client.get("/ready").status_code == 200 or process.poll() is not None)
             yield process, client
     finally:
         process.kill()
+
+
+@contextmanager
+def launched(config: Path, *arguments: str, **variables: str) -> Iterator[tuple[Launched, httpx.Client]]:
+    """Run ``emollama serve`` as :func:`listening` does; yield it once the model is loaded."""
+    with listening(config, *arguments, **variables) as (process, client):
+        wait_until(lambda: client.get("/ready").status_code == 200 or process.poll() is not None)
+        yield process, client
 
 
 def metric(client: httpx.Client, name: str) -> float:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +41,7 @@ from emollama.media.source import MediaLimits, Source, UnusableMedia
 from tests.workers.faulty_decoding import Obedient
 
 pytestmark = pytest.mark.faults
-LIMITS = DecodingLimits(memory_bytes=2**31, cpu_seconds=20, seconds=60.0, result_bytes=2**22)
+LIMITS = DecodingLimits(memory_bytes=2**31, cpu_seconds=1, seconds=60.0, result_bytes=2**22)
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +58,9 @@ def obedient():
 def ask(obedient, tmp_path):
     """Return what the process loads from a file with this content: text, or the reason why there is none."""
 
-    def ask(content, process=obedient):
+    def ask(content):
         (tmp_path / "clip").write_text(content)
-        result = process.load(Source("clip", tmp_path / "clip"), ["bytes"])["bytes"]
+        result = obedient.load(Source("clip", tmp_path / "clip"), ["bytes"])["bytes"]
         return result if isinstance(result, UnusableMedia) else bytes(result.tolist()).decode()
 
     return ask
@@ -84,7 +85,7 @@ def test_results_equal_those_of_this_process_bit_by_bit(tmp_path):
         sources.append(Source(str(number), tmp_path / f"{number}.png"))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    process = DecodingProcess(configs, LIMITS)
+    process = DecodingProcess(configs, replace(LIMITS, cpu_seconds=20))
     try:
         loaders = {
             label: c if isinstance(c, FramePixels) else c[0](c[1], device=encoding.CPU, key=label) for label, c in configs.items()
@@ -129,18 +130,16 @@ def test_an_unexpected_exception_is_logged_with_its_place_and_without_its_messag
 
 
 @pytest.mark.parametrize(
-    ("command", "limits", "expected"),
+    ("command", "seconds", "expected"),
     [
-        ("compute", DecodingLimits(cpu_seconds=1), "decoding it takes more than 1 seconds of CPU time"),
-        ("wait", DecodingLimits(seconds=1.0), "decoding it takes longer than 1 seconds"),
+        ("compute", 60.0, "decoding it takes more than 1 seconds of CPU time"),
+        ("wait", 0.5, "decoding it takes longer than 0.5 seconds"),
     ],
 )
-def test_the_process_is_ended_at_its_limits_of_time(ask, command, limits, expected):
-    process = DecodingProcess({"bytes": (Obedient, Obedient.Config())}, limits)
-    try:
-        assert str(ask(command, process)) == expected
-    finally:
-        process.close()
+def test_the_process_is_ended_at_its_limits_of_time(ask, obedient, command, seconds, expected):
+    obedient.wait_until_ready()
+    obedient._worker.limits = replace(LIMITS, seconds=seconds)
+    assert str(ask(command)) == expected
 
 
 def test_after_a_crash_the_clip_is_not_loaded_for_further_encoders_but_the_next_clip_is(ask, obedient, tmp_path):

@@ -11,29 +11,30 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from types import SimpleNamespace
 
 import httpx
 import pytest
 from media_files import cut
 from ranks import HANG, ROOT
-from served_model import MODEL, OPTIONS, chat, data_url, launched, metric, running, wait_until
+from served_model import MODEL, OPTIONS, chat, data_url, launched, listening, metric, running, wait_until
 from video_world import CLIPS, make_world
+
+from emollama.inference.pending import PendingAnswer
+from emollama.inference.requests import Answer, Checkpoint, QueueFull, Timings
 
 pytestmark = pytest.mark.faults
 KEY = "a-secret-key"
 URL = "/v1/chat/completions"
-# Small limits, so that tests reach them: 2 MiB, three requests at the same time.
-LIMITS = "--max-body-mb 2 --max-waiting 1 --max-batch-size 2 --body-timeout 3 --timeout 20".split()
 LONG = {"max_tokens": 3000, "stream": True}
 SECRET = "the content of a file outside"
+ANSWER = Answer("text", "emotion", "", None, {}, None, "stop", 1, 0, 1, Timings(0.0, 0.0, 0.0), Checkpoint((), ()))
 
 
 class World:
     """A server in a new process, with the folders that it uses."""
 
-    def __init__(self, root, process, client):
-        self.root, self.process, self.client = root, process, client
+    def __init__(self, root, process, client, left):
+        self.root, self.process, self.client, self.left = root, process, client, left
         self.video = (root / f"videos/{CLIPS[0]}.mp4").read_bytes()
         self.address = (client.base_url.host, client.base_url.port)
 
@@ -62,24 +63,70 @@ def world(tmp_path_factory, fork_server):
     (root / "videos/inside.mp4").symlink_to(root / f"videos/{CLIPS[0]}.mp4")
     (root / "videos/folder").symlink_to(root / "outside")
     os.mkfifo(root / "videos/pipe.mp4")
-    options = [*LIMITS, "--allow-files", str(root / "videos"), "--allow-urls", "127.0.0.2/32"]
-    with launched(path, *options, EMOLLAMA_API_KEY=KEY, TMPDIR=str(root / "outside")) as (process, client):
-        yield World(root, process, client)
+    temporary = root / "temporary"
+    temporary.mkdir()
+    with listening(path, TMPDIR=str(temporary)) as (process, _):
+        process.kill_alone()
+    left = {folder: folder.stat().st_mode & 0o777 for folder in temporary.glob("emollama*")}
+    options = ["--allow-files", str(root / "videos"), "--allow-urls", "127.0.0.2/32"]
+    with launched(path, *options, EMOLLAMA_API_KEY=KEY, TMPDIR=str(temporary)) as (process, client):
+        world = World(root, process, client, left)
+        yield world
         # Every test has left the server alive, without requests that hold a place, and without a secret in its log.
         wait_until(lambda: metric(client, "emollama_generating_requests") == 0)
-        assert client.post(URL, json=chat(data_url((root / f"videos/{CLIPS[0]}.mp4").read_bytes()), "Who?")).status_code == 200
-        assert [text for text in (KEY, SECRET, "Sesame", "base64") if text in process.stderr()] == []
-        assert not re.search("Traceback|failed with", process.stderr()), process.stderr()
+        log = ended_after_its_last_answer(world)
+    assert [text for text in (KEY, SECRET, "Sesame", "base64") if text in log] == []
+    assert not re.search("Traceback|failed with", log), log
+    assert list(temporary.glob("emollama*")) == []
 
 
-@pytest.fixture
-def bare():
-    """A server in a thread of this process, whose engine answers nothing."""
+def ended_after_its_last_answer(world):
+    """End the server while it answers; return its log."""
+    body = chat(data_url(world.video), "Who?", max_tokens=200, stream=True)
+    with world.client.stream("POST", URL, json=body) as response:
+        lines = response.iter_lines()
+        next(lines)
+        world.process.send_signal(signal.SIGTERM)
+        chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line and line != "data: [DONE]"]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+    completed = world.process.wait()
+    assert completed.returncode == 0
+    return completed.stderr
+
+
+class Waiting:
+    """An engine that answers nothing by itself."""
+
+    tasks = ("emotion",)
+
+    def __init__(self):
+        self.pending, self.is_full = [], False
+
+    def submit(self, request, on_text=None):
+        if self.is_full:
+            raise QueueFull("full")
+        self.pending.append(PendingAnswer(request, on_text))
+        return self.pending[-1]
+
+    def close(self, drain):
+        assert drain
+
+
+@contextmanager
+def bare(**settings):
+    """A server in a thread of this process, with small limits; yields a client and its engine, which is :class:`Waiting`."""
     from emollama.inference.serve.server import Server
     from emollama.inference.serve.settings import ServeSettings
 
-    settings = ServeSettings(port=0, preload=True, max_body_mb=1, body_timeout=1000.0, max_waiting=1, max_batch_size=1)
-    with running(Server(settings, lambda: SimpleNamespace(close=lambda drain: None))) as client:
+    small = {"max_body_mb": 1, "body_timeout": 1000.0, "max_waiting": 1, "max_batch_size": 1}
+    engine = Waiting()
+    with running(Server(ServeSettings(port=0, preload=True, model=MODEL, **(small | settings)), lambda: engine)) as client:
+        yield client, engine
+
+
+@pytest.fixture
+def client():
+    with bare() as (client, _):
         yield client
 
 
@@ -108,61 +155,66 @@ def post_of(length, more=""):
 # Connections
 
 
-def test_idle_connections_make_room_for_others_and_busy_ones_do_not(bare, monkeypatch):
+def health(client):
+    """The response to a request on a new connection."""
+    with begun(client, b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n") as connection:
+        return rest(connection)
+
+
+def test_idle_connections_make_room_for_others_and_busy_ones_do_not(client, monkeypatch):
     from emollama.inference.serve import connections
 
     monkeypatch.setattr(connections, "MAX_CONNECTIONS", 8)
     with ExitStack() as stack:
-        silent = [stack.enter_context(begun(bare, b"GET /health HTTP/1.1\r\n" if number % 2 else b"")) for number in range(30)]
-        assert bare.get("/health").status_code == 200
+        silent = [stack.enter_context(begun(client, b"GET /health HTTP/1.1\r\n" if number % 2 else b"")) for number in range(30)]
+        assert b" 200 " in health(client)
         assert [rest(connection) for connection in silent[:20]] == [b""] * 20
-        # They close the others, and that of the client.
+        # They close the others.
         for _ in range(8):
-            busy = stack.enter_context(begun(bare, post_of(10, "Expect: 100-continue\r\n")))
+            busy = stack.enter_context(begun(client, post_of(10, "Expect: 100-continue\r\n")))
             assert b" 100 " in busy.recv(1 << 16)
-        with httpx.Client(base_url=bare.base_url, trust_env=False) as other:
-            assert other.get("/health").json()["error"]["code"] == "too_many_connections"
-    wait_until(lambda: bare.get("/health").status_code == 200)
+        assert b" 503 " in (response := health(client)) and b'"code": "too_many_connections"' in response
+    wait_until(lambda: b" 200 " in health(client))
 
 
-def test_headers_must_be_complete_in_time(bare, monkeypatch):
+def test_headers_must_be_complete_in_time(client, monkeypatch):
     from emollama.inference.serve import connections
 
     monkeypatch.setattr(connections, "HEADER_SECONDS", 0.1)
-    with begun(bare) as silent, begun(bare, b"GET /health HTTP/1.1\r\nHost: loc") as slow:
+    with begun(client) as silent, begun(client, b"GET /health HTTP/1.1\r\nHost: loc") as slow:
         assert rest(silent) == b""
         assert b" 408 " in (response := rest(slow)) and b'"code": "headers_too_slow"' in response
-    with begun(bare, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nG") as second:
+    with begun(client, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nG") as second:
         assert b" 200 " in (response := rest(second)) and b" 408 " in response
 
 
 @pytest.mark.parametrize("content", [b"x\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nHost: " + b"x" * 50_000])
-def test_what_is_not_http_gets_an_error_in_the_format_of_all_others(bare, content):
-    with begun(bare, content) as connection:
+def test_what_is_not_http_gets_an_error_in_the_format_of_all_others(client, content):
+    with begun(client, content) as connection:
         head, _, body = rest(connection).partition(b"\r\n\r\n")
     assert b" 400 " in head and json.loads(body)["error"]["code"] == "invalid_request"
 
 
-def test_a_body_that_becomes_invalid_gets_an_error(bare):
+def test_a_body_that_becomes_invalid_gets_an_error(client):
     chunked = post_of(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
-    with begun(bare, chunked + b"1\r\n{\r\nx\r\n") as connection:
+    with begun(client, chunked + b"1\r\n{\r\nx\r\n") as connection:
         assert b" 400 " in rest(connection)
 
 
 # Bodies that are not complete
 
 
-def test_slow_bodies_take_no_place_and_only_the_memory_of_what_has_arrived(bare):
+def test_slow_bodies_take_no_place_and_only_the_memory_of_what_has_arrived(client):
     with ExitStack() as stack:
         for _ in range(8):
-            slow = stack.enter_context(begun(bare, post_of(1 << 20, "Expect: 100-continue\r\n")))
+            slow = stack.enter_context(begun(client, post_of(1 << 20, "Expect: 100-continue\r\n")))
             assert b" 100 " in slow.recv(1 << 16)
-        assert bare.post(URL, json={}).status_code == 400
+        assert client.post(URL, json={}).status_code == 400
         # All together may take 4 MiB.
-        large = [stack.enter_context(begun(bare, post_of(1 << 20) + b" " * 1_000_000)) for _ in range(5)]
+        large = [stack.enter_context(begun(client, post_of(1 << 20) + b" " * 1_000_000)) for _ in range(5)]
         (rejected,), _, _ = select.select(large, [], [], HANG)
         assert b" 429 " in rejected.recv(1 << 16)
-    wait_until(lambda: bare.post(URL, json={}).status_code == 400)
+    wait_until(lambda: client.post(URL, json={}).status_code == 400)
 
 
 # Media
@@ -283,37 +335,45 @@ def test_bodies_of_other_types_are_rejected(world):
 # Limits
 
 
-def test_a_body_that_is_too_large_is_rejected_also_without_its_length(world):
+def test_a_body_that_is_too_large_is_rejected_also_without_its_length(client):
     def endless():
         for _ in range(100):
             yield b" " * 100_000
 
     headers = {"Content-Type": "application/json"}
-    assert world.client.post(URL, content=b" " * 10_000_000, headers=headers).status_code == 413
-    assert world.client.post(URL, content=endless(), headers=headers).status_code == 413
-    assert world.client.post("/v1/emotions", files={"file": b" " * 3_000_000}).status_code == 413
-    declared = f"POST {URL} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 9999999999\r\n\r\n"
-    assert b" 413 " in world.sends(declared.encode())
+    assert client.post(URL, content=b" " * 10_000_000, headers=headers).status_code == 413
+    assert client.post(URL, content=endless(), headers=headers).status_code == 413
+    assert client.post("/v1/emotions", files={"file": b" " * 3_000_000}).status_code == 413
+    with begun(client, post_of(9_999_999_999)) as connection:
+        assert b" 413 " in rest(connection)
 
 
-def test_a_slow_body_times_out(world):
-    lines = f"POST {URL} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
-    assert b" 408 " in world.sends(f"{lines}Content-Length: 100\r\n\r\n{{".encode())
+def test_a_slow_body_times_out():
+    with bare(body_timeout=0.1) as (client, _), begun(client, post_of(100) + b"{") as connection:
+        assert b" 408 " in rest(connection)
 
 
-def test_a_full_queue_rejects_requests_until_one_ends(world):
-    body, client = chat(data_url(world.video), "Who?"), world.client
-    with ThreadPoolExecutor(1) as pool:
-        with ExitStack() as stack:
-            for _ in range(2):
-                running = stack.enter_context(client.stream("POST", URL, json=body | LONG))
-                assert running.status_code == 200, running.read()
-            waiting = pool.submit(world.post, body)
-            wait_until(lambda: metric(client, "emollama_waiting_requests") == 1)
-            rejected = world.post(body)
-            assert (rejected.status_code, rejected.headers["Retry-After"]) == (429, "1")
-            assert rejected.json()["error"]["code"] == "rate_limit_exceeded"
-        assert waiting.result().status_code == 200
+def test_a_full_queue_rejects_requests_until_one_ends():
+    body = chat(data_url(b"x"), "Who?")
+    with bare(max_waiting=1, max_batch_size=1) as (client, engine), ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(client.post, URL, json=body) for _ in range(2)]
+        wait_until(lambda: len(engine.pending) == 2)
+        rejected = client.post(URL, json=body)
+        assert (rejected.status_code, rejected.headers["Retry-After"]) == (429, "1")
+        assert rejected.json()["error"]["code"] == "rate_limit_exceeded"
+        engine.pending[0].succeed(ANSWER)
+        wait_until(lambda: any(one.done() for one in waiting))
+        engine.is_full = True
+        assert client.post(URL, json=body).status_code == 429
+        engine.pending[1].succeed(ANSWER)
+        assert [one.result().status_code for one in waiting] == [200] * 2
+
+
+def test_an_answer_that_takes_too_long_is_cancelled():
+    with bare(timeout=0.1) as (client, engine):
+        late = client.post(URL, json=chat(data_url(b"x"), "Who?"))
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
+        wait_until(lambda: engine.pending[0].future.cancelled())
 
 
 def test_twenty_clients_that_disconnect_free_their_places(world):
@@ -414,9 +474,11 @@ def listener(address):
         }
         thread = threading.Thread(target=serve)
         thread.start()
-        yield port, replies, accepted
-        listening.shutdown(socket.SHUT_RDWR)
-        thread.join()
+        try:
+            yield port, replies, accepted
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 def test_urls_reach_no_address_that_is_not_public(world):
@@ -467,7 +529,8 @@ def test_a_url_of_an_allowed_network_is_downloaded_and_its_redirects_are_checked
         replies[b"/clip.mp4"] = f"HTTP/1.1 200 OK\r\nContent-Length: {len(world.video)}\r\n\r\n".encode() + world.video
         assert world.status(f"{url}/clip.mp4")[0] == 200
         assert b"Host: 127.0.0.2" in accepted[0]
-        assert world.status(f"{url}/large")[0] == 413
+        with bare(allow_urls=["127.0.0.2/32"]) as (client, _):
+            assert client.post(URL, json=chat(f"{url}/large", "Who?")).status_code == 413
         for path in ("redirect", "loop", "file", "gzip", "missing"):
             status, error = world.status(f"{url}/{path}")
             assert (status, error["code"]) == (400, "invalid_url"), path
@@ -481,7 +544,10 @@ def test_a_url_of_an_allowed_network_is_downloaded_and_its_redirects_are_checked
     [
         ("model.ckpt={root}/outside/secret.mp4", "model.ckpt: {root}/outside/secret.mp4 is truncated or not a checkpoint"),
         ("model.ckpt={root}/gone.pth", "model.ckpt: no file '{root}/gone.pth'"),
-        ("encoders=null", "encoders: no block computes features of videos for the slots of the model (image, "),
+        (
+            "encoders=null",
+            "encoders: no block computes features of videos for the slots of the model (audio, face",
+        ),
     ],
 )
 def test_a_configuration_that_cannot_answer_ends_the_command_before_it_listens(world, option, message, launch):
@@ -493,49 +559,28 @@ def test_a_configuration_that_cannot_answer_ends_the_command_before_it_listens(w
     assert "listening" not in completed.stderr
 
 
-# The end of a server
+# Load, and the end of a server
 
 
-def test_an_answer_that_takes_too_long_ends_and_frees_its_place_and_a_killed_server_leaves_a_private_folder(world, left):
-    assert left.stat().st_mode & 0o777 == 0o700
+def test_a_server_deletes_the_private_folder_of_a_killed_one(world):
+    assert list(world.left.values()) == [0o700]
+    assert not any(folder.exists() for folder in world.left)
+    assert "deleted the temporary files of 1 servers" in world.process.stderr()
 
 
-@pytest.fixture(scope="module")
-def left(world, tmp_path_factory):
-    """The folder of a server that was killed, after a request that took too long."""
-    folder = tmp_path_factory.mktemp("temporary")
-    with launched(world.root / "config.yaml", "--timeout", "0.5", TMPDIR=str(folder)) as (process, client):
-        response = client.post(URL, json=chat(data_url(world.video), "Who?", max_tokens=3000))
-        assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
-        wait_until(lambda: metric(client, "emollama_generating_requests") == 0)
-        process.kill_alone()
-    (path,) = folder.glob("emollama-serve-*")
-    return path
-
-
-def test_a_server_deletes_what_a_killed_one_left_answers_fifty_clients_and_ends_after_its_last_answer(world, left, monkeypatch):
+def test_fifty_clients_get_the_answers_of_a_single_one(world, monkeypatch):
     import asyncio
 
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from serving import Clients, requests_about
 
     videos = [world.root / f"videos/{name}.mp4" for name in CLIPS]
-    with launched(world.root / "config.yaml", "--preload", TMPDIR=str(left.parent)) as (process, client):
-        assert "deleted the temporary files of 1 servers" in process.stderr()
-        assert not left.exists()
-        clients = Clients(str(client.base_url), process.pids[0], requests_about(videos, MODEL, 12))
-        single = asyncio.run(clients.run(1, 0.0, len(videos)))
-        load = asyncio.run(clients.run(50, 5.0, 0))
-        assert (single.wrong, load.wrong, load.repeated) == (0, 0, 0)
-        assert len(load.seconds) >= 50 and 0 < load.waiting <= 64
-        answered = metric(client, 'emollama_engine_requests_total{outcome="answered"}')
-        assert answered == len(single.seconds) + len(load.seconds)
-        body = chat(data_url(world.video), "Who?", max_tokens=200, stream=True)
-        with client.stream("POST", URL, json=body) as response:
-            lines = response.iter_lines()
-            next(lines)
-            process.send_signal(signal.SIGTERM)
-            chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line and line != "data: [DONE]"]
-        assert chunks[-1]["choices"][0]["finish_reason"] == "length"
-        assert process.wait().returncode == 0
-    assert list(left.parent.glob("emollama*")) == []
+    before = metric(world.client, 'emollama_engine_requests_total{outcome="answered"}')
+    bodies, headers = requests_about(videos, MODEL, 12), {"Authorization": f"Bearer {KEY}"}
+    clients = Clients(str(world.client.base_url), world.process.pids[0], bodies, headers)
+    single = asyncio.run(clients.run(1, 0.0, len(videos)))
+    load = asyncio.run(clients.run(50, 0.0, 150))
+    assert (single.wrong, load.wrong, load.repeated) == (0, 0, 0)
+    assert 0 < load.waiting <= 64
+    answered = metric(world.client, 'emollama_engine_requests_total{outcome="answered"}') - before
+    assert answered == len(single.seconds) + len(load.seconds)

@@ -130,18 +130,35 @@ def test_a_stream_ends_with_the_numbers_of_tokens_if_they_are_requested(served):
     assert len(chunks) > 5
 
 
-def test_an_error_after_the_start_of_a_stream_is_an_event(served):
+def test_an_error_after_the_start_of_a_stream_is_an_event(served, monkeypatch):
     import openai
 
-    with serving(served.root) as other:
-        chunks = iter(other.complete(user(data_url(other.video()), "Who?"), stream=True, max_tokens=3000))
-        assert next(chunks).choices[0].delta.role == "assistant"
-        other.engine.close(drain=False)
-        with pytest.raises(openai.APIError) as caught:
-            list(chunks)
-        assert caught.value.code == "shutting_down"
-        later = other.http.post("/v1/chat/completions", json=chat(data_url(other.video()), "Who?"))
-        assert (later.status_code, later.headers["Retry-After"]) == (503, "1")
+    from emollama.inference.requests import EngineClosed
+
+    submit, accepted = served.engine.submit, []
+
+    def noted(*arguments, **more):
+        accepted.append(submit(*arguments, **more))
+        return accepted[-1]
+
+    monkeypatch.setattr(served.engine, "submit", noted)
+    chunks = iter(served.complete(user(data_url(served.video()), "Who?"), stream=True, max_tokens=3000))
+    assert next(chunks).choices[0].delta.role == "assistant"
+    accepted[0].fail(EngineClosed("the engine was closed before it could answer"))
+    with pytest.raises(openai.APIError) as caught:
+        list(chunks)
+    assert caught.value.code == "shutting_down"
+
+
+def test_a_closed_engine_is_unavailable(served, monkeypatch):
+    from emollama.inference.requests import EngineClosed
+
+    def submit(*arguments, **more):
+        raise EngineClosed("the engine is closed")
+
+    monkeypatch.setattr(served.engine, "submit", submit)
+    later = served.http.post("/v1/chat/completions", json=chat(data_url(served.video()), "Who?"))
+    assert (later.status_code, later.headers["Retry-After"]) == (503, "1")
 
 
 def test_a_conversation_repeats_the_video_in_its_first_message(served):

@@ -94,8 +94,8 @@ def require_encoders(config: RunConfig) -> None:
         UserError: If neither an encoder nor the model itself computes features for any block.
     """
     blocks = prediction_blocks(config)
-    slots = {slot: None for block in blocks for slot in block.slots}
-    if any(block.frame_selection for block in blocks) or with_encoders_for(config, slots.keys(), Path()).encoders:
+    slots = sorted({slot for block in blocks for slot in block.slots})
+    if any(block.frame_selection for block in blocks) or with_encoders_for(config, set(slots), Path()).encoders:
         return
     raise UserError(
         f"encoders: no block computes features of videos for the slots of the model ({', '.join(slots)}). Add the encoders with"
