@@ -568,6 +568,13 @@ def test_a_server_deletes_the_private_folder_of_a_killed_one(world):
     assert "deleted the temporary files of 1 servers" in world.process.stderr()
 
 
+def test_a_server_that_is_stopped_while_it_loads_ends_with_status_0(world):
+    with listening(world.root / "config.yaml") as (process, _):
+        process.send_signal(signal.SIGTERM)
+        completed = process.wait()
+    assert completed.returncode == 0 and "Traceback" not in completed.stderr
+
+
 def test_fifty_clients_get_the_answers_of_a_single_one(world, monkeypatch):
     import asyncio
 

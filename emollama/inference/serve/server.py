@@ -108,16 +108,18 @@ class Server:
     async def _serve(self) -> None:
         settings = self._settings
         config = server_config(self._app(), grace_seconds=math.ceil(self._seconds()))
-        self._uvicorn = SignalledServer(config)
-        with listening_errors(settings.host, settings.port):
-            self._socket.listen(BACKLOG)
-        get_logger().info("listening on %s, model '%s'", self.url, settings.model)
-        if self._loader.engine is None:
-            self._loader.load_in_background(self._loading_failed)
-        self._uvicorn.should_exit = self._stop_requested.is_set()
-        await self._uvicorn.serve(sockets=[self._socket])
-        if self._uvicorn.force_exit:
-            raise Interrupted("stopped before all requests were answered", self._uvicorn.last_signal)
+        self._uvicorn = server = SignalledServer(config)
+        # Before anybody can learn that the server listens, so that a signal ends it properly from then on.
+        with server.capture_signals():
+            with listening_errors(settings.host, settings.port):
+                self._socket.listen(BACKLOG)
+            get_logger().info("listening on %s, model '%s'", self.url, settings.model)
+            if self._loader.engine is None:
+                self._loader.load_in_background(self._loading_failed)
+            server.should_exit |= self._stop_requested.is_set()
+            await server.serve(sockets=[self._socket])
+        if server.force_exit:
+            raise Interrupted("stopped before all requests were answered", server.last_signal)
 
     def _app(self) -> FastAPI:
         settings = self._settings
