@@ -78,7 +78,7 @@ IMPORTS = {
     "components": "data data.batch decoding_state evaluation run_folder stores",
     "planning": "components config data data.batch logs.console precision",
     "datasets": "config data data.batch errors field_texts listing logs.console media paths remote stores suggestions",
-    "encoders": "config data dtypes errors field_texts listing media paths",
+    "encoders": "config data dtypes errors field_texts listing logs media paths",
     "importers": "data disk errors json_io listing logs.console media paths suggestions text_encoding",
     "reporting": "__init__ data disk errors evaluation json_io listing logs logs.console paths run_folder suggestions",
     "starter": "config data demo.folder errors media paths registration registry stores",
@@ -229,11 +229,13 @@ LIBRARY_USERS = {
     "httpx2": {"inference.remote_llm"},
     "gradio": {"inference.app.events", "inference.app.page"},
     "fastapi": {"inference.serve.app", "inference.serve.server", "inference.app.page"},
-    "starlette": {f"inference.serve.{name}" for name in ("answering", "app", "bodies", "emotions", "guard", "outermost")}
+    "starlette": {
+        f"inference.serve.{name}" for name in ("answering", "app", "bodies", "connections", "emotions", "guard", "outermost")
+    }
     | {"inference.app.guard", "inference.app.page"},
     "pydantic": {f"inference.serve.{name}" for name in ("bodies", "emotions", "schema")},
-    "uvicorn": {"inference.serve.listening", "inference.serve.server", "inference.app.server"},
-    "h11": {"inference.serve.downloads"},
+    "uvicorn": {"inference.serve.connections", "inference.serve.listening", "inference.app.server"},
+    "h11": {"inference.serve.connections", "inference.serve.downloads"},
     "prometheus_client": {"inference.serve.metrics"},
     "matplotlib": {"reporting.plotting", "reporting.confusion", "reporting.panels", "reporting.curves"},
     "wandb": {"logs.tracking"},

@@ -285,7 +285,7 @@ def test_an_unknown_peak_of_a_feature_is_reported_with_the_remedy(world, tmp_pat
         (["datasets=null", "evaluation_datasets=null"], {}, "no block under evaluation_datasets or datasets"),
         (["encoders.hubert.weights=gone"], {}, "encoders.hubert.weights"),
         (["model.slot_dims.audio=32"], {}, "audio"),
-        (["encoders=null"], {}, "the model gets no features of"),
+        (["encoders=null"], {}, "encoders: no block computes features of videos"),
         (["encoders.hubert.layers=[-2]"], {}, "layers"),
     ],
 )

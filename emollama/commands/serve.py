@@ -58,6 +58,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-body-mb", type=int, default=100, metavar="N", help="size of a request in MiB (default: 100)")
     seconds = "seconds of a video or of audio (default: 300)"
     group.add_argument("--max-seconds", type=float, default=300.0, metavar="S", help=seconds)
+    frames = "frames of a video (default: 18000, those of 300 seconds at 60 per second)"
+    group.add_argument("--max-frames", type=int, default=18000, metavar="N", help=frames)
     pixels = "pixels of a frame or an image (default: 9437184, those of 4096 x 2304)"
     group.add_argument("--max-pixels", type=int, default=4096 * 2304, metavar="N", help=pixels)
     group.add_argument("--max-waiting", type=int, default=64, metavar="N", help="requests in the queue (default: 64)")
@@ -75,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
     from emollama.logs.logger import set_up
 
     _require_packages()
-    from emollama.inference.serve.loading import load_engine
+    from emollama.inference.serve.loading import load_engine, require_servable
     from emollama.inference.serve.server import Server
     from emollama.inference.serve.settings import ServeSettings, read_key
 
@@ -90,6 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
         insecure=arguments.insecure,
         max_body_mb=arguments.max_body_mb,
         max_seconds=arguments.max_seconds,
+        max_frames=arguments.max_frames,
         max_pixels=arguments.max_pixels,
         max_waiting=arguments.max_waiting,
         max_batch_size=arguments.max_batch_size,
@@ -100,7 +103,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     config = load(arguments.cfg_path, [*arguments.options, *_options(arguments)])
     set_up(is_main=True)
-    server = Server(settings, lambda: load_engine(config, settings))
+    trained_tasks = require_servable(config)
+    server = Server(settings, lambda: load_engine(config, settings), trained_tasks)
     server.run()
     if server.is_loading:
         # There is no way to end the thread that loads the model.

@@ -103,7 +103,7 @@ class FeatureStage:
         if (cached := self._cache.get(item.key)) is not None:
             item.features = cached
         else:
-            item.loaded = self._encoders.loaded(source, self._load, request.features.keys())
+            item.loaded = self._encoders.loaded(source, self._load, lambda: pending.is_over, request.features.keys())
         return item
 
     def _run(self) -> None:

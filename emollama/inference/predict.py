@@ -14,7 +14,7 @@ from emollama.distributed import process_group
 from emollama.inference.engine import Engine
 from emollama.inference.prediction_block import PredictionBlock, find_prediction_block
 from emollama.inference.requests import Modality, Request
-from emollama.inference.videos import plan_extraction, require_videos
+from emollama.inference.videos import plan_extraction, require_encoders, require_videos
 from emollama.logs.console import dry_run_summary
 from emollama.logs.logger import get_logger, set_up
 from emollama.precision import Precision
@@ -127,6 +127,7 @@ def _checked(config: RunConfig, videos: Sequence[str], task: str | None) -> Pred
     """Return the block to use, after all checks that are possible before encoding."""
     block = find_prediction_block(config, task)
     require_videos(videos)
+    require_encoders(config)
     require_checkpoint(config.model)
     # A damaged checkpoint must be detected before the videos are encoded, which is expensive.
     for path in checkpoint_paths(config.model.ckpt):

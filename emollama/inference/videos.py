@@ -14,6 +14,7 @@ from emollama.errors import UserError
 from emollama.extraction.clips import Clips
 from emollama.extraction.configs import VideoExtractionConfig
 from emollama.extraction.jobs import Job, describe_encoders, plan_jobs, require_weights
+from emollama.inference.prediction_block import prediction_blocks
 from emollama.listing import abbreviated
 from emollama.media.frame_selection import read_peaks
 from emollama.media.frames import probe
@@ -84,6 +85,22 @@ def plan_extraction(config: RunConfig, slots: Set[str], output: Path) -> list[Jo
         return []
     require_weights(config)
     return plan_jobs(config, describe_encoders(config), Clips({}, []), set())
+
+
+def require_encoders(config: RunConfig) -> None:
+    """Check that a slot of the model can be filled with features of videos.
+
+    Raises:
+        UserError: If neither an encoder nor the model itself computes features for any block.
+    """
+    blocks = prediction_blocks(config)
+    slots = sorted({slot for block in blocks for slot in block.slots})
+    if any(block.frame_selection for block in blocks) or with_encoders_for(config, set(slots), Path()).encoders:
+        return
+    raise UserError(
+        f"encoders: no block computes features of videos for the slots of the model ({', '.join(slots)}). Add the encoders with"
+        " which the features of its training were extracted (docs/extraction.md)."
+    )
 
 
 def with_encoders_for(config: RunConfig, slots: Set[str], output: Path) -> RunConfig:
