@@ -19,6 +19,34 @@ from emollama.errors import UserError
 pytestmark = pytest.mark.faults
 PASSWORD = "correct horse"
 LIMIT_MB = 1
+VALUES = [None, "", None, "Why?", None, None, None]  # of the function that analyzes a clip
+SECRET = "a sentence of a visitor"
+
+
+class SilentEngine:
+    """An engine that accepts requests and never answers.
+
+    Attributes:
+        pending: the accepted requests.
+        is_full: whether it accepts no more.
+    """
+
+    tasks, slots, labels = ["emotion"], ["audio"], []
+
+    def __init__(self):
+        self.pending, self.is_full = [], False
+
+    def submit(self, request, on_text):
+        from emollama.inference.pending import PendingAnswer
+        from emollama.inference.requests import QueueFull
+
+        if self.is_full:
+            raise QueueFull("7 requests are waiting or being answered. Try again later.")
+        self.pending.append(PendingAnswer(request, on_text))
+        return self.pending[-1]
+
+    def close(self):
+        pass
 
 
 class Client:
@@ -54,19 +82,37 @@ class Client:
     def read(self, path):
         return self.send("GET", f"/gradio_api/file={path}")
 
+    def post(self, path, **fields):
+        return self.send("POST", f"/gradio_api/{path}", json.dumps(fields), Content_Type="application/json")
+
     def join(self, page, *data):
         """Call the function that analyzes a clip, as the page does."""
-        body = json.dumps({"data": list(data), "fn_index": 0, "session_hash": page})
-        return self.send("POST", "/gradio_api/queue/join", body, Content_Type="application/json")
+        values = [*data, *VALUES[len(data) :]]
+        return self.post("queue/join", data=values, fn_index=0, session_hash=page)
+
+    def results(self, page):
+        """Wait for the results of a page, and return all of them."""
+        return self.send("GET", f"/gradio_api/queue/data?session_hash={page}").content.decode()
 
     @contextlib.contextmanager
-    def open_page(self, page):
-        """Keep a page open in this context."""
-        with socket.create_connection(self.address, timeout=HANG) as connection:
-            head = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
-            connection.sendall(f"GET /gradio_api/heartbeat/{page} HTTP/1.1\r\nHost: 127.0.0.1\r\n{head}\r\n".encode())
+    def connected(self, path):
+        """Receive a response without an end in this context."""
+        with self.sending("GET", path) as connection:
             assert b"200 OK" in connection.recv(1000)
             yield
+
+    @contextlib.contextmanager
+    def sending(self, method, path, body=b"", **headers):
+        """Send a request, or the first part of one, and yield the connection."""
+        names = {**self.headers, "Host": "127.0.0.1"} | {name.replace("_", "-"): value for name, value in headers.items()}
+        head = "".join(f"{name}: {value}\r\n" for name, value in names.items())
+        with socket.create_connection(self.address, timeout=HANG) as connection:
+            connection.sendall(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + body)
+            yield connection
+
+    def open_page(self, page):
+        """Keep a page open in this context."""
+        return self.connected(f"/gradio_api/heartbeat/{page}")
 
 
 def form(content, name):
@@ -86,10 +132,9 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(world):
-    """The server of a page, in a thread. Its model is being loaded until the end."""
+def models():
+    """A model that is being loaded until the end."""
     from emollama.inference.app.models import Models
-    from emollama.inference.app.server import AppServer, AppSettings
 
     ended = threading.Event()
 
@@ -97,11 +142,19 @@ def server(world):
         ended.wait()
         raise UserError("the test has ended")
 
+    yield Models(["tiny"], [load])
+    ended.set()
+
+
+@pytest.fixture(scope="module")
+def server(world, models):
+    """The server of a page, in a thread."""
+    from emollama.inference.app.server import AppServer, AppSettings
+
     settings = AppSettings(port=0, password=PASSWORD, max_file_mb=LIMIT_MB, examples=[world / "example.mp4"])
-    server = AppServer(settings, Models(["tiny"], [load]), lambda path: None)
+    server = AppServer(settings, models, lambda path: None)
     with running(server, world / "temporary", server.run):
         yield server
-    ended.set()
     assert list((world / "temporary").iterdir()) == []
 
 
@@ -119,6 +172,28 @@ def other(server):
 def folder(world, server):
     (folder,) = (world / "temporary").iterdir()
     return folder / "page"
+
+
+@pytest.fixture
+def engine(models, server, monkeypatch):
+    """An engine in place of the model that is being loaded. All requests to it end with the test."""
+    # The client may be slow to open the connection for results.
+    monkeypatch.setattr("emollama.inference.app.listeners.GRACE_SECONDS", float("inf"))
+    engine = SilentEngine()
+    models.engines = (engine,)
+    yield engine
+    for pending in engine.pending:
+        pending.fail(UserError("the test has ended"))
+    models.engines = ()
+
+
+@pytest.fixture
+def example(folder):
+    return {"path": str(folder / "examples/example.mp4"), "meta": {"_type": "gradio.FileData"}}
+
+
+def new_page():
+    return uuid.uuid4().hex
 
 
 def files_in(folder):
@@ -186,7 +261,7 @@ def test_an_example_can_be_read_by_all_sessions(client, folder):
 @pytest.mark.parametrize("path", ["http://127.0.0.1:1/x.mp4", "/etc/passwd", "{secret}", "", None, 1, {"path": "/etc/passwd"}])
 def test_a_question_is_only_about_files_of_its_session(path, client, world):
     path = path.format(secret=world / "secret.txt") if isinstance(path, str) else path
-    reply = client.join(f"page-{uuid.uuid4().hex}", None, {"path": path, "meta": {"_type": "gradio.FileData"}})
+    reply = client.join(new_page(), None, {"path": path, "meta": {"_type": "gradio.FileData"}})
     assert reply.status == 403
     assert b"Upload it again" in reply.content
 
@@ -269,13 +344,11 @@ def test_a_large_upload_is_refused_and_leaves_nothing(client, folder):
     assert files_in(folder) == before
 
 
-def test_an_upload_that_the_client_ends_leaves_nothing(client, folder, server):
+def test_an_upload_that_the_client_ends_leaves_nothing(client, folder):
     before = files_in(folder)
     body, kind = form(b"x" * 500_000, "clip.mp4")
-    with socket.create_connection(client.address, timeout=HANG) as connection:
-        names = {**client.headers, "Host": "127.0.0.1", "Content-Type": kind, "Content-Length": str(len(body))}
-        head = "".join(f"{name}: {value}\r\n" for name, value in names.items())
-        connection.sendall(f"POST /gradio_api/upload HTTP/1.1\r\n{head}\r\n".encode() + body[:400_000])
+    length = str(len(body))
+    with client.sending("POST", "/gradio_api/upload", body[:400_000], Content_Type=kind, Content_Length=length):
         wait_until(lambda: len(files_in(folder)) > len(before))
     wait_until(lambda: files_in(folder) == before)
 
@@ -305,9 +378,8 @@ def test_a_page_belongs_to_the_session_that_opened_it(client, other):
     with client.open_page("shared"):
         for path in ("/gradio_api/queue/data?session_hash=shared", "/gradio_api/heartbeat/shared"):
             assert other.send("GET", path).status == 403
-        for path in ("queue/join", "cancel", "reset"):
-            body = json.dumps({"data": [], "fn_index": 0, "session_hash": "shared", "event_id": "x"})
-            assert other.send("POST", f"/gradio_api/{path}", body, Content_Type="application/json").status == 403
+        assert other.join("shared").status == 403
+        assert other.post("cancel", fn_index=0, session_hash="shared", event_id="x").status == 403
 
 
 def test_the_files_of_a_session_are_deleted_with_its_last_page(client, other, folder):
@@ -328,6 +400,207 @@ def test_a_session_keeps_only_its_last_files(client):
 
     paths = [client.uploaded(f"clip {number}".encode()) for number in range(MAX_PER_SESSION + 2)]
     assert [client.read(path).status for path in paths] == [404] * 2 + [200] * MAX_PER_SESSION
+
+
+def test_files_of_a_session_without_an_open_page_are_deleted(client, other, monkeypatch):
+    from emollama.inference.app import session_files
+
+    monkeypatch.setattr(session_files, "UNATTENDED_SECONDS", 0.0)
+    with other.open_page(new_page()):
+        kept = other.uploaded(b"the page is open")
+        path = client.uploaded(b"there is no page")
+        wait_until(lambda: not Path(path).exists())
+        assert other.read(kept).status == 200
+
+
+def test_a_client_without_a_session_can_send_nothing(client, folder):
+    before = files_in(folder)
+    for cookie in ("", "x", client.headers["Cookie"] + "x"):
+        assert client.upload(b"a clip", Cookie=cookie).status == 403
+        for path in ("queue/join", "cancel"):
+            reply = client.send("POST", f"/gradio_api/{path}", b"{}", Cookie=cookie)
+            assert (reply.status, "Reload the page" in json.loads(reply.content)["detail"]) == (403, True)
+        for path in ("queue/data?session_hash=x", "heartbeat/x", "upload_progress?upload_id=x"):
+            assert client.send("GET", f"/gradio_api/{path}", Cookie=cookie).status == 403
+    assert files_in(folder) == before
+
+
+def test_a_session_has_few_uploads_at_a_time(tmp_path):
+    from emollama.inference.app.session_files import MAX_FILES, MAX_PER_SESSION, SessionFiles
+
+    files = SessionFiles(tmp_path, 60.0)
+    for number in range(MAX_FILES):
+        files.begin_upload(f"session {number // MAX_PER_SESSION}")
+    with pytest.raises(UserError, match="4 recordings are already being uploaded"):
+        files.begin_upload("session 0")
+    with pytest.raises(UserError, match="too many recordings"):
+        files.begin_upload("another session")
+
+
+def test_a_request_that_is_not_complete_in_time_ends(client, folder, monkeypatch):
+    from emollama.inference.app import guard
+
+    in_time = guard.in_time
+    monkeypatch.setattr(guard, "in_time", lambda seconds: in_time(0.1))
+    before = files_in(folder)
+    body, multipart = form(b"x" * 1000, "clip.mp4")
+    for path, first, kind in (("upload", body[:500], multipart), ("queue/join", b'{"data": [', "application/json")):
+        with client.sending("POST", f"/gradio_api/{path}", first, Content_Type=kind, Content_Length="1000") as connection:
+            reply = b"".join(iter(lambda: connection.recv(10_000), b""))
+        assert reply.startswith(b"HTTP/1.1 408")
+        assert b"The request was not complete after 0.1 seconds." in reply
+    assert files_in(folder) == before
+    monkeypatch.undo()
+    assert client.upload(b"a clip").status == 200
+
+
+def test_events_whose_results_nobody_receives_end(client, other, engine, example, monkeypatch):
+    from emollama.inference.app import listeners
+
+    # More than the answers that are computed at a time
+    pages = [new_page() for _ in range(10)]
+    statuses = [client.join(page, example, SECRET).status for page in pages]
+    assert statuses == [200] * listeners.MAX_UNHEARD + [429] * (len(pages) - listeners.MAX_UNHEARD)
+    wait_until(lambda: len(engine.pending) == listeners.MAX_ANSWERS)
+    monkeypatch.setattr(listeners, "GRACE_SECONDS", 0.0)
+    wait_until(lambda: all(pending.is_over for pending in engine.pending))
+    monkeypatch.setattr(listeners, "GRACE_SECONDS", float("inf"))
+    page = new_page()
+    assert other.join(page, example, SECRET).status == 200
+    with other.connected(f"/gradio_api/queue/data?session_hash={page}"):
+        wait_until(lambda: len(engine.pending) > listeners.MAX_ANSWERS)
+    # The answer ends with the connection.
+    wait_until(lambda: engine.pending[-1].is_over)
+
+
+def test_listeners_count_events_without_connections():
+    from emollama.inference.app.listeners import GRACE_SECONDS, MAX_ANSWERS, MAX_UNHEARD, Listeners
+
+    now = [0.0]
+    listeners = Listeners(lambda: now[0])
+    for number in range(MAX_UNHEARD):
+        listeners.add_event("session", f"page {number}")
+    with pytest.raises(UserError, match="Reload it"):
+        listeners.add_event("session", "page 0")
+    listeners.add_event("other session", "other page")
+    with listeners.listening("session", "page 0"):
+        listeners.add_event("session", "another page")
+        for _ in range(2 * MAX_UNHEARD):
+            listeners.add_event("session", "page 0")
+        now[0] += GRACE_SECONDS
+        assert [listeners.is_listening(page) for page in ("page 0", "page 1", "unknown")] == [True, False, False]
+    assert listeners.is_listening("page 0")
+    with contextlib.ExitStack() as answers:
+        for _ in range(MAX_ANSWERS):
+            answers.enter_context(listeners.answering("page 0"))
+        with pytest.raises(UserError, match="other windows"), listeners.answering("page 0"):
+            pass
+        with listeners.answering("other page"):
+            pass
+    with listeners.answering("page 0"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("seconds", "max_new_tokens", "message"),
+    [(0.01, "", "not complete after 0.01 seconds"), (60.0, "5000", "maximum length is 5000. Enter at most 1024 tokens")],
+)
+def test_an_answer_is_limited(seconds, max_new_tokens, message, engine):
+    from types import SimpleNamespace
+
+    from emollama.inference.app.events import Events
+    from emollama.inference.app.listeners import Listeners
+    from emollama.inference.app.models import Models
+
+    models, listeners = Models(["tiny"], []), Listeners()
+    models.engines = (engine,)
+    listeners.add_event("session", "page")
+    events = Events(models, lambda path: None, listeners, seconds)
+    *_, last = events.analyze(SimpleNamespace(session_hash="page"), "clip.mp4", "", None, "Why?", max_new_tokens, "", "")
+    assert message in last[1]
+    assert all(pending.is_over for pending in engine.pending)
+
+
+def test_a_full_engine_is_reported_on_the_page(client, engine, example):
+    engine.is_full, page = True, new_page()
+    client.join(page, example, SECRET, None, "Why?")
+    assert "7 requests are waiting or being answered. Try again later." in client.results(page)
+
+
+def test_a_full_queue_of_events_is_reported_by_the_browser(client, other, engine, example):
+    from emollama.inference.app.listeners import MAX_ANSWERS
+    from emollama.inference.app.page import QUEUE_SIZE
+
+    with contextlib.ExitStack() as connections:
+        for visitor, page in ((client, "first-of-two"), (other, "second-of-two")):
+            visitor.join(page, example)
+            connections.enter_context(visitor.connected(f"/gradio_api/queue/data?session_hash={page}"))
+            for _ in range(MAX_ANSWERS - 1):
+                visitor.join(page, example)
+        wait_until(lambda: len(engine.pending) == 2 * MAX_ANSWERS)
+        statuses = [client.join("first-of-two", example).status for _ in range(QUEUE_SIZE + 1)]
+        # With this status, the browser shows that the application is busy.
+        assert statuses == [200] * QUEUE_SIZE + [503]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("queue/join", {"fn_index": 1000, "data": [SECRET]}),
+        ("queue/join", {"fn_index": -1, "data": [SECRET]}),
+        ("queue/join", {"fn_index": SECRET, "data": [SECRET]}),
+        ("queue/join", {"fn_index": True, "data": [SECRET]}),
+        ("queue/join", {"fn_index": 0, "data": [SECRET]}),
+        ("queue/join", {"fn_index": 0, "data": [SECRET] * 20}),
+        ("queue/join", {"fn_index": 0, "data": SECRET}),
+        ("queue/join", {"fn_index": 0, "data": VALUES, "session_hash": [SECRET]}),
+        ("queue/join", {"data": VALUES}),
+        ("cancel", {"fn_index": 0, "event_id": [SECRET]}),
+        ("cancel", {"fn_index": 1000, "event_id": "x"}),
+        ("reset", {"event_id": {"x": SECRET}}),
+        ("reset", {}),
+    ],
+)
+def test_an_event_that_the_page_does_not_have_is_refused(path, fields, client, capfd, caplog):
+    reply = client.post(path, **{"session_hash": new_page(), **fields})
+    assert reply.status == 400
+    assert json.loads(reply.content)["detail"].endswith("The request is not one of this page. Reload it.")
+    assert SECRET not in reply.content.decode() + caplog.text + "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("values", [("{clip}", "", SECRET), ("{clip}", "", [SECRET]), ("{odd clip}",)])
+def test_an_event_that_fails_is_logged_without_texts(values, client, engine, example, capfd, caplog):
+    odd = {**example, "size": SECRET, "orig_name": [SECRET]}
+    page = new_page()
+    assert client.join(page, *[{"{clip}": example, "{odd clip}": odd}.get(str(value), value) for value in values]).status == 200
+    assert "process_completed" in client.results(page)
+    wait_until(lambda: "the page failed with" in caplog.text)
+    assert SECRET not in caplog.text + "".join(capfd.readouterr())
+
+
+def test_a_failing_request_is_logged_without_texts(client, capfd, caplog, monkeypatch):
+    def fail(self, session, path):
+        raise ValueError(SECRET)
+
+    monkeypatch.setattr("emollama.inference.app.session_files.SessionFiles.may_read", fail)
+    reply = client.read("x")
+    assert (reply.status, reply.content) == (500, b"The server failed. Its log has the details.")
+    assert "the page failed with ValueError" in caplog.text
+    assert SECRET not in caplog.text + "".join(capfd.readouterr())
+
+
+def test_the_number_of_connections_is_limited(server):
+    from emollama.inference.app.server import MAX_CONNECTIONS
+
+    assert server._server.config.limit_concurrency == MAX_CONNECTIONS
+
+
+def test_limits_are_positive():
+    from emollama.inference.app.server import AppSettings
+
+    for name, option in (("max_file_mb", "--max-file-mb"), ("timeout", "--timeout"), ("body_timeout", "--body-timeout")):
+        with pytest.raises(UserError, match=f"{option} is 0; it must be above 0 and finite"):
+            AppSettings(**{name: 0})
 
 
 def test_the_page_is_not_open_to_everybody_by_accident():

@@ -230,7 +230,7 @@ LIBRARY_USERS = {
     "gradio": {"inference.app.events", "inference.app.page"},
     "fastapi": {"inference.serve.app", "inference.serve.server", "inference.app.page"},
     "starlette": {f"inference.serve.{name}" for name in ("answering", "app", "bodies", "emotions", "guard", "outermost")}
-    | {"inference.app.guard", "inference.app.page"},
+    | {f"inference.app.{name}" for name in ("bodies", "guard", "page")},
     "pydantic": {f"inference.serve.{name}" for name in ("bodies", "emotions", "schema")},
     "uvicorn": {"inference.serve.listening", "inference.serve.server", "inference.app.server"},
     "h11": {"inference.serve.downloads"},

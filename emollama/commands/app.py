@@ -45,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help=host)
     parser.add_argument("--max-file-mb", type=int, default=100, metavar="N", help="size of a video in MiB (default: 100)")
     parser.add_argument("--max-seconds", type=float, default=120.0, metavar="S", help="length of a video (default: 120)")
+    parser.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds for an answer (default: 120)")
+    body = "seconds for receiving a video or a question (default: 60)"
+    parser.add_argument("--body-timeout", type=float, default=60.0, metavar="S", help=body)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -83,6 +86,8 @@ def _serve(arguments: argparse.Namespace, examples: str | None) -> None:
         allowed_hosts=arguments.allowed_host,
         insecure=arguments.insecure,
         max_file_mb=arguments.max_file_mb,
+        timeout=arguments.timeout,
+        body_timeout=arguments.body_timeout,
         password=read_password(),
         examples=() if examples is None else _videos(examples),
     )

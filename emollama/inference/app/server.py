@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import math
 import os
 import shutil
 import socket
@@ -18,7 +19,9 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from emollama.errors import Interrupted, UserError
-from emollama.inference.app.guard import HostGuard, PageGuard
+from emollama.inference.app.failures import tracebacks_without_messages
+from emollama.inference.app.guard import GuardOptions, HostGuard, PageGuard
+from emollama.inference.app.listeners import Listeners
 from emollama.inference.app.models import Models
 from emollama.inference.app.session_files import SessionFiles
 from emollama.inference.serve.listening import SignalledServer, bind
@@ -30,7 +33,8 @@ if TYPE_CHECKING:
     from emollama.inference.app.previews import Previews
 
 PASSWORD = "EMOLLAMA_APP_PASSWORD"
-GRACE_SECONDS = 30  # for open answers at the end
+LIMITS = ("max_file_mb", "timeout", "body_timeout")
+MAX_CONNECTIONS = 1000
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class AppSettings:
         allowed_hosts: further names of the server in Host headers.
         insecure: listen on other addresses than those of loopback without a password.
         max_file_mb: maximum size of a recording, in MiB.
+        timeout: maximum time of an answer, in seconds.
+        body_timeout: maximum time of receiving a recording or a question, in seconds.
         password: the password; None requires none.
         examples: example videos.
     """
@@ -52,6 +58,8 @@ class AppSettings:
     allowed_hosts: Sequence[str] = ()
     insecure: bool = False
     max_file_mb: int = 100
+    timeout: float = 120.0
+    body_timeout: float = 60.0
     password: str | None = None
     examples: Sequence[Path] = ()
 
@@ -61,8 +69,9 @@ class AppSettings:
         Raises:
             UserError: If a value is out of its range, or the page would be open to everybody.
         """
-        if self.max_file_mb <= 0:
-            raise UserError(f"--max-file-mb is {self.max_file_mb}; it must be above 0.")
+        for name in LIMITS:
+            if not 0 < (value := getattr(self, name)) < float("inf"):
+                raise UserError(f"--{name.replace('_', '-')} is {value:g}; it must be above 0 and finite.")
         if not 0 <= self.port < 1 << 16:
             raise UserError(f"--port is {self.port}; a port is a number from 0 to 65535.")
         if self.password is not None and not self.password:
@@ -112,7 +121,7 @@ class AppServer:
             UserError: If the models cannot be loaded.
             Interrupted: If a second signal ended the server.
         """
-        with contextlib.closing(self._socket), private_temporary_folder() as deleted:
+        with contextlib.closing(self._socket), private_temporary_folder() as deleted, tracebacks_without_messages():
             if deleted:
                 get_logger().info("deleted the temporary files of %d servers that were killed", deleted)
             app = self._app(Path(tempfile.gettempdir(), "page"))
@@ -124,7 +133,8 @@ class AppServer:
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                timeout_graceful_shutdown=GRACE_SECONDS,
+                limit_concurrency=MAX_CONNECTIONS,
+                timeout_graceful_shutdown=math.ceil(self._settings.body_timeout + self._settings.timeout),
             )
             self._server = server = _PageServer(config, app)
             get_logger().info("open the page at %s", self.url)
@@ -166,16 +176,13 @@ class AppServer:
         examples = folder / "examples"
         examples.mkdir(parents=True)
         copies = [Path(shutil.copyfile(path, examples / path.name)) for path in settings.examples]
-        max_bytes = settings.max_file_mb * MEBIBYTE
-        app = mount_page(Events(self._models, self._read_previews), copies, max_bytes)
-        return PageGuard(
-            app,
-            files=SessionFiles(folder, copies),
-            # Browsers send a cookie to all ports of a host.
-            cookie=f"emollama_{self.port}",
-            password=settings.password,
-            max_bytes=max_bytes,
-        )
+        max_bytes, listeners = settings.max_file_mb * MEBIBYTE, Listeners()
+        events = Events(self._models, self._read_previews, listeners, settings.timeout)
+        app, numbers_of_values = mount_page(events, copies, max_bytes)
+        files = SessionFiles(folder, settings.body_timeout, copies)
+        # Browsers send a cookie to all ports of a host.
+        options = GuardOptions(f"emollama_{self.port}", settings.password, max_bytes, settings.body_timeout)
+        return PageGuard(app, numbers_of_values, files, listeners, options)
 
     def _hosts(self) -> set[str]:
         """Return the names that a Host header may have."""
