@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import ipaddress
 import math
 import os
@@ -88,6 +89,20 @@ def read_password() -> str | None:
     return os.environ.pop(PASSWORD, None)
 
 
+def import_gradio() -> None:
+    """Import Gradio without its telemetry.
+
+    Raises:
+        UserError: If it cannot be imported.
+    """
+    # Gradio and huggingface_hub read these variables when they are imported.
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    try:
+        importlib.import_module("emollama.inference.app.page")
+    except ImportError as error:
+        raise UserError(f"gradio cannot be imported: {error}. Install it again: pip install --upgrade 'emollama[app]'") from None
+
+
 class AppServer:
     """A server of the page that is bound to its address.
 
@@ -168,8 +183,9 @@ class AppServer:
     def _app(self, folder: Path) -> PageGuard:
         """Build the application, which stores uploads and copies of the examples in a private folder."""
         settings = self._settings
-        # Gradio reads these variables when it is imported, and when components are created.
-        os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        import_gradio()
+        # Gradio reads this variable when components are created.
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)
         from emollama.inference.app.events import Events
         from emollama.inference.app.page import mount_page
 
