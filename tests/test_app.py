@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 from contextlib import closing
 from itertools import pairwise
 from urllib.parse import urlsplit
 
 import pytest
-from page_server import HANG, running, wait_until
+from page_server import HANG, Client, running, wait_until
+from ranks import environment, start
 
 pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium")
@@ -151,6 +153,29 @@ def asked(models, **fields):
     return [engine.answer([Request(**fields)])[0] for engine in models.engines]
 
 
+# The first test, because it forks, and the fixtures of the others start threads.
+def test_sigterm_ends_the_command_after_its_answers_and_deletes_all_files(world, tmp_path):
+    from video_world import only
+
+    line = ["-m", "emollama", "app", "--cfg-path", str(world / "config.yaml"), "--port", "0"]
+    process = start(*line, "--options", *OPTIONS, *only("mae"), env=environment() | {"TMPDIR": str(tmp_path)})
+    try:
+        wait_until(lambda: "the page is ready" in process.stderr() or process.poll() is not None)
+        client = Client(int(re.search(r"open the page at http://127.0.0.1:(\d+)/", process.stderr())[1]))
+        with client.open_page("visitor"):
+            path = client.uploaded((world / "unseen/happy_1.mp4").read_bytes())
+            client.join("visitor", {"path": path, "meta": {"_type": "gradio.FileData"}})
+            with client.sending("GET", "/gradio_api/queue/data?session_hash=visitor") as results:
+                received = results.recv(10_000)
+                process.send_signal(signal.SIGTERM)
+                received += b"".join(iter(lambda: results.recv(10_000), b""))
+        assert b"Done in" in received
+        assert process.wait().returncode == 0
+        assert list(tmp_path.glob("emollama*")) == []
+    finally:
+        process.kill()
+
+
 def test_the_page_shows_what_the_models_answer(page, models, world, record_property):
     record_property("first_paint_ms", page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
     video = world / "unseen/happy_1.mp4"
@@ -274,4 +299,4 @@ def test_a_narrow_page_needs_no_horizontal_scrolling(page, world):
     click_and_wait(page, "#analyze")
     assert page.evaluate("document.documentElement.scrollWidth") <= 420
     page.click("text=Intended use >> nth=-1")
-    assert page.locator("text=It does not measure what a person feels").is_visible()
+    page.wait_for_selector("text=It does not measure what a person feels")

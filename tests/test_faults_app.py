@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import http.client
 import json
-import socket
 import threading
 import uuid
 from pathlib import Path
 
 import pytest
-from page_server import HANG, running, wait_until
+from page_server import VALUES, Client, form, running, wait_until
 
 from emollama.errors import UserError
 
 pytestmark = pytest.mark.faults
 PASSWORD = "correct horse"
 LIMIT_MB = 1
-VALUES = [None, "", None, "Why?", None, None, None]  # of the function that analyzes a clip
 SECRET = "a sentence of a visitor"
 
 
@@ -47,78 +43,6 @@ class SilentEngine:
 
     def close(self):
         pass
-
-
-class Client:
-    """A browser session: it sends its cookie with every request."""
-
-    def __init__(self, server, password=PASSWORD):
-        self.address, self.headers = ("127.0.0.1", server.port), {}
-        if password is not None:
-            self.headers["Authorization"] = "Basic " + base64.b64encode(f"me:{password}".encode()).decode()
-        reply = self.send("GET", "/")
-        if reply.status == 200:
-            self.headers["Cookie"] = reply.headers["Set-Cookie"].partition(";")[0]
-
-    def send(self, method, path, body=None, **headers):
-        """Send a request without changing its path, and return the response with its content."""
-        connection = http.client.HTTPConnection(*self.address, timeout=HANG)
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        connection.request(method, path, body, self.headers | named)
-        response = connection.getresponse()
-        response.content = response.read()
-        connection.close()
-        return response
-
-    def upload(self, content, name="clip.mp4", **headers):
-        body, kind = form(content, name)
-        return self.send("POST", "/gradio_api/upload", body, Content_Type=kind, **headers)
-
-    def uploaded(self, content, name="clip.mp4"):
-        """Upload a file and return its path."""
-        (path,) = json.loads(self.upload(content, name).content)
-        return path
-
-    def read(self, path):
-        return self.send("GET", f"/gradio_api/file={path}")
-
-    def post(self, path, **fields):
-        return self.send("POST", f"/gradio_api/{path}", json.dumps(fields), Content_Type="application/json")
-
-    def join(self, page, *data):
-        """Call the function that analyzes a clip, as the page does."""
-        values = [*data, *VALUES[len(data) :]]
-        return self.post("queue/join", data=values, fn_index=0, session_hash=page)
-
-    def results(self, page):
-        """Wait for the results of a page, and return all of them."""
-        return self.send("GET", f"/gradio_api/queue/data?session_hash={page}").content.decode()
-
-    @contextlib.contextmanager
-    def connected(self, path):
-        """Receive a response without an end in this context."""
-        with self.sending("GET", path) as connection:
-            assert b"200 OK" in connection.recv(1000)
-            yield
-
-    @contextlib.contextmanager
-    def sending(self, method, path, body=b"", **headers):
-        """Send a request, or the first part of one, and yield the connection."""
-        names = {**self.headers, "Host": "127.0.0.1"} | {name.replace("_", "-"): value for name, value in headers.items()}
-        head = "".join(f"{name}: {value}\r\n" for name, value in names.items())
-        with socket.create_connection(self.address, timeout=HANG) as connection:
-            connection.sendall(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + body)
-            yield connection
-
-    def open_page(self, page):
-        """Keep a page open in this context."""
-        return self.connected(f"/gradio_api/heartbeat/{page}")
-
-
-def form(content, name):
-    """Return a multipart form with one file, and its content type."""
-    head = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
-    return head + content + b"\r\n--x--\r\n", "multipart/form-data; boundary=x"
 
 
 @pytest.fixture(scope="module")
@@ -160,12 +84,12 @@ def server(world, models):
 
 @pytest.fixture
 def client(server):
-    return Client(server)
+    return Client(server.port, PASSWORD)
 
 
 @pytest.fixture
 def other(server):
-    return Client(server)
+    return Client(server.port, PASSWORD)
 
 
 @pytest.fixture
@@ -212,7 +136,7 @@ def test_only_the_session_that_uploaded_a_file_can_read_it(client, other, folder
 
 
 def test_an_invented_session_is_replaced(server):
-    client = Client(server)
+    client = Client(server.port, PASSWORD)
     name, _, value = client.headers["Cookie"].partition("=")
     for forged in (value[:-1] + "x", "0." + value.partition(".")[2], "x", ""):
         reply = client.send("GET", "/", Cookie=f"{name}={forged}")
@@ -295,14 +219,14 @@ def test_other_routes_of_gradio_do_not_exist(method, path, client):
 
 def test_every_route_needs_the_password(server):
     for password in (None, "", "wrong", PASSWORD + "x", PASSWORD.upper()):
-        visitor = Client(server, password)
+        visitor = Client(server.port, password)
         for method, path in (("GET", "/"), ("GET", "/gradio_api/heartbeat/x"), ("POST", "/gradio_api/upload"), ("GET", "/no")):
             reply = visitor.send(method, path)
             assert reply.status == 401
             assert reply.headers["WWW-Authenticate"].startswith("Basic ")
             assert PASSWORD.encode() not in reply.content
     for header in ("Basic", "Basic %%%", f"Bearer {PASSWORD}", "Basic " + "A" * 20_000):
-        assert Client(server, None).send("GET", "/", Authorization=header).status == 401
+        assert Client(server.port).send("GET", "/", Authorization=header).status == 401
 
 
 @pytest.mark.parametrize(
@@ -516,9 +440,22 @@ def test_an_answer_is_limited(seconds, max_new_tokens, message, engine):
     models.engines = (engine,)
     listeners.add_event("session", "page")
     events = Events(models, lambda path: None, listeners, seconds)
-    *_, last = events.analyze(SimpleNamespace(session_hash="page"), "clip.mp4", "", None, "Why?", max_new_tokens, "", "")
+    *_, last = events.analyze(SimpleNamespace(session_hash="page"), __file__, "", None, "Why?", max_new_tokens, "", "")
     assert message in last[1]
     assert all(pending.is_over for pending in engine.pending)
+
+
+def test_a_recording_that_was_deleted_is_reported_without_a_path(client, engine, monkeypatch):
+    def submit(request, on_text):
+        Path(request.video).unlink()
+        raise UserError(f"no file '{request.video}' (current directory: /srv). Correct the path.")
+
+    monkeypatch.setattr(engine, "submit", submit)
+    page = new_page()
+    client.join(page, {"path": client.uploaded(b"a clip"), "meta": {"_type": "gradio.FileData"}})
+    results = client.results(page)
+    assert "The recording was deleted" in results
+    assert "/srv" not in results
 
 
 def test_a_full_engine_is_reported_on_the_page(client, engine, example):

@@ -6,6 +6,7 @@ Functions that use a model are generators: each value that they yield replaces p
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
@@ -24,6 +25,7 @@ from emollama.inference.app.inputs import Inputs
 from emollama.inference.app.listeners import Listeners
 from emollama.inference.app.models import Models
 from emollama.inference.app.previews import Previews
+from emollama.inference.app.session_files import DELETED
 from emollama.inference.requests import Answer, Request
 
 NO_QUESTION = "Enter a question first."
@@ -238,8 +240,9 @@ def _with_errors(steps: Iterator[Shown], video: str | None) -> Iterator[list[Any
             yield shown.updates()
     except UserError as error:
         text = str(error)
-        # A visitor does not need the folder of uploads.
-        text = text if video is None else text.replace(video, Path(video).name)
+        if video is not None:
+            # A visitor does not need the folder of uploads.
+            text = text.replace(video, Path(video).name) if os.path.exists(video) else DELETED
         yield Shown(status=views.notice(text, "error")).updates()
     except Exception as error:
         log_failure(error)

@@ -21,7 +21,7 @@ from emollama.errors import UserError
 from emollama.inference.app.bodies import Refused, in_time, read_body
 from emollama.inference.app.failures import log_failure
 from emollama.inference.app.listeners import Listeners
-from emollama.inference.app.session_files import SessionFiles
+from emollama.inference.app.session_files import DELETED, SessionFiles
 from emollama.inference.serve.errors import ApiError
 from emollama.inference.serve.guard import Guard
 
@@ -96,6 +96,7 @@ class PageGuard:
         self._app, self._numbers_of_values = app, numbers_of_values
         self._files, self._listeners, self._options = files, listeners, options
         self._connections: set[asyncio.Future[None]] = set()
+        self._is_ending = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check a request and pass it on."""
@@ -182,10 +183,12 @@ class PageGuard:
         finally:
             connection.cancel()
             self._connections.discard(connection)
-            self._files.close_page(session)
+            if not self._is_ending:
+                self._files.close_page(session)
 
     def close_pages(self) -> None:
-        """End the connections of idle pages, because the server ends."""
+        """End the connections of idle pages, because the server ends. Answers still need the files."""
+        self._is_ending = True
         for connection in self._connections:
             connection.cancel()
 
@@ -229,9 +232,7 @@ class PageGuard:
         if body.page is not None:
             self._check_page(session, body.page)
         if not all(isinstance(path, str) and self._files.may_read(session, path) for path in body.paths):
-            raise Refused(
-                403, "The recording was deleted, because the page was closed or another one was uploaded. Upload it again."
-            )
+            raise Refused(403, DELETED)
         if request.scope["path"] == JOIN and body.page is not None:
             try:
                 self._listeners.add_event(session, body.page)

@@ -22,6 +22,7 @@ from emollama.text_encoding import encodable
 MAX_PER_SESSION = 4  # files; a page uses one, and a browser may have several pages open
 MAX_FILES = 200  # of all sessions
 MAX_PAGES = 10_000  # whose session is remembered
+DELETED = "The recording was deleted, because its page was closed or other ones were uploaded. Upload it again."
 UNATTENDED_SECONDS = 60.0  # that a session without an open page keeps an upload
 
 
