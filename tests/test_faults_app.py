@@ -527,7 +527,7 @@ def test_a_failing_request_is_logged_without_texts(client, capfd, caplog, monkey
 
 
 def test_the_number_of_connections_is_limited(server):
-    from emollama.inference.app.server import MAX_CONNECTIONS
+    from emollama.inference.http_server import MAX_CONNECTIONS
 
     assert server._server.config.limit_concurrency == MAX_CONNECTIONS
 

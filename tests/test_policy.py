@@ -230,9 +230,10 @@ LIBRARY_USERS = {
     "gradio": {"inference.app.events", "inference.app.page"},
     "fastapi": {"inference.serve.app", "inference.serve.server", "inference.app.page"},
     "starlette": {f"inference.serve.{name}" for name in ("answering", "app", "bodies", "emotions", "guard", "outermost")}
-    | {f"inference.app.{name}" for name in ("bodies", "guard", "page")},
+    | {f"inference.app.{name}" for name in ("bodies", "guard", "page")}
+    | {"inference.http_server"},
     "pydantic": {f"inference.serve.{name}" for name in ("bodies", "emotions", "schema")},
-    "uvicorn": {"inference.serve.listening", "inference.serve.server", "inference.app.server"},
+    "uvicorn": {"inference.serve.listening", "inference.serve.server", "inference.app.server", "inference.http_server"},
     "h11": {"inference.serve.downloads"},
     "prometheus_client": {"inference.serve.metrics"},
     "matplotlib": {"reporting.plotting", "reporting.confusion", "reporting.panels", "reporting.curves"},

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import importlib
 import ipaddress
-import math
 import os
 import shutil
 import socket
@@ -25,6 +24,7 @@ from emollama.inference.app.guard import GuardOptions, HostGuard, PageGuard
 from emollama.inference.app.listeners import Listeners
 from emollama.inference.app.models import Models
 from emollama.inference.app.session_files import SessionFiles
+from emollama.inference.http_server import server_config
 from emollama.inference.serve.listening import SignalledServer, bind
 from emollama.inference.serve.private_folder import private_temporary_folder
 from emollama.inference.serve.settings import MEBIBYTE, is_loopback
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 PASSWORD = "EMOLLAMA_APP_PASSWORD"
 LIMITS = ("max_file_mb", "timeout", "body_timeout")
-MAX_CONNECTIONS = 1000
 
 
 @dataclass(frozen=True)
@@ -140,17 +139,8 @@ class AppServer:
             if deleted:
                 get_logger().info("deleted the temporary files of %d servers that were killed", deleted)
             app = self._app(Path(tempfile.gettempdir(), "page"))
-            config = uvicorn.Config(
-                HostGuard(app, hosts=self._hosts(), any_address=ipaddress.ip_address(self.host).is_unspecified),
-                http="h11",
-                ws="none",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                limit_concurrency=MAX_CONNECTIONS,
-                timeout_graceful_shutdown=math.ceil(self._settings.body_timeout + self._settings.timeout),
-            )
+            guard = HostGuard(app, hosts=self._hosts(), any_address=ipaddress.ip_address(self.host).is_unspecified)
+            config = server_config(guard, self._settings.body_timeout + self._settings.timeout, "auto")
             self._server = server = _PageServer(config, app)
             get_logger().info("open the page at %s", self.url)
             self._loader = threading.Thread(target=self._load, name="emollama: load the models", daemon=True)
