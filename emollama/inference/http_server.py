@@ -21,7 +21,7 @@ def server_config(app: ASGIApp, seconds: float, lifespan: Literal["auto", "off"]
     Args:
         app: the application.
         seconds: maximum time of the requests that are open when the server ends.
-        lifespan: whether the application is told when the server starts and ends.
+        lifespan: whether the application gets events when the server starts and ends.
     """
     return uvicorn.Config(
         app,

@@ -209,7 +209,7 @@ class Events:
             status=views.notice(_summary(answers)),
             talk=views.conversation_view(names, conversation.exchanges, None, ()),
             probabilities=views.probabilities_view(names, conversation, self.models.engines[0].labels),
-            modality_table=views.modalities_view(names, [answer.modalities for answer in answers]),
+            modality_table=views.modalities_view(names, [answer.modalities for answer in answers], conversation.mask_slots),
             download=views.download_view(conversation.as_json(names), Path(str(conversation.video)).stem),
             modalities=gr.update(interactive=True),
             next_question=gr.update(value="", interactive=True),
