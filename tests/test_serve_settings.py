@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
-import tomllib
 
 import pytest
 from ranks import HANG, ROOT
@@ -188,21 +188,22 @@ def test_a_folder_of_files_must_exist(tmp_path):
 
 
 def test_the_command_says_what_to_install(monkeypatch):
-    from emollama.commands import serve
+    from emollama.commands import requirements
 
-    monkeypatch.setattr(serve, "PACKAGES", serve.PACKAGES | {"no_such_module": "no-such-package"})
-    with pytest.raises(UserError, match=r"needs no-such-package: pip install emollama\[serve\]"):
-        serve._require_packages()
+    declared = ["rich>=99", "uvicorn>=99,<100; extra == 'serve'", "no-such-package>=1; extra == 'serve'", "x; extra == 'app'"]
+    monkeypatch.setattr(requirements, "requirements", lambda: declared)
+    message = r"emollama serve needs uvicorn<100,>=99 \(installed: \S+\), no-such-package>=1 \(not installed\)"
+    with pytest.raises(UserError, match=message + r": pip install 'emollama\[serve\]'"):
+        requirements.require_extra("serve", "serve")
 
 
-def test_the_packages_of_the_server_are_an_extra():
-    from emollama.commands import serve
+def test_the_packages_of_the_servers_are_extras():
+    from emollama.commands.requirements import require_extra, requirements
 
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    requirements = (ROOT / "requirements.txt").read_text()
-    packages = set(serve.PACKAGES.values())
-    assert {requirement.partition(">")[0] for requirement in extras["serve"]} == packages
-    assert [name for name in (*packages, "gradio") if name in requirements] == []
+    plain = {re.split("[<>=!; ]", requirement)[0] for requirement in requirements() if "extra ==" not in requirement}
+    assert plain & {"gradio", "fastapi", "uvicorn", "python-multipart", "prometheus_client"} == set()
+    require_extra("serve", "serve")
+    require_extra("app", "app")
 
 
 def test_the_key_is_removed_from_the_environment(monkeypatch):

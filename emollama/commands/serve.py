@@ -6,20 +6,14 @@ The server listens on this machine only, unless ``--host`` is set. It needs the 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from pathlib import Path
 
 from emollama.commands.arguments import add_run_arguments
+from emollama.commands.requirements import require_extra
 
 HELP = "serve the model over HTTP, with OpenAI-compatible routes"
 EXAMPLE = "emollama serve --cfg-path train_configs/demo_videos.yaml --port 8000"
 DOCS = "docs/serving.md#start-the-server"
-PACKAGES = {
-    "fastapi": "fastapi",
-    "uvicorn": "uvicorn",
-    "python_multipart": "python-multipart",
-    "prometheus_client": "prometheus_client",
-}
 DTYPES = {
     "fp32": ["run.amp=False"],
     "bf16": ["run.amp=True", "run.amp_dtype=bf16"],
@@ -76,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
     from emollama.entry import leave
     from emollama.logs.logger import set_up
 
-    _require_packages()
+    require_extra("serve", "serve")
     from emollama.inference.serve.loading import load_engine, require_servable
     from emollama.inference.serve.server import Server
     from emollama.inference.serve.settings import ServeSettings, read_key
@@ -115,16 +109,3 @@ def _options(arguments: argparse.Namespace) -> list[str]:
     """Return ``--device`` and ``--dtype`` as values of the configuration."""
     options = [] if arguments.device is None else [f"run.device={arguments.device}"]
     return options + (DTYPES[arguments.dtype] if arguments.dtype else [])
-
-
-def _require_packages() -> None:
-    """Check that the extra is installed.
-
-    Raises:
-        UserError: If a package is missing.
-    """
-    from emollama.errors import UserError
-
-    missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise UserError(f"emollama serve needs {', '.join(missing)}: pip install emollama[serve]")
