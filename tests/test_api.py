@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import golden_tree, write
 from running import ROOT, golden_config
@@ -104,6 +105,33 @@ def test_a_folder_that_is_not_a_run_or_has_no_checkpoint_is_reported(run_folder,
         emollama.load(run_folder)
     with pytest.raises(emollama.UserError, match=f"'{tmp_path}' is not the folder of a run: it has no config.yaml"):
         emollama.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"video": 3}, "video: expected a path, the content of a file as bytes, or None, got int"),
+        ({"features": [1.0]}, "features: expected a mapping of slots to arrays, got list"),
+        ({"text": b"secret"}, "text: expected a str or None, got bytes"),
+        ({"history": [("a", "b")]}, "history[0]: expected emollama.Turn, got tuple"),
+        ({"history": [emollama.Turn("a", None)]}, "history[0].answer: expected a str, got NoneType"),
+        ({"mask_slots": "audio"}, "mask_slots: expected a list of str, the names of slots, got str"),
+        ({"label_probabilities": "yes"}, "label_probabilities: expected a bool, got str"),
+        ({"options": {"seed": 1}}, "options: expected an emollama.GenerationOptions, got dict"),
+    ],
+)
+def test_a_field_of_another_type_is_a_user_error_that_names_both_types(fields, message):
+    with pytest.raises(emollama.UserError) as error:
+        emollama.Request(**fields)
+    assert str(error.value) == f"{message}. Correct the request."
+    assert error.value.param == next(iter(fields))
+
+
+def test_generation_options_are_numbers():
+    for name, value in {"temperature": "hot", "seed": 1.5, "max_new_tokens": True}.items():
+        with pytest.raises(emollama.UserError, match=f"options.{name}: expected a .*number or None, got {type(value).__name__}"):
+            emollama.GenerationOptions(**{name: value})
+    assert emollama.GenerationOptions(seed=np.int64(3), temperature=np.float32(0.5)).seed == 3
 
 
 def test_a_file_that_was_changed_after_it_was_loaded_is_not_run(tmp_path):

@@ -15,9 +15,10 @@ import numpy as np
 from emollama.config import RunConfig
 from emollama.data.batch import Record
 from emollama.data.dataset import ClipsToPredict, SampleDataset
+from emollama.data.features import UnusableArray
 from emollama.data.loader import mix_seed
 from emollama.data.prompts.prompt import PromptFormat
-from emollama.data.slots import PIXELS, declared_slots
+from emollama.data.slots import PIXELS, declared_slots, without_pixels
 from emollama.decoding.answer_generator import Prompt
 from emollama.decoding.sampling_params import SequenceParams
 from emollama.errors import UserError
@@ -116,6 +117,9 @@ class ClipRecords:
             except RequestError:
                 raise
             except UserError as error:
+                if isinstance(error, UnusableArray) and error.slot in request.features:
+                    text = f"features.{error.slot}: {error.problem}. Pass the array as the encoder of the slot returns it."
+                    raise RequestError(text, "features") from None
                 # Messages about arrays name the temporary folder.
                 text = str(error).replace(f"{folder}{os.sep}", "")
                 raise RequestError(text, "features" if request.features else "video") from None
@@ -162,13 +166,19 @@ class ClipRecords:
         )
 
     def _require_slots(self, request: Request) -> None:
-        """Check the names of the features of a request, which become names of files."""
-        slots = [slot for slot in declared_slots(self._shapes) if slot != PIXELS]
-        if unknown := [slot for slot in request.features if slot not in slots]:
-            text = (
-                f"unknown slot {unknown[0]!r}.{did_you_mean(unknown[0], slots)} The slots of this model are {', '.join(slots)}."
-            )
-            raise RequestError(text, "features")
+        """Check the slots that a request names. Those of its features become names of files."""
+        slots = list(without_pixels(self._shapes))
+        for param, named in (("features", request.features), ("mask_slots", request.mask_slots)):
+            if unknown := [slot for slot in named if slot not in slots]:
+                hint = did_you_mean(str(unknown[0]), slots)
+                text = f"unknown slot {unknown[0]!r}.{hint} The slots of this model are {', '.join(slots)}."
+                raise RequestError(text, param)
+        for slot, filled in declared_slots(self._shapes).items():
+            if class_tokens := [other for other in filled[1:] if other in request.features]:
+                text = (
+                    f"features.{class_tokens[0]}: this slot has no array of its own. The first row of features.{slot} fills it."
+                )
+                raise RequestError(text, "features")
 
     def _require_length(self, num_tokens: int, max_new_tokens: int) -> None:
         """Check that the language model has positions for a prompt and its answer."""
@@ -201,9 +211,6 @@ class ClipRecords:
         options = {
             key: value for key, value in dataclasses.asdict(request.options).items() if value is not None and key != "seed"
         }
-        slots = [slot for slot in self._shapes if slot != PIXELS]
-        if unknown := [slot for slot in request.mask_slots if slot not in slots]:
-            raise RequestError(f"unknown slot {unknown[0]!r}. The slots of this model are {', '.join(slots)}.", "mask_slots")
         limit = self._max_tokens or max(MAX_NEW_TOKENS, block.block.task.max_new_tokens)
         if options.get("max_new_tokens", 0) > limit:
             raise RequestError(f"max_new_tokens is {options['max_new_tokens']}; the maximum is {limit}", "options")
