@@ -11,8 +11,23 @@ from collections.abc import Sequence
 import numpy as np
 
 from emollama.data.slots import IMAGE, PATCH, PIXELS, SlotShape
+from emollama.errors import UserError
 from emollama.stores.conversion import conversion_command
 from emollama.stores.npy import is_float
+
+
+class UnusableArray(UserError):
+    """An array cannot be used.
+
+    Attributes:
+        slot: the first slot that it fills.
+        problem: what is wrong with its values, without the location of the array and the keys of the configuration.
+    """
+
+    # The defaults are for PyTorch, which creates the error of a data worker again from its message alone.
+    def __init__(self, message: str, slot: str = "", problem: str = "") -> None:
+        super().__init__(message)
+        self.slot, self.problem = slot, problem
 
 
 def fits(shape: tuple[int, ...], slots: Sequence[str], num_vectors: int | None, dim: int) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emollama.data.array_shapes import dtype_problem, dtype_remedy, expected_shape, fits, shape_advice
+from emollama.data.array_shapes import UnusableArray, dtype_problem, dtype_remedy, expected_shape, fits, shape_advice
 from emollama.data.checks_in_batches import in_batches
 from emollama.data.problems import Problem
 from emollama.data.slots import IMAGE, PIXELS, FrameSelection, Pooling, SlotShape
@@ -75,20 +75,6 @@ class DigestCheck(NamedTuple):
 
     changed: list[str]
     without_digest: list[str]
-
-
-class UnusableArray(UserError):
-    """An array cannot be used.
-
-    Attributes:
-        slot: the first slot that it fills.
-        problem: what is wrong with its values, without the location of the array and the keys of the configuration.
-    """
-
-    # The defaults are for PyTorch, which creates the error of a data worker again from its message alone.
-    def __init__(self, message: str, slot: str = "", problem: str = "") -> None:
-        super().__init__(message)
-        self.slot, self.problem = slot, problem
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from emollama.config import RunConfig
+from emollama.data.array_shapes import UnusableArray
 from emollama.data.batch import Record
 from emollama.data.dataset import ClipsToPredict, SampleDataset
-from emollama.data.features import UnusableArray
 from emollama.data.loader import mix_seed
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.slots import PIXELS, declared_slots, without_pixels
-from emollama.decoding.answer_generator import Prompt
+from emollama.decoding.answer_generator import Prompt, tokenize
 from emollama.decoding.sampling_params import SequenceParams
 from emollama.errors import UserError
 from emollama.inference.clip_encoders import ClipEncoders, ClipFeatures, frame_slot
@@ -139,7 +139,7 @@ class ClipRecords:
         require_features(modalities, "this clip", "video")
         _require_maskable(dataset, cfg.mask_slots)
         record = masked(self._record(request, block.prediction, cfg, dataset), cfg.mask_slots)
-        sample = self._prompt_format.tokenize(record, layout=cfg.prompt_layout, for_generation=True)
+        sample = tokenize(self._prompt_format, record, cfg.prompt_layout)
         if sample.tokens_cut and (request.question is not None or request.history):
             limit = f"model.max_context_len ({self._config.model.max_context_len})"
             text = f"the question is {sample.tokens_cut} tokens longer than {limit} allows. Shorten it, or the spoken sentence."
@@ -261,7 +261,7 @@ class ClipRecords:
                 f"{block.key} has no labels, so there are no probabilities. Set its labels.", "label_probabilities"
             )
         record = masked(self._record(Request(task="emotion"), block, cfg, dataset), cfg.mask_slots)
-        sample = self._prompt_format.tokenize(record, layout=cfg.prompt_layout, for_generation=True)
+        sample = tokenize(self._prompt_format, record, cfg.prompt_layout)
         return LabelQuestion(sample, label_answers(dataset, cfg.aliases))
 
     def _write(self, folder: Path, source: Source, features: ClipFeatures) -> dict[str, Path]:
