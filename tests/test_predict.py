@@ -48,7 +48,7 @@ def ask(root, videos, *options, **arguments):
 def checked(root, videos, *options):
     """Return the output of ``emollama predict --dry-run``."""
     settings = config.load(str(root / "config.yaml"), list(options))
-    return dry_run(settings, [str(video) for video in videos], text=None, task=None, processes=1)
+    return dry_run(settings, [str(video) for video in videos], text=None, task=None, question=None, processes=1)
 
 
 def evaluated(root, *options, job="answers"):
@@ -84,7 +84,7 @@ def test_the_answer_to_a_video_equals_that_of_the_evaluation_of_its_clip(world, 
     rows = evaluated(world, *options)
     (answer,) = ask(world, [world / f"videos/{name}.mp4"], *options, text=sentences(world)[name])
     assert answer.prompt == rows[name]["instruction"]
-    assert answer.answer == rows[name]["prediction"]
+    assert answer.text == rows[name]["prediction"]
     assert answer.label_probabilities == pytest.approx(rows[name]["label_probabilities"], abs=1e-6)
     assert len({tuple(row["label_probabilities"].values()) for row in rows.values()}) == len(CLIPS)
 
@@ -93,14 +93,13 @@ def test_a_generated_answer_equals_that_of_the_evaluation(world):
     options = ["evaluation_datasets.answers.answer_by=generate", "evaluation_datasets.answers.max_new_tokens=8"]
     rows = evaluated(world, *options, job="generated")
     (answer,) = ask(world, [world / f"videos/{CLIPS[0]}.mp4"], *options, text=sentences(world)[CLIPS[0]])
-    assert answer.answer == rows[CLIPS[0]]["prediction"]
+    assert answer.text == rows[CLIPS[0]]["prediction"]
     assert answer.label_probabilities is None
 
 
 def test_several_videos_are_answered_in_their_order(world, happy):
     videos = [world / "unseen/happy_1.mp4", world / f"videos/{CLIPS[2]}.mp4", world / f"videos/{CLIPS[0]}.mp4"]
     together = ask(world, videos)
-    assert [answer.video for answer in together] == list(map(str, videos))
     assert together[0].label_probabilities == pytest.approx(happy.label_probabilities, abs=1e-6)
     assert len({tuple(answer.label_probabilities.values()) for answer in together}) == 3
 
@@ -377,6 +376,18 @@ def test_the_command_prints_the_inputs_and_the_answer(world, capsys):
     shares = {line[1]: float(line[0].rstrip("%")) for line in lines if line[0].endswith("%")}
     assert max(shares, key=shares.__getitem__) == answer
     assert sum(shares.values()) == pytest.approx(100, abs=1)
+
+
+def test_the_command_asks_a_question_without_the_tag_of_a_task(world, capsys):
+    arguments = ["--video", str(world / "unseen/happy_1.mp4"), "--question", "Is it calm?"]
+    encoders = ["--options", *only("mae")]
+    command(world, "--json", *arguments, *encoders)
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["task"] is None and answer["prompt"].endswith("The person in video says: .  Is it calm? ")
+    command(world, "--dry-run", *arguments, *encoders)
+    assert dict(re.split(" {2,}", line) for line in capsys.readouterr().out.splitlines()[:-1])["question"] == "Is it calm?"
+    command(world, "--json", *arguments, "--task", "emotion", *encoders)
+    assert "[emotion] Is it calm? " in json.loads(capsys.readouterr().out)["prompt"]
 
 
 def test_one_text_for_several_videos_is_refused(world):
