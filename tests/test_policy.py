@@ -87,7 +87,7 @@ IMPORTS = {
     " logs logs.console media paths stores",
     "models": "checkpoint_files component_errors config data data.batch decoding_state dtypes encoders errors field_texts"
     " json_io listing paths registry stores suggestions tensor_files",
-    "convert": "__init__ checkpoint checkpoint_average config data errors json_io listing models paths registry run_folder"
+    "convert": "__init__ checkpoint checkpoint_average config data errors json_io listing logs models paths registry run_folder"
     " stores tensor_files",
     "decoding": "components data data.batch decoding_state",
     "runners": "__init__ checkpoint checkpoint_average checkpoint_files component_errors components config data data.batch"

@@ -234,6 +234,17 @@ def test_a_video_of_the_extraction_has_its_clip_name_peak_frame_and_face_folder(
     assert {source.faces for source in sources} == {tmp_path}
 
 
+def test_another_video_with_the_file_name_of_a_clip_has_neither_its_peak_nor_its_faces(world, tmp_path):
+    (tmp_path / "peaks.csv").write_text("name,peak_index\nclip_000,3\nvideo,5\n")
+    options = [f"extraction.peak_index_path={tmp_path / 'peaks.csv'}", f"extraction.face_path={tmp_path}"]
+    sources = VideoSources(config.load(str(world / "config.yaml"), options))
+    clip, other = world / "videos/clip_000.mp4", tmp_path / "clip_000.mp4"
+    other.write_bytes(clip.read_bytes())
+    assert [sources.source(path).peak for path in (clip, other)] == [3, 3]
+    other.write_bytes((world / "videos/clip_001.mp4").read_bytes())
+    assert (sources.source(other).name, sources.source(other).peak, sources.source(clip).peak) == ("video", None, 3)
+
+
 def test_the_block_of_another_extractor_needs_only_the_keys_that_all_extractors_have(world, tmp_path):
     @dataclass
     class Other:
