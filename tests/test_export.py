@@ -92,6 +92,7 @@ def cases(golden_dataset):
 
     by_name = {f"{task} of a batch": case(names, task) for task in TASKS}
     by_name |= {f"one clip: {name}": case([name], "reason") for name in names}
+    by_name["documented"] = case(names[:1], "emotion", texts=["I knew it!"])
     by_name["published layout"] = case(names, "emotion", "upstream_eval")
     by_name |= {f"text {index}": case(names[:1], "reason_v2", texts=[text]) for index, text in enumerate(HOSTILE)}
     by_name["no audio and image"] = case(names, "emotion", without=("audio", "image")) | {"without": ["audio", "image", "cls"]}
@@ -100,15 +101,21 @@ def cases(golden_dataset):
 
 @pytest.fixture(scope="module")
 def answered(folder, cases, tmp_path_factory):
-    """The results of all cases in a new interpreter without emollama."""
+    """The results of all cases, and what the example of docs/export.md prints, in a new interpreter without emollama."""
     place = tmp_path_factory.mktemp("answered")
     (place / "cases.json").write_text(json.dumps(cases))
-    arguments = [str(folder), str(place / "cases.json"), str(place / "results.json")]
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/export.md").read_text(), re.DOTALL)
+    (place / "example.py").write_text(example)
+    (place / "exported").symlink_to(folder)
+    for slot, name in {"image": "eva", "face": "mae_340_UTT", "video": "maeV_399_UTT", "audio": "HL-UTT"}.items():
+        (place / f"demo_videos/clips/{name}").mkdir(parents=True)
+        np.save(place / f"demo_videos/clips/{name}/clip_000.npy", cases["documented"]["features"][0][slot])
+    arguments = [str(folder), str(place / "cases.json"), str(place / "results.json"), str(place / "example.py")]
     environment = {**os.environ, "HF_MODULES_CACHE": str(place / "modules"), "PYTHONPATH": ""}
     line = [sys.executable, "-P", str(ROOT / "tests/workers/exported.py"), *arguments]
     completed = subprocess.run(line, cwd=place, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert completed.returncode == 0, completed.stderr
-    return json.loads((place / "results.json").read_text())
+    return json.loads((place / "results.json").read_text()), completed.stdout
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +145,12 @@ def evaluated(cases, golden_dataset, golden_prompt, golden_model):
 
 
 def test_prompts_ids_and_answers_equal_those_of_an_evaluation(answered, evaluated):
-    for result in answered.values():
+    results, printed = answered
+    for result in results.values():
         # transformers pads the answers of a batch with the EOS token.
         result["ids"] = [row[: row.index(2) + 1] if 2 in row else row for row in result["ids"]]
-    assert answered == evaluated
+    assert results == evaluated
+    assert printed == f"{evaluated['documented']['answers'][0]}\n"
     assert len({answer for result in evaluated.values() for answer in result["answers"]}) > 5
 
 

@@ -380,5 +380,6 @@ def test_a_server_deletes_what_a_killed_one_left_answers_fifty_clients_and_ends_
             process.send_signal(signal.SIGTERM)
             chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line and line != "data: [DONE]"]
         assert chunks[-1]["choices"][0]["finish_reason"] == "length"
-        assert process.wait().returncode == 0
+        ended = process.wait()
+        assert ended.returncode == 0 and "stopping: 1 request left" in ended.stderr
     assert list(left.parent.glob("emollama*")) == []

@@ -101,8 +101,8 @@ IMPORTS = {
     " models optim paths precision remote reporting run_folder runners suggestions tasks text_encoding variables",
     "commands": "__init__ checks config convert data demo demo.folder disk distributed.launcher distributed.stop_requests"
     " distributed.watchdog distributed.worker_variables entry errors evaluation folder_lock importers inference json_io listing"
-    " logs logs.console logs.verbosity media models paths planning registry reporting run_folder starter stores suggestions"
-    " text_encoding variables",
+    " logs logs.console logs.verbosity media models paths planning registry reporting run_folder runners starter stores"
+    " suggestions text_encoding variables",
     "session": "commands config distributed.launcher distributed.stop_requests distributed.worker_variables errors inference"
     " logs reporting run_folder runners system_errors",
     "cli": "commands entry",

@@ -36,7 +36,7 @@ def _require(field_name: str, value: object, expected: str, *, is_valid: bool) -
 
 
 def _require_items(field_name: str, items: object, kind: type, kinds: str) -> None:
-    """Check a sequence of objects of one type. A single text is no sequence of texts."""
+    """Check a sequence of objects of one type. A single text is not a sequence of texts."""
     is_sequence = isinstance(items, Sequence) and not isinstance(items, str | bytes)
     _require(field_name, items, f"a list of {kinds}", is_valid=is_sequence)
     for index, item in enumerate(items if isinstance(items, Sequence) else ()):
