@@ -173,12 +173,18 @@ def quickstart(tmp_path_factory):
     return folder, notebook
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def session(quickstart):
-    """A session of the run that the notebook has trained, and the options that find its data from any folder."""
+    """A session of the run that the notebook has trained, with the option that finds its data from any folder."""
     root = quickstart[0] / "demo_videos"
     with emollama.load(root / "trained", {"paths.root": root}) as session:
         yield session
+
+
+@pytest.fixture(scope="module")
+def result(session):
+    """The result of its evaluation."""
+    return session.evaluate()
 
 
 @pytest.mark.slow
@@ -193,9 +199,8 @@ def test_the_cells_of_the_notebook_run_and_end_with_an_answer(quickstart):
 
 
 @pytest.mark.slow
-def test_an_evaluation_returns_the_answers_and_metrics_of_the_command(session, quickstart, emollama):
+def test_an_evaluation_returns_the_answers_and_metrics_of_the_command(session, result, quickstart, emollama):
     root = quickstart[0] / "demo_videos"
-    result = session.evaluate()
     options = [f"paths.root={root}", f"model.ckpt={session.config.model.ckpt}", "run.job_id=command"]
     assert emollama("eval", "--cfg-path", root / "trained/config.yaml", "--options", *options).returncode == 0
     files = ["predictions_held_out.jsonl", "metrics_held_out.json"]
@@ -211,11 +216,11 @@ def test_an_evaluation_returns_the_answers_and_metrics_of_the_command(session, q
 
 
 @pytest.mark.slow
-def test_answers_and_streams_about_videos_equal_those_of_the_evaluation(session, quickstart):
+def test_answers_and_streams_about_videos_equal_those_of_the_evaluation(session, result, quickstart):
     root = quickstart[0] / "demo_videos"
     with (root / "labels.csv").open(newline="", encoding="utf-8") as file:
         sentences = {row["name"]: row["sentence"] for row in csv.DictReader(file)}
-    for row in session.evaluate().predictions[:4]:
+    for row in result.predictions[:4]:
         video = root / f"videos/{row.name}.mp4"
         answer = session.answer(video, text=sentences[row.name])
         assert (answer.prompt, answer.text) == (row.instruction, row.prediction)

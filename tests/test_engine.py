@@ -207,18 +207,6 @@ def test_an_image_is_a_clip_of_one_frame_and_an_audio_file_replaces_the_sound(en
     assert [state["image"] for state in states] == ["real", "real"] and [state["audio"] for state in states] == ["zero", "real"]
 
 
-def test_media_that_are_decoded_in_a_separate_process_are_answered_alike(world, evaluated, request_about):
-    from emollama.encoders.decoding_worker import DecodingLimits
-    from emollama.inference.engine import Engine, EngineOptions
-    from emollama.inference.requests import Request, UnusableInput
-
-    with Engine(loaded(world), EngineOptions(decoding=DecodingLimits())) as engine:
-        (answer,) = engine.answer([request_about("clip_000", task="reason")])
-        with pytest.raises(UnusableInput):
-            engine.answer([Request(video=b"not a video")])
-    assert answer.text == evaluated["clip_000", "reason"]["prediction"]
-
-
 @pytest.mark.parametrize(
     ("features", "text"),
     [

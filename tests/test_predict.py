@@ -357,7 +357,8 @@ def test_the_command_prints_one_json_object_per_video(world, capsys):
 @pytest.mark.slow
 def test_two_processes_divide_the_videos_and_answer_like_one_process(world, launch, capsys):
     videos = [str(world / "unseen/happy_1.mp4"), str(world / "unseen/sad_1.mp4"), str(world / "videos/clip_000.mp4")]
-    arguments = ["--cfg-path", str(world / "config.yaml"), "--json", "--video", *videos]
+    # One encoder, because each process would import and build all of them.
+    arguments = ["--cfg-path", str(world / "config.yaml"), "--json", "--video", *videos, "--options", *only("mae")]
     result = launch("-m", "emollama", "predict", *arguments, processes=2)
     assert result.returncode == 0, result.stderr
     two = [json.loads(line) for line in result.stdout.splitlines()]
