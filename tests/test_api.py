@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import golden_tree, write
+from ranks import start
 from running import ROOT, golden_config
 
 import emollama
@@ -158,10 +161,32 @@ def test_the_notebook_was_executed_and_its_outputs_are_small_and_contain_no_path
     assert re.findall(r"(?<![\w.])/\w+/|\d\d:\d\d:\d\d", outputs) == []
 
 
+class ForkedKernel:
+    """A process with a Jupyter kernel that is forked from the server of ranks.py, as jupyter_client uses ``Popen``.
+
+    Args:
+        command: the interpreter and its arguments.
+        cwd: current directory.
+        env: environment variables.
+        settings: further arguments of ``Popen``, which are not needed.
+    """
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, command, *, cwd, env, **settings):
+        process = start(*command[command.index("-m") :], cwd=cwd, env=env)
+        (self.pid,) = process.pids
+        self.poll, self.wait, self.send_signal = process.poll, process.wait, process.send_signal
+        # Signals are sent to its group of processes, which it leads in a moment.
+        while os.getpgid(self.pid) != self.pid:
+            time.sleep(0.01)
+
+
 @pytest.fixture(scope="module")
-def quickstart(tmp_path_factory):
+def quickstart(tmp_path_factory, fork_server):
     """A folder in which the notebook was executed, and the executed notebook."""
     import nbformat
+    from jupyter_client.provisioning import local_provisioner
     from nbclient import NotebookClient
 
     folder = tmp_path_factory.mktemp("quickstart")
@@ -169,6 +194,7 @@ def quickstart(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.delenv("EMOLLAMA_DEMO_VIDEOS", raising=False)
+        patch.setattr(local_provisioner, "launch_kernel", ForkedKernel)
         NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
     return folder, notebook
 
