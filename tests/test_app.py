@@ -59,6 +59,7 @@ def models(world):
     """The two models, which the server loads."""
     from emollama import config
     from emollama.inference.app.models import Models, engine_loader
+    from emollama.inference.engine import Engine
     from emollama.media.source import MediaLimits
 
     path = str(world / "config.yaml")
@@ -66,7 +67,8 @@ def models(world):
         config.load(path, OPTIONS),
         config.load(path, [*OPTIONS, f"model.ckpt={world / 'out/other/checkpoint_0.pth'}"]),
     ]
-    return Models(["A: tiny", "B: tiny"], [engine_loader(one, MediaLimits(max_seconds=60)) for one in configs])
+    # Only the first one decodes in a separate process, which takes seconds to import its libraries.
+    return Models(["A: tiny", "B: tiny"], [engine_loader(configs[0], MediaLimits(max_seconds=60)), lambda: Engine(configs[1])])
 
 
 @pytest.fixture(scope="module")
