@@ -6,13 +6,14 @@ import json
 import re
 import shutil
 import signal
+import threading
 from contextlib import closing
 from functools import partial
 from itertools import pairwise
 from urllib.parse import urlsplit
 
 import pytest
-from page_server import HANG, Client, running, wait_until
+from page_server import HANG, Client, is_listening, running, wait_until
 from ranks import environment, start
 
 pytestmark = pytest.mark.slow
@@ -342,3 +343,56 @@ def test_a_narrow_page_needs_no_horizontal_scrolling(page, world):
     assert page.evaluate("document.documentElement.scrollWidth") <= 420
     page.click("text=Intended use >> nth=-1")
     page.wait_for_selector("text=It does not measure what a person feels")
+
+
+def chat_completions(engine, body):
+    """Return the answer of a server with this engine to a chat completion, whole and streamed."""
+    import openai
+
+    from emollama.inference.serve.server import Server
+    from emollama.inference.serve.settings import ServeSettings
+
+    server = Server(ServeSettings(port=0, model="tiny", preload=True), lambda: engine)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        with openai.OpenAI(base_url=server.url, api_key="unused", max_retries=0, timeout=HANG) as client:
+            wait_until(lambda: is_listening(urlsplit(server.url).port))
+            whole = client.chat.completions.create(model="tiny", **body).choices[0].message.content
+            chunks = client.chat.completions.create(model="tiny", stream=True, **body)
+            return whole, "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    finally:
+        server.stop()
+        thread.join(HANG)
+
+
+def test_a_clip_gets_the_same_answer_from_every_interface(page, world, emollama):
+    """The evaluation, ``emollama predict``, the Python API, the server and the page sample the same text, byte for byte."""
+    from served_model import data_url, user
+    from video_world import CLIPS, sentences
+
+    from emollama import load
+
+    path, name = world / "config.yaml", CLIPS[0]
+    video, said = world / f"videos/{name}.mp4", sentences(world)[name]
+    arguments = ["--cfg-path", path, "--options", *OPTIONS, "run.job_id=everywhere"]
+    assert emollama("eval", *arguments).returncode == 0
+    lines = (world / "out/everywhere/result/predictions_answers.jsonl").read_text().splitlines()
+    (expected,) = [row["prediction"] for row in map(json.loads, lines) if (row["name"], row["task"]) == (name, "reason")]
+    predicted = emollama("predict", "--json", "--video", video, "--text", said, *arguments)
+    with load(path, OPTIONS) as session:
+        answer = session.answer(video, text=said).text
+        body = {"messages": [user(data_url(video.read_bytes()))], "extra_body": {"emollama": {"text": said}}}
+        whole, streamed = chat_completions(session.engine(), body)
+    upload(page, video)
+    page.fill("#text textarea", said)
+    click_and_wait(page, "#analyze")
+    texts = {
+        "predict": json.loads(predicted.stdout)["answer"],
+        "Python": answer,
+        "server": whole,
+        "stream": streamed,
+        "page": answers_on(page)[0],
+    }
+    assert texts == dict.fromkeys(texts, expected)
+    assert len(expected) > 30

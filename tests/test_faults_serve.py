@@ -90,7 +90,7 @@ def ended_after_its_last_answer(world):
         chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line and line != "data: [DONE]"]
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
     completed = world.process.wait()
-    assert completed.returncode == 0
+    assert completed.returncode == 0 and "stopping: 1 request left" in completed.stderr
     return completed.stderr
 
 

@@ -87,7 +87,7 @@ IMPORTS = {
     " logs logs.console media paths stores",
     "models": "checkpoint_files component_errors config data data.batch decoding_state dtypes encoders errors field_texts"
     " json_io listing paths registry stores suggestions tensor_files",
-    "convert": "__init__ checkpoint checkpoint_average config data errors json_io listing models paths registry run_folder"
+    "convert": "__init__ checkpoint checkpoint_average config data errors json_io listing logs models paths registry run_folder"
     " stores tensor_files",
     "decoding": "components data data.batch decoding_state",
     "runners": "__init__ checkpoint checkpoint_average checkpoint_files component_errors components config data data.batch"
@@ -101,8 +101,8 @@ IMPORTS = {
     " models optim paths precision remote reporting run_folder runners suggestions tasks text_encoding variables",
     "commands": "__init__ checks config convert data demo demo.folder disk distributed.launcher distributed.stop_requests"
     " distributed.watchdog distributed.worker_variables entry errors evaluation folder_lock importers inference json_io listing"
-    " logs logs.console logs.verbosity media models paths planning registry reporting run_folder starter stores suggestions"
-    " text_encoding variables",
+    " logs logs.console logs.verbosity media models paths planning registry reporting run_folder runners starter stores"
+    " suggestions text_encoding variables",
     "session": "commands config distributed.launcher distributed.stop_requests distributed.worker_variables errors inference"
     " logs reporting run_folder runners system_errors",
     "cli": "commands entry",

@@ -1,6 +1,9 @@
 """Serve a model over HTTP: chat completions in OpenAI's format, and the emotions of a clip.
 
 The server listens on this machine only, unless ``--host`` is set. It needs the extra ``serve``.
+
+To use the folder of a training run, specify its config.yaml with ``--cfg-path``, and its checkpoint with
+``--options model.ckpt=FOLDER/checkpoint_best.pth``.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from emollama.commands.arguments import add_run_arguments
 from emollama.commands.requirements import require_extra
 
 HELP = "serve the model over HTTP, with OpenAI-compatible routes"
-EXAMPLE = "emollama serve --cfg-path train_configs/demo_videos.yaml --port 8000"
+EXAMPLE = "emollama serve --cfg-path train_configs/demo_videos.yaml --options model.ckpt=demo_videos/trained/checkpoint_2.pth"
 DOCS = "docs/serving.md#start-the-server"
 DTYPES = {
     "fp32": ["run.amp=False"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import os
 from collections.abc import Sequence, Set
 from pathlib import Path
@@ -16,6 +17,7 @@ from emollama.extraction.configs import VideoExtractionConfig
 from emollama.extraction.jobs import Job, describe_encoders, plan_jobs, require_weights
 from emollama.inference.prediction_block import prediction_blocks
 from emollama.listing import abbreviated
+from emollama.media.files import find_video
 from emollama.media.frame_selection import read_peaks
 from emollama.media.frames import probe
 from emollama.media.source import Source, UnusableMedia
@@ -52,10 +54,15 @@ class VideoSources:
         """Describe a video.
 
         A video in the folder of ``extraction.videos`` has the name that the extraction uses, because a random frame selection
-        depends on the name.
+        depends on the name. Any other one has its file name, so that a user can add its peak frame and its face images, unless
+        this is the name of a clip with other content, whose peak frame and face images must not be used.
         """
-        name = _name(Path(video), self._videos) or "video"
-        return Source(name, Path(video).absolute(), self._faces, self._peaks.get(name))
+        path = Path(video).absolute()
+        name = _name(path, self._videos)
+        clip = None if name is None else find_video(self._videos, name)
+        if name is None or (clip is not None and not filecmp.cmp(clip, path, shallow=False)):
+            return Source("video", path, self._faces)
+        return Source(name, path, self._faces, self._peaks.get(name))
 
 
 def _problem(video: str) -> str | None:
