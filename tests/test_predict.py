@@ -167,7 +167,8 @@ def test_a_truncated_video_is_reported_with_zero_modalities_and_the_reason(world
                 packet.stream = streams[packet.stream.index]
                 target.mux(packet)
     cut(tmp_path / "cut.mkv", 0.5)
-    with pytest.raises(UserError, match=r"image: zero, encoders.eva: only .* seconds of its video exist.*; the same for cls, face, video"):
+    reason = r"image: zero, encoders.eva: only .* seconds of its video exist.*; the same for cls, face, video"
+    with pytest.raises(UserError, match=reason):
         ask(world, [tmp_path / "cut.mkv"])
 
 
