@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,10 +52,32 @@ def wait_until(condition: Callable[[], Any]) -> None:
 
 
 @contextmanager
-def launched(
+def running(server: Any) -> Iterator[httpx.Client]:
+    """Run a server in a thread of this process; yield a client once it listens."""
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        with httpx.Client(base_url=server.url.removesuffix("/v1"), timeout=HANG, trust_env=False) as client:
+            wait_until(lambda: is_listening(client) or not thread.is_alive())
+            yield client
+    finally:
+        server.stop()
+        thread.join()
+
+
+def is_listening(client: httpx.Client) -> bool:
+    """Return whether a server answers."""
+    try:
+        return client.get("/health").status_code == 200
+    except httpx.ConnectError:
+        return False
+
+
+@contextmanager
+def listening(
     config: Path, *arguments: str, options: Sequence[str] = (), **variables: str
 ) -> Iterator[tuple[Launched, httpx.Client]]:
-    """Run ``emollama serve`` in a new process; yield it with a client once it is ready.
+    """Run ``emollama serve`` in a new process; yield it with a client once it listens, while it loads the model.
 
     Args:
         config: the configuration.
@@ -71,10 +94,17 @@ def launched(
         key = variables.get("EMOLLAMA_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         with httpx.Client(base_url=found[1], headers=headers, timeout=HANG, trust_env=False) as client:
-            wait_until(lambda: client.get("/ready").status_code == 200 or process.poll() is not None)
             yield process, client
     finally:
         process.kill()
+
+
+@contextmanager
+def launched(config: Path, *arguments: str, **variables: str) -> Iterator[tuple[Launched, httpx.Client]]:
+    """Run ``emollama serve`` as :func:`listening` does; yield it once the model is loaded."""
+    with listening(config, *arguments, **variables) as (process, client):
+        wait_until(lambda: client.get("/ready").status_code == 200 or process.poll() is not None)
+        yield process, client
 
 
 def metric(client: httpx.Client, name: str) -> float:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import golden_tree, write
+from ranks import start
 from running import ROOT, golden_config
 
 import emollama
@@ -106,6 +110,33 @@ def test_a_folder_that_is_not_a_run_or_has_no_checkpoint_is_reported(run_folder,
         emollama.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"video": 3}, "video: expected a path, the content of a file as bytes, or None, got int"),
+        ({"features": [1.0]}, "features: expected a mapping of slots to arrays, got list"),
+        ({"text": b"secret"}, "text: expected a str or None, got bytes"),
+        ({"history": [("a", "b")]}, "history[0]: expected emollama.Turn, got tuple"),
+        ({"history": [emollama.Turn("a", None)]}, "history[0].answer: expected a str, got NoneType"),
+        ({"mask_slots": "audio"}, "mask_slots: expected a list of str, the names of slots, got str"),
+        ({"label_probabilities": "yes"}, "label_probabilities: expected a bool, got str"),
+        ({"options": {"seed": 1}}, "options: expected an emollama.GenerationOptions, got dict"),
+    ],
+)
+def test_a_field_of_another_type_is_a_user_error_that_names_both_types(fields, message):
+    with pytest.raises(emollama.UserError) as error:
+        emollama.Request(**fields)
+    assert str(error.value) == f"{message}. Correct the request."
+    assert error.value.param == next(iter(fields))
+
+
+def test_generation_options_are_numbers():
+    for name, value in {"temperature": "hot", "seed": 1.5, "max_new_tokens": True}.items():
+        with pytest.raises(emollama.UserError, match=f"options.{name}: expected a .*number or None, got {type(value).__name__}"):
+            emollama.GenerationOptions(**{name: value})
+    assert emollama.GenerationOptions(seed=np.int64(3), temperature=np.float32(0.5)).seed == 3
+
+
 def test_a_file_that_was_changed_after_it_was_loaded_is_not_run(tmp_path):
     tree = golden_tree(tmp_path)
     session = emollama.load(write(tmp_path, tree))
@@ -130,10 +161,32 @@ def test_the_notebook_was_executed_and_its_outputs_are_small_and_contain_no_path
     assert re.findall(r"(?<![\w.])/\w+/|\d\d:\d\d:\d\d", outputs) == []
 
 
+class ForkedKernel:
+    """A process with a Jupyter kernel that is forked from the server of ranks.py, as jupyter_client uses ``Popen``.
+
+    Args:
+        command: the interpreter and its arguments.
+        cwd: current directory.
+        env: environment variables.
+        settings: further arguments of ``Popen``, which are not needed.
+    """
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, command, *, cwd, env, **settings):
+        process = start(*command[command.index("-m") :], cwd=cwd, env=env)
+        (self.pid,) = process.pids
+        self.poll, self.wait, self.send_signal = process.poll, process.wait, process.send_signal
+        # Signals are sent to its group of processes, which it leads in a moment.
+        while os.getpgid(self.pid) != self.pid:
+            time.sleep(0.01)
+
+
 @pytest.fixture(scope="module")
-def quickstart(tmp_path_factory):
+def quickstart(tmp_path_factory, fork_server):
     """A folder in which the notebook was executed, and the executed notebook."""
     import nbformat
+    from jupyter_client.provisioning import local_provisioner
     from nbclient import NotebookClient
 
     folder = tmp_path_factory.mktemp("quickstart")
@@ -141,16 +194,23 @@ def quickstart(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.delenv("EMOLLAMA_DEMO_VIDEOS", raising=False)
+        patch.setattr(local_provisioner, "launch_kernel", ForkedKernel)
         NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
     return folder, notebook
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def session(quickstart):
-    """A session of the run that the notebook has trained, and the options that find its data from any folder."""
+    """A session of the run that the notebook has trained, with the option that finds its data from any folder."""
     root = quickstart[0] / "demo_videos"
     with emollama.load(root / "trained", {"paths.root": root}) as session:
         yield session
+
+
+@pytest.fixture(scope="module")
+def result(session):
+    """The result of its evaluation."""
+    return session.evaluate()
 
 
 @pytest.mark.slow
@@ -165,9 +225,8 @@ def test_the_cells_of_the_notebook_run_and_end_with_an_answer(quickstart):
 
 
 @pytest.mark.slow
-def test_an_evaluation_returns_the_answers_and_metrics_of_the_command(session, quickstart, emollama):
+def test_an_evaluation_returns_the_answers_and_metrics_of_the_command(session, result, quickstart, emollama):
     root = quickstart[0] / "demo_videos"
-    result = session.evaluate()
     options = [f"paths.root={root}", f"model.ckpt={session.config.model.ckpt}", "run.job_id=command"]
     assert emollama("eval", "--cfg-path", root / "trained/config.yaml", "--options", *options).returncode == 0
     files = ["predictions_held_out.jsonl", "metrics_held_out.json"]
@@ -183,11 +242,11 @@ def test_an_evaluation_returns_the_answers_and_metrics_of_the_command(session, q
 
 
 @pytest.mark.slow
-def test_answers_and_streams_about_videos_equal_those_of_the_evaluation(session, quickstart):
+def test_answers_and_streams_about_videos_equal_those_of_the_evaluation(session, result, quickstart):
     root = quickstart[0] / "demo_videos"
     with (root / "labels.csv").open(newline="", encoding="utf-8") as file:
         sentences = {row["name"]: row["sentence"] for row in csv.DictReader(file)}
-    for row in session.evaluate().predictions[:4]:
+    for row in result.predictions[:4]:
         video = root / f"videos/{row.name}.mp4"
         answer = session.answer(video, text=sentences[row.name])
         assert (answer.prompt, answer.text) == (row.instruction, row.prediction)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
+import threading
 from contextlib import closing
+from functools import partial
 from itertools import pairwise
 from urllib.parse import urlsplit
 
 import pytest
-from page_server import HANG, running, wait_until
+from page_server import HANG, Client, is_listening, running, wait_until
+from ranks import environment, start
 
 pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
-    " --disable-sync"
+    " --disable-sync --use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
 ).split()
 OPTIONS = [
     "evaluation_datasets.answers.task_pool=[reason,emotion]",
@@ -27,13 +31,19 @@ OPTIONS = [
 ]
 QUESTION = "Is <b>this</b> ${1 + 1} {{this}} & 'that' a \"disc\"?"
 SENTENCE = "It is on the table"
-# Records the texts of the first answer while it grows.
+# Records the texts of the first answer while it grows, and counts the bytes that the camera has recorded.
 WATCH = """
 window.texts = [];
 new MutationObserver(() => {
   const answer = document.querySelector('.em-answer');
   if (answer) window.texts.push(answer.textContent);
 }).observe(document, {subtree: true, childList: true, characterData: true});
+window.recorded = 0;
+const start = MediaRecorder.prototype.start;
+MediaRecorder.prototype.start = function(...options) {
+  this.addEventListener('dataavailable', event => window.recorded += event.data.size);
+  return start.apply(this, options);
+};
 """
 
 
@@ -55,17 +65,16 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(world):
-    """The two models, which the server loads."""
+    """The two models, which the server loads. They decode in this process, which is faster."""
     from emollama import config
-    from emollama.inference.app.models import Models, engine_loader
-    from emollama.media.source import MediaLimits
+    from emollama.inference.app.models import Models
+    from emollama.inference.engine import Engine
 
-    path = str(world / "config.yaml")
     configs = [
-        config.load(path, OPTIONS),
-        config.load(path, [*OPTIONS, f"model.ckpt={world / 'out/other/checkpoint_0.pth'}"]),
+        config.load(str(world / "config.yaml"), [*OPTIONS, f"model.ckpt={world / f'out/{folder}/checkpoint_0.pth'}"])
+        for folder in ("trained", "other")
     ]
-    return Models(["A: tiny", "B: tiny"], [engine_loader(one, MediaLimits(max_seconds=60)) for one in configs])
+    return Models(["A: tiny", "B: tiny"], [partial(Engine, one) for one in configs])
 
 
 @pytest.fixture(scope="module")
@@ -96,25 +105,49 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
-def page(server, browser):
-    """The page when it is ready. It must cause no errors in the browser, and no requests to other machines."""
+@pytest.fixture(scope="module")
+def context(browser):
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.set_default_timeout(HANG * 1000)
-    page, errors, urls = context.new_page(), [], []
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("request", lambda request: urls.append(request.url))
+    yield context
+    context.close()
+
+
+def opened(server, context):
+    """Open the page in a new tab, and wait until it is ready."""
+    page = context.new_page()
+    page.errors, page.urls = [], []
+    page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.on("request", lambda request: page.urls.append(request.url))
     page.add_init_script(WATCH)
     page.goto(server.url)
     page.wait_for_selector("#status >> text=Ready.")
-    yield page
-    context.close()
-    assert errors == []
-    assert {urlsplit(url).netloc for url in urls if urlsplit(url).scheme not in ("blob", "data")} == {f"127.0.0.1:{server.port}"}
+    return page
+
+
+@pytest.fixture(scope="module")
+def tab(server, context):
+    return opened(server, context)
+
+
+@pytest.fixture
+def page(tab, server):
+    """The page, with empty fields. It must cause no errors in the browser, and no requests to other machines."""
+    if tab.locator("#video video").count():
+        tab.click("#video button[aria-label=Clear]")
+    for name in ("text", "question"):
+        tab.fill(f"#{name} textarea", "")
+    tab.wait_for_selector("#analyze:disabled")
+    yield tab
+    assert tab.errors == []
+    assert {urlsplit(url).netloc for url in tab.urls if urlsplit(url).scheme not in ("blob", "data")} == {
+        f"127.0.0.1:{server.port}"
+    }
 
 
 def upload(page, path):
+    """Upload a video."""
     page.set_input_files("#video input[type=file]", str(path))
     page.wait_for_selector("#video video")
     page.wait_for_selector("#analyze:enabled")
@@ -151,11 +184,35 @@ def asked(models, **fields):
     return [engine.answer([Request(**fields)])[0] for engine in models.engines]
 
 
+# The first test, because it forks, and the fixtures of the others start threads.
+def test_sigterm_ends_the_command_after_its_answers_and_deletes_all_files(world, tmp_path):
+    from video_world import only
+
+    line = ["-m", "emollama", "app", "--cfg-path", str(world / "config.yaml"), "--port", "0"]
+    process = start(*line, "--options", *OPTIONS, *only("mae"), env=environment() | {"TMPDIR": str(tmp_path)})
+    try:
+        wait_until(lambda: "the page is ready" in process.stderr() or process.poll() is not None)
+        client = Client(int(re.search(r"open the page at http://127.0.0.1:(\d+)/", process.stderr())[1]))
+        with client.open_page("visitor"):
+            path = client.uploaded((world / "unseen/happy_1.mp4").read_bytes())
+            client.join("visitor", {"path": path, "meta": {"_type": "gradio.FileData"}})
+            with client.sending("GET", "/gradio_api/queue/data?session_hash=visitor") as results:
+                received = results.recv(10_000)
+                process.send_signal(signal.SIGTERM)
+                received += b"".join(iter(lambda: results.recv(10_000), b""))
+        assert b"Done in" in received
+        assert process.wait().returncode == 0
+        assert list(tmp_path.glob("emollama*")) == []
+    finally:
+        process.kill()
+
+
 def test_the_page_shows_what_the_models_answer(page, models, world, record_property):
     record_property("first_paint_ms", page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
     video = world / "unseen/happy_1.mp4"
     upload(page, video)
     page.fill("#text textarea", SENTENCE)
+    page.evaluate("window.texts = []")
     click_and_wait(page, "#analyze")
     expected = asked(models, video=video, text=SENTENCE, task="reason", label_probabilities=True)
     texts = [answer.text for answer in expected]
@@ -215,7 +272,8 @@ def test_masked_modalities_change_the_probabilities(page, models, world):
         assert {label: change for label, (_, change) in column.items()} == {
             label: f"{round(100 * (new[label] - old[label]), 1) + 0.0:+.1f}" for label in new
         }
-    assert page.locator("#modality-table tr[data-slot=audio]").inner_text().split()[1] == "zeros"
+    masked_row = page.locator("#modality-table tr[data-slot=audio]").inner_text().split(maxsplit=2)
+    assert masked_row == ["audio", "zeros", "cleared under Modalities"]
     page.locator("#modalities input[type=checkbox]").nth(slots.index("audio")).check()
     page.wait_for_selector(".em-change", state="detached")
     assert [{label: value for label, (value,) in column.items()} for column in bars_on(page)] == [
@@ -256,8 +314,17 @@ def test_a_file_that_is_no_video_is_an_error_and_the_page_goes_on(page, world, t
     click_and_wait(page, "#analyze")
 
 
-def test_a_closed_page_frees_its_places(page, models, world):
-    upload(page, world / "unseen/happy_1.mp4")
+def test_a_recording_is_analyzed_and_a_closed_page_frees_its_places(server, context, models):
+    page = opened(server, context)
+    page.click("#video [aria-label='Capture from camera']")
+    page.click("#video >> text=Click to Access Webcam")
+    page.click("#video button >> text=Record")
+    page.wait_for_function("window.recorded > 20000")
+    page.click("#video button >> text=Stop")
+    page.wait_for_selector("#analyze:enabled")
+    click_and_wait(page, "#analyze")
+    assert page.locator("#modality-table tr[data-slot=image] .em-real").count() == 1
+    assert page.locator("#previews svg path").count() == 1
     page.click("text=Options")
     page.fill("#max_new_tokens textarea", "900")
     page.click("#analyze")
@@ -266,6 +333,7 @@ def test_a_closed_page_frees_its_places(page, models, world):
     before = engine.statistics.cancelled
     page.close()
     wait_until(lambda: engine.statistics.cancelled > before)
+    assert page.errors == []
 
 
 def test_a_narrow_page_needs_no_horizontal_scrolling(page, world):
@@ -274,4 +342,57 @@ def test_a_narrow_page_needs_no_horizontal_scrolling(page, world):
     click_and_wait(page, "#analyze")
     assert page.evaluate("document.documentElement.scrollWidth") <= 420
     page.click("text=Intended use >> nth=-1")
-    assert page.locator("text=It does not measure what a person feels").is_visible()
+    page.wait_for_selector("text=It does not measure what a person feels")
+
+
+def chat_completions(engine, body):
+    """Return the answer of a server with this engine to a chat completion, whole and streamed."""
+    import openai
+
+    from emollama.inference.serve.server import Server
+    from emollama.inference.serve.settings import ServeSettings
+
+    server = Server(ServeSettings(port=0, model="tiny", preload=True), lambda: engine)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        with openai.OpenAI(base_url=server.url, api_key="unused", max_retries=0, timeout=HANG) as client:
+            wait_until(lambda: is_listening(urlsplit(server.url).port))
+            whole = client.chat.completions.create(model="tiny", **body).choices[0].message.content
+            chunks = client.chat.completions.create(model="tiny", stream=True, **body)
+            return whole, "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    finally:
+        server.stop()
+        thread.join(HANG)
+
+
+def test_a_clip_gets_the_same_answer_from_every_interface(page, world, emollama):
+    """The evaluation, ``emollama predict``, the Python API, the server and the page sample the same text, byte for byte."""
+    from served_model import data_url, user
+    from video_world import CLIPS, sentences
+
+    from emollama import load
+
+    path, name = world / "config.yaml", CLIPS[0]
+    video, said = world / f"videos/{name}.mp4", sentences(world)[name]
+    arguments = ["--cfg-path", path, "--options", *OPTIONS, "run.job_id=everywhere"]
+    assert emollama("eval", *arguments).returncode == 0
+    lines = (world / "out/everywhere/result/predictions_answers.jsonl").read_text().splitlines()
+    (expected,) = [row["prediction"] for row in map(json.loads, lines) if (row["name"], row["task"]) == (name, "reason")]
+    predicted = emollama("predict", "--json", "--video", video, "--text", said, *arguments)
+    with load(path, OPTIONS) as session:
+        answer = session.answer(video, text=said).text
+        body = {"messages": [user(data_url(video.read_bytes()))], "extra_body": {"emollama": {"text": said}}}
+        whole, streamed = chat_completions(session.engine(), body)
+    upload(page, video)
+    page.fill("#text textarea", said)
+    click_and_wait(page, "#analyze")
+    texts = {
+        "predict": json.loads(predicted.stdout)["answer"],
+        "Python": answer,
+        "server": whole,
+        "stream": streamed,
+        "page": answers_on(page)[0],
+    }
+    assert texts == dict.fromkeys(texts, expected)
+    assert len(expected) > 30

@@ -48,6 +48,26 @@ def refusal(call, *arguments):
     return str(error.value)
 
 
+def test_the_folder_of_a_run_is_its_best_or_else_its_last_checkpoint(printed, changed, tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    for folder in (run, other):
+        folder.mkdir()
+        (folder / "config.yaml").write_text("model: {}")
+    checkpoint.save(run / "checkpoint_best.pth", torch.load(SLIM, weights_only=True) | {"step": 5})
+    for folder, step in ((run, 9), (other, 7), (other, 3)):
+        checkpoint.save(folder / f"checkpoint_{step}.pth", torch.load(changed, weights_only=True) | {"step": step})
+    assert printed("inspect", run).startswith(f"{run}/checkpoint_best.pth: checkpoint")
+    assert printed("inspect", other).startswith(f"{other}/checkpoint_7.pth: checkpoint")
+    assert "2 checkpoints" in printed("average", run, SLIM, "--output", tmp_path / "mean.pth")
+    assert "equal: " in printed("diff", run, tmp_path / "mean.pth")
+    printed("convert", run, "--to", "peft", "--output", tmp_path / "peft")
+    assert "equal: " in printed("diff", tmp_path / "peft", SLIM)
+    with pytest.raises(UserError, match="contains no checkpoint. Train first"):
+        (other / "checkpoint_7.pth").unlink()
+        (other / "checkpoint_3.pth").unlink()
+        printed("convert", other, "--to", "pth", "--output", tmp_path / "a.pth")
+
+
 def test_inspect_prints_groups_adapters_and_digest(printed, changed):
     lines = printed("inspect", changed).splitlines()
     assert lines[0] == f"{changed}: checkpoint"

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from emollama.data.batch import Record, collate
-from emollama.decoding.answer_generator import AnswerGenerator, Prompt
+from emollama.decoding.answer_generator import AnswerGenerator, Prompt, tokenize
 from emollama.decoding.generate import generate
 from emollama.decoding.likelihoods import candidate_probabilities
 from emollama.decoding.running_batch import RunningBatch
@@ -262,7 +262,7 @@ def test_the_next_turn_of_a_conversation_continues_from_the_state_of_the_last_on
         records = [golden_dataset.record(clip, "reason", "Why?") for clip in range(3)]
         records = [replace(record, turns=[(record.turns[0][0], None)]) for record in records]
         records = [replace(record, turns=turns(record)) for record in records]
-        return [Prompt(generator.tokenize(record, "train"), SequenceParams(GREEDY, 0)) for record in records]
+        return [Prompt(tokenize(golden_prompt, record, "train"), SequenceParams(GREEDY, 0)) for record in records]
 
     generator = AnswerGenerator([golden_model], golden_prompt, num_prefixes=3)
     first = generator.generate(prompts(lambda record: record.turns))

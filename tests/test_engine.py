@@ -146,7 +146,11 @@ def test_the_number_of_accepted_requests_is_bounded_and_a_cancelled_one_frees_it
     [
         ({"task": "emotoin"}, "task", "Did you mean 'emotion'?"),
         ({"question": "why " * 3000}, "question", "tokens longer than model.max_context_len"),
-        ({"mask_slots": ["gaze"]}, "mask_slots", "unknown slot 'gaze'"),
+        (
+            {"mask_slots": ["facee"]},
+            "mask_slots",
+            "unknown slot 'facee'. Did you mean 'face'? The slots of this model are",
+        ),
         ({"history": "turns"}, "question", "history needs the next question"),
     ],
 )
@@ -203,24 +207,23 @@ def test_an_image_is_a_clip_of_one_frame_and_an_audio_file_replaces_the_sound(en
     assert [state["image"] for state in states] == ["real", "real"] and [state["audio"] for state in states] == ["zero", "real"]
 
 
-def test_media_that_are_decoded_in_a_separate_process_are_answered_alike(world, evaluated, request_about):
-    from emollama.encoders.decoding_worker import DecodingLimits
-    from emollama.inference.engine import Engine, EngineOptions
-    from emollama.inference.requests import Request, UnusableInput
-
-    with Engine(loaded(world), EngineOptions(decoding=DecodingLimits())) as engine:
-        (answer,) = engine.answer([request_about("clip_000", task="reason")])
-        with pytest.raises(UnusableInput):
-            engine.answer([Request(video=b"not a video")])
-    assert answer.text == evaluated["clip_000", "reason"]["prediction"]
-
-
-def test_a_request_with_unknown_or_unusable_features_is_rejected(engine):
+@pytest.mark.parametrize(
+    ("features", "text"),
+    [
+        ({"../up": [1.0]}, "unknown slot '../up'. The slots of this model are image, cls, face, video, audio."),
+        ({"cls": [1.0]}, "features.cls: this slot has no array of its own. The first row of features.image fills it."),
+        ({"face": ["a"]}, "features.face cannot be converted to an array of numbers: "),
+        ({"face": [1.0, 2.0]}, "features.face: shape (2,), expected (64,) or (1, 64). Pass the array as "),
+        ({"image": np.zeros((3, 176))}, "features.image: shape (3, 176), expected (17, 176), which is image_size 56. Pass"),
+        ({"face": np.full(64, np.nan)}, "features.face: contains NaN or inf, or a value beyond float32. Pass"),
+    ],
+)
+def test_features_of_a_request_that_cannot_be_used_are_named_with_what_is_expected(engine, features, text):
     from emollama.inference.requests import Request, RequestError
 
-    for features, text in (({"../up": [1.0]}, "unknown slot '../up'"), ({"face": ["a"]}, "features.face cannot be converted")):
-        with pytest.raises(RequestError, match=text):
-            engine.answer([Request(features=features)])
+    with pytest.raises(RequestError) as error:
+        engine.answer([Request(features=features)])
+    assert str(error.value).startswith(text) and error.value.param == "features"
 
 
 def test_a_step_that_fails_ends_its_answers_with_the_error_and_the_engine_lives(engine, request_about, monkeypatch):

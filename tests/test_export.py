@@ -92,6 +92,7 @@ def cases(golden_dataset):
 
     by_name = {f"{task} of a batch": case(names, task) for task in TASKS}
     by_name |= {f"one clip: {name}": case([name], "reason") for name in names}
+    by_name["documented"] = case(names[:1], "emotion", texts=["I knew it!"])
     by_name["published layout"] = case(names, "emotion", "upstream_eval")
     by_name |= {f"text {index}": case(names[:1], "reason_v2", texts=[text]) for index, text in enumerate(HOSTILE)}
     by_name["no audio and image"] = case(names, "emotion", without=("audio", "image")) | {"without": ["audio", "image", "cls"]}
@@ -100,15 +101,21 @@ def cases(golden_dataset):
 
 @pytest.fixture(scope="module")
 def answered(folder, cases, tmp_path_factory):
-    """The results of all cases in a new interpreter without emollama."""
+    """The results of all cases, and what the example of docs/export.md prints, in a new interpreter without emollama."""
     place = tmp_path_factory.mktemp("answered")
     (place / "cases.json").write_text(json.dumps(cases))
-    arguments = [str(folder), str(place / "cases.json"), str(place / "results.json")]
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/export.md").read_text(), re.DOTALL)
+    (place / "example.py").write_text(example)
+    (place / "exported").symlink_to(folder)
+    for slot, name in {"image": "eva", "face": "mae_340_UTT", "video": "maeV_399_UTT", "audio": "HL-UTT"}.items():
+        (place / f"demo_videos/clips/{name}").mkdir(parents=True)
+        np.save(place / f"demo_videos/clips/{name}/clip_000.npy", cases["documented"]["features"][0][slot])
+    arguments = [str(folder), str(place / "cases.json"), str(place / "results.json"), str(place / "example.py")]
     environment = {**os.environ, "HF_MODULES_CACHE": str(place / "modules"), "PYTHONPATH": ""}
     line = [sys.executable, "-P", str(ROOT / "tests/workers/exported.py"), *arguments]
     completed = subprocess.run(line, cwd=place, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert completed.returncode == 0, completed.stderr
-    return json.loads((place / "results.json").read_text())
+    return json.loads((place / "results.json").read_text()), completed.stdout
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +145,12 @@ def evaluated(cases, golden_dataset, golden_prompt, golden_model):
 
 
 def test_prompts_ids_and_answers_equal_those_of_an_evaluation(answered, evaluated):
-    for result in answered.values():
+    results, printed = answered
+    for result in results.values():
         # transformers pads the answers of a batch with the EOS token.
         result["ids"] = [row[: row.index(2) + 1] if 2 in row else row for row in result["ids"]]
-    assert answered == evaluated
+    assert results == evaluated
+    assert printed == f"{evaluated['documented']['answers'][0]}\n"
     assert len({answer for result in evaluated.values() for answer in result["answers"]}) > 5
 
 
@@ -225,12 +234,54 @@ def test_the_processor_renders_every_format_of_templates_like_the_format(name, t
         for text in [None, *HOSTILE]:
             for task in TASKS:
                 instruction = config.evaluation_datasets["answers"].dataset.pool().first_instruction(task)
-                turn = user_text(task, instruction, None if text is None else text.strip())
-                sample = dataclasses.replace(record, turns=[(turn, None)], features=vectors)
-                expected = model.prompt.tokenize(sample, for_generation=True).input_ids.tolist()
-                assert processor(clip, text=text, task=task)["input_ids"].tolist() == [expected]
+                for has_sentences in (False, True):
+                    processor.prompt["user_texts"][task]["has_sentences"] = has_sentences
+                    turn = user_text(task, instruction, ("" if has_sentences else None) if text is None else text.strip())
+                    sample = dataclasses.replace(record, turns=[(turn, None)], features=vectors)
+                    expected = model.prompt.tokenize(sample, for_generation=True).input_ids.tolist()
+                    assert processor(clip, text=text, task=task)["input_ids"].tolist() == [expected]
     answer = model.prompt.answer_ids("so sad") + model.prompt.answer_ids("more")
     assert processor.answers([answer]) == [model.prompt.answer_text(answer)]
+
+
+def test_the_processor_asks_as_the_datasets_of_the_configuration_do(tmp_path):
+    """Captioned images have neither sentences nor tags of tasks."""
+    from transformers import AutoTokenizer
+
+    from emollama.convert.hub.processing_emollama import EmollamaProcessor
+    from emollama.convert.hub_folder import _exportable
+    from emollama.convert.hub_prompt import prompt_of, training_of
+
+    tree = golden_tree(tmp_path)
+    clips = tree["evaluation_datasets"]["answers"]
+    images = {"type": "flickr30k_caption", "annotation_file": "a.json", "image_path": "images"}
+    captions = images | {"instructions": {"caption": ["What is it?"]}}
+    for first, blocks in (("caption", {"a": captions, "b": clips}), ("emotion", {"a": clips, "b": captions})):
+        tree["evaluation_datasets"] = blocks
+        config = loaded(tmp_path, tree)
+        model = _exportable(config)
+        prompt = prompt_of(model.prompt, model.slots, model.projections, training_of(config))
+        processor = EmollamaProcessor(AutoTokenizer.from_pretrained(GOLDEN / "llama"), prompt)
+        emotion = config.evaluation_datasets["b" if first == "caption" else "a"].dataset.pool().first_instruction("emotion")
+        spoken = {None: "The person in video says: .  ", "Hm": "The person in video says: Hm.  "}
+        for text, sentence in spoken.items():
+            assert processor.user_text(text, "caption", None) == "What is it?"
+            assert processor.user_text(text, "caption", "Why?") == "Why?"
+            assert processor.user_text(text, "emotion", None) == f"{sentence}[emotion] {emotion} "
+            assert processor.user_text(text, "emotion", "Why?") == f"{sentence}[emotion] Why? "
+            assert processor.user_text(text, None, "Why?") == ("Why?" if first == "caption" else f"{sentence}Why? ")
+    assert processor.user_text(None, None, None) == processor.user_text(None, "emotion", "")
+
+
+def test_an_annotation_file_of_another_machine_is_reported_and_no_sentence_is_the_default(tmp_path, caplog):
+    from emollama.convert.hub_prompt import training_of
+
+    tree = golden_tree(tmp_path)
+    block = {"type": "custom", "annotation_file": "gone.csv", "task_pool": ["emotion"], "labels": ["sad", "happy"]}
+    tree["evaluation_datasets"] = {"answers": block}
+    training = training_of(loaded(tmp_path, tree))
+    assert training["user_texts"]["emotion"] == {"is_tagged": True, "has_sentences": False}
+    assert "evaluation_datasets.answers: the annotation file cannot be read, so the exported processor adds no" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -2,77 +2,47 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import http.client
 import json
-import socket
 import threading
 import uuid
 from pathlib import Path
 
 import pytest
-from page_server import HANG, running, wait_until
+from page_server import VALUES, Client, form, running, wait_until
 
 from emollama.errors import UserError
 
 pytestmark = pytest.mark.faults
 PASSWORD = "correct horse"
 LIMIT_MB = 1
+SECRET = "a sentence of a visitor"
 
 
-class Client:
-    """A browser session: it sends its cookie with every request."""
+class SilentEngine:
+    """An engine that accepts requests and never answers.
 
-    def __init__(self, server, password=PASSWORD):
-        self.address, self.headers = ("127.0.0.1", server.port), {}
-        if password is not None:
-            self.headers["Authorization"] = "Basic " + base64.b64encode(f"me:{password}".encode()).decode()
-        reply = self.send("GET", "/")
-        if reply.status == 200:
-            self.headers["Cookie"] = reply.headers["Set-Cookie"].partition(";")[0]
+    Attributes:
+        pending: the accepted requests.
+        is_full: whether it accepts no more.
+    """
 
-    def send(self, method, path, body=None, **headers):
-        """Send a request without changing its path, and return the response with its content."""
-        connection = http.client.HTTPConnection(*self.address, timeout=HANG)
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        connection.request(method, path, body, self.headers | named)
-        response = connection.getresponse()
-        response.content = response.read()
-        connection.close()
-        return response
+    tasks, slots, labels = ["emotion"], ["audio"], []
 
-    def upload(self, content, name="clip.mp4", **headers):
-        body, kind = form(content, name)
-        return self.send("POST", "/gradio_api/upload", body, Content_Type=kind, **headers)
+    def __init__(self):
+        self.pending, self.is_full = [], False
 
-    def uploaded(self, content, name="clip.mp4"):
-        """Upload a file and return its path."""
-        (path,) = json.loads(self.upload(content, name).content)
-        return path
+    def submit(self, request, on_text):
+        from emollama.inference.pending import PendingAnswer
+        from emollama.inference.requests import QueueFull
 
-    def read(self, path):
-        return self.send("GET", f"/gradio_api/file={path}")
+        if self.is_full:
+            raise QueueFull("7 requests are waiting or being answered. Try again later.")
+        self.pending.append(PendingAnswer(request, on_text))
+        return self.pending[-1]
 
-    def join(self, page, *data):
-        """Call the function that analyzes a clip, as the page does."""
-        body = json.dumps({"data": list(data), "fn_index": 0, "session_hash": page})
-        return self.send("POST", "/gradio_api/queue/join", body, Content_Type="application/json")
-
-    @contextlib.contextmanager
-    def open_page(self, page):
-        """Keep a page open in this context."""
-        with socket.create_connection(self.address, timeout=HANG) as connection:
-            head = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
-            connection.sendall(f"GET /gradio_api/heartbeat/{page} HTTP/1.1\r\nHost: 127.0.0.1\r\n{head}\r\n".encode())
-            assert b"200 OK" in connection.recv(1000)
-            yield
-
-
-def form(content, name):
-    """Return a multipart form with one file, and its content type."""
-    head = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
-    return head + content + b"\r\n--x--\r\n", "multipart/form-data; boundary=x"
+    def close(self):
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +56,9 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(world):
-    """The server of a page, in a thread. Its model is being loaded until the end."""
+def models():
+    """A model that is being loaded until the end."""
     from emollama.inference.app.models import Models
-    from emollama.inference.app.server import AppServer, AppSettings
 
     ended = threading.Event()
 
@@ -97,28 +66,58 @@ def server(world):
         ended.wait()
         raise UserError("the test has ended")
 
+    yield Models(["tiny"], [load])
+    ended.set()
+
+
+@pytest.fixture(scope="module")
+def server(world, models):
+    """The server of a page, in a thread."""
+    from emollama.inference.app.server import AppServer, AppSettings
+
     settings = AppSettings(port=0, password=PASSWORD, max_file_mb=LIMIT_MB, examples=[world / "example.mp4"])
-    server = AppServer(settings, Models(["tiny"], [load]), lambda path: None)
+    server = AppServer(settings, models, lambda path: None)
     with running(server, world / "temporary", server.run):
         yield server
-    ended.set()
     assert list((world / "temporary").iterdir()) == []
 
 
 @pytest.fixture
 def client(server):
-    return Client(server)
+    return Client(server.port, PASSWORD)
 
 
 @pytest.fixture
 def other(server):
-    return Client(server)
+    return Client(server.port, PASSWORD)
 
 
 @pytest.fixture
 def folder(world, server):
     (folder,) = (world / "temporary").iterdir()
     return folder / "page"
+
+
+@pytest.fixture
+def engine(models, server, monkeypatch):
+    """An engine in place of the model that is being loaded. All requests to it end with the test."""
+    # The client may be slow to open the connection for results.
+    monkeypatch.setattr("emollama.inference.app.listeners.GRACE_SECONDS", float("inf"))
+    engine = SilentEngine()
+    models.engines = (engine,)
+    yield engine
+    for pending in engine.pending:
+        pending.fail(UserError("the test has ended"))
+    models.engines = ()
+
+
+@pytest.fixture
+def example(folder):
+    return {"path": str(folder / "examples/example.mp4"), "meta": {"_type": "gradio.FileData"}}
+
+
+def new_page():
+    return uuid.uuid4().hex
 
 
 def files_in(folder):
@@ -137,7 +136,7 @@ def test_only_the_session_that_uploaded_a_file_can_read_it(client, other, folder
 
 
 def test_an_invented_session_is_replaced(server):
-    client = Client(server)
+    client = Client(server.port, PASSWORD)
     name, _, value = client.headers["Cookie"].partition("=")
     for forged in (value[:-1] + "x", "0." + value.partition(".")[2], "x", ""):
         reply = client.send("GET", "/", Cookie=f"{name}={forged}")
@@ -186,7 +185,7 @@ def test_an_example_can_be_read_by_all_sessions(client, folder):
 @pytest.mark.parametrize("path", ["http://127.0.0.1:1/x.mp4", "/etc/passwd", "{secret}", "", None, 1, {"path": "/etc/passwd"}])
 def test_a_question_is_only_about_files_of_its_session(path, client, world):
     path = path.format(secret=world / "secret.txt") if isinstance(path, str) else path
-    reply = client.join(f"page-{uuid.uuid4().hex}", None, {"path": path, "meta": {"_type": "gradio.FileData"}})
+    reply = client.join(new_page(), None, {"path": path, "meta": {"_type": "gradio.FileData"}})
     assert reply.status == 403
     assert b"Upload it again" in reply.content
 
@@ -220,14 +219,14 @@ def test_other_routes_of_gradio_do_not_exist(method, path, client):
 
 def test_every_route_needs_the_password(server):
     for password in (None, "", "wrong", PASSWORD + "x", PASSWORD.upper()):
-        visitor = Client(server, password)
+        visitor = Client(server.port, password)
         for method, path in (("GET", "/"), ("GET", "/gradio_api/heartbeat/x"), ("POST", "/gradio_api/upload"), ("GET", "/no")):
             reply = visitor.send(method, path)
             assert reply.status == 401
             assert reply.headers["WWW-Authenticate"].startswith("Basic ")
             assert PASSWORD.encode() not in reply.content
     for header in ("Basic", "Basic %%%", f"Bearer {PASSWORD}", "Basic " + "A" * 20_000):
-        assert Client(server, None).send("GET", "/", Authorization=header).status == 401
+        assert Client(server.port).send("GET", "/", Authorization=header).status == 401
 
 
 @pytest.mark.parametrize(
@@ -269,13 +268,11 @@ def test_a_large_upload_is_refused_and_leaves_nothing(client, folder):
     assert files_in(folder) == before
 
 
-def test_an_upload_that_the_client_ends_leaves_nothing(client, folder, server):
+def test_an_upload_that_the_client_ends_leaves_nothing(client, folder):
     before = files_in(folder)
     body, kind = form(b"x" * 500_000, "clip.mp4")
-    with socket.create_connection(client.address, timeout=HANG) as connection:
-        names = {**client.headers, "Host": "127.0.0.1", "Content-Type": kind, "Content-Length": str(len(body))}
-        head = "".join(f"{name}: {value}\r\n" for name, value in names.items())
-        connection.sendall(f"POST /gradio_api/upload HTTP/1.1\r\n{head}\r\n".encode() + body[:400_000])
+    length = str(len(body))
+    with client.sending("POST", "/gradio_api/upload", body[:400_000], Content_Type=kind, Content_Length=length):
         wait_until(lambda: len(files_in(folder)) > len(before))
     wait_until(lambda: files_in(folder) == before)
 
@@ -305,9 +302,8 @@ def test_a_page_belongs_to_the_session_that_opened_it(client, other):
     with client.open_page("shared"):
         for path in ("/gradio_api/queue/data?session_hash=shared", "/gradio_api/heartbeat/shared"):
             assert other.send("GET", path).status == 403
-        for path in ("queue/join", "cancel", "reset"):
-            body = json.dumps({"data": [], "fn_index": 0, "session_hash": "shared", "event_id": "x"})
-            assert other.send("POST", f"/gradio_api/{path}", body, Content_Type="application/json").status == 403
+        assert other.join("shared").status == 403
+        assert other.post("cancel", fn_index=0, session_hash="shared", event_id="x").status == 403
 
 
 def test_the_files_of_a_session_are_deleted_with_its_last_page(client, other, folder):
@@ -328,6 +324,220 @@ def test_a_session_keeps_only_its_last_files(client):
 
     paths = [client.uploaded(f"clip {number}".encode()) for number in range(MAX_PER_SESSION + 2)]
     assert [client.read(path).status for path in paths] == [404] * 2 + [200] * MAX_PER_SESSION
+
+
+def test_files_of_a_session_without_an_open_page_are_deleted(client, other, monkeypatch):
+    from emollama.inference.app import session_files
+
+    monkeypatch.setattr(session_files, "UNATTENDED_SECONDS", 0.0)
+    with other.open_page(new_page()):
+        kept = other.uploaded(b"the page is open")
+        path = client.uploaded(b"there is no page")
+        wait_until(lambda: not Path(path).exists())
+        assert other.read(kept).status == 200
+
+
+def test_a_client_without_a_session_can_send_nothing(client, folder):
+    before = files_in(folder)
+    for cookie in ("", "x", client.headers["Cookie"] + "x"):
+        assert client.upload(b"a clip", Cookie=cookie).status == 403
+        for path in ("queue/join", "cancel"):
+            reply = client.send("POST", f"/gradio_api/{path}", b"{}", Cookie=cookie)
+            assert (reply.status, "Reload the page" in json.loads(reply.content)["detail"]) == (403, True)
+        for path in ("queue/data?session_hash=x", "heartbeat/x", "upload_progress?upload_id=x"):
+            assert client.send("GET", f"/gradio_api/{path}", Cookie=cookie).status == 403
+    assert files_in(folder) == before
+
+
+def test_a_session_has_few_uploads_at_a_time(tmp_path):
+    from emollama.inference.app.session_files import MAX_FILES, MAX_PER_SESSION, SessionFiles
+
+    files = SessionFiles(tmp_path, 60.0)
+    for number in range(MAX_FILES):
+        files.begin_upload(f"session {number // MAX_PER_SESSION}")
+    with pytest.raises(UserError, match="4 recordings are already being uploaded"):
+        files.begin_upload("session 0")
+    with pytest.raises(UserError, match="too many recordings"):
+        files.begin_upload("another session")
+
+
+def test_a_request_that_is_not_complete_in_time_ends(client, folder, monkeypatch):
+    from emollama.inference.app import guard
+
+    in_time = guard.in_time
+    monkeypatch.setattr(guard, "in_time", lambda seconds: in_time(0.1))
+    before = files_in(folder)
+    body, multipart = form(b"x" * 1000, "clip.mp4")
+    for path, first, kind in (("upload", body[:500], multipart), ("queue/join", b'{"data": [', "application/json")):
+        with client.sending("POST", f"/gradio_api/{path}", first, Content_Type=kind, Content_Length="1000") as connection:
+            reply = b"".join(iter(lambda: connection.recv(10_000), b""))
+        assert reply.startswith(b"HTTP/1.1 408")
+        assert b"The request was not complete after 0.1 seconds." in reply
+    assert files_in(folder) == before
+    monkeypatch.undo()
+    assert client.upload(b"a clip").status == 200
+
+
+def test_events_whose_results_nobody_receives_end(client, other, engine, example, monkeypatch):
+    from emollama.inference.app import listeners
+
+    # More than the answers that are computed at a time
+    pages = [new_page() for _ in range(10)]
+    statuses = [client.join(page, example, SECRET).status for page in pages]
+    assert statuses == [200] * listeners.MAX_UNHEARD + [429] * (len(pages) - listeners.MAX_UNHEARD)
+    wait_until(lambda: len(engine.pending) == listeners.MAX_ANSWERS)
+    monkeypatch.setattr(listeners, "GRACE_SECONDS", 0.0)
+    wait_until(lambda: all(pending.is_over for pending in engine.pending))
+    monkeypatch.setattr(listeners, "GRACE_SECONDS", float("inf"))
+    page = new_page()
+    assert other.join(page, example, SECRET).status == 200
+    with other.connected(f"/gradio_api/queue/data?session_hash={page}"):
+        wait_until(lambda: len(engine.pending) > listeners.MAX_ANSWERS)
+    # The answer ends with the connection.
+    wait_until(lambda: engine.pending[-1].is_over)
+
+
+def test_listeners_count_events_without_connections():
+    from emollama.inference.app.listeners import GRACE_SECONDS, MAX_ANSWERS, MAX_UNHEARD, Listeners
+
+    now = [0.0]
+    listeners = Listeners(lambda: now[0])
+    for number in range(MAX_UNHEARD):
+        listeners.add_event("session", f"page {number}")
+    with pytest.raises(UserError, match="Reload it"):
+        listeners.add_event("session", "page 0")
+    listeners.add_event("other session", "other page")
+    with listeners.listening("session", "page 0"):
+        listeners.add_event("session", "another page")
+        for _ in range(2 * MAX_UNHEARD):
+            listeners.add_event("session", "page 0")
+        now[0] += GRACE_SECONDS
+        assert [listeners.is_listening(page) for page in ("page 0", "page 1", "unknown")] == [True, False, False]
+    assert listeners.is_listening("page 0")
+    with contextlib.ExitStack() as answers:
+        for _ in range(MAX_ANSWERS):
+            answers.enter_context(listeners.answering("page 0"))
+        with pytest.raises(UserError, match="other windows"), listeners.answering("page 0"):
+            pass
+        with listeners.answering("other page"):
+            pass
+    with listeners.answering("page 0"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("seconds", "max_new_tokens", "message"),
+    [(0.01, "", "not complete after 0.01 seconds"), (60.0, "5000", "maximum length is 5000. Enter at most 1024 tokens")],
+)
+def test_an_answer_is_limited(seconds, max_new_tokens, message, engine):
+    from types import SimpleNamespace
+
+    from emollama.inference.app.events import Events
+    from emollama.inference.app.listeners import Listeners
+    from emollama.inference.app.models import Models
+
+    models, listeners = Models(["tiny"], []), Listeners()
+    models.engines = (engine,)
+    listeners.add_event("session", "page")
+    events = Events(models, lambda path: None, listeners, seconds)
+    *_, last = events.analyze(SimpleNamespace(session_hash="page"), __file__, "", None, "Why?", max_new_tokens, "", "")
+    assert message in last[1]
+    assert all(pending.is_over for pending in engine.pending)
+
+
+def test_a_recording_that_was_deleted_is_reported_without_a_path(client, engine, monkeypatch):
+    def submit(request, on_text):
+        Path(request.video).unlink()
+        raise UserError(f"no file '{request.video}' (current directory: /srv). Correct the path.")
+
+    monkeypatch.setattr(engine, "submit", submit)
+    page = new_page()
+    client.join(page, {"path": client.uploaded(b"a clip"), "meta": {"_type": "gradio.FileData"}})
+    results = client.results(page)
+    assert "The recording was deleted" in results
+    assert "/srv" not in results
+
+
+def test_a_full_engine_is_reported_on_the_page(client, engine, example):
+    engine.is_full, page = True, new_page()
+    client.join(page, example, SECRET, None, "Why?")
+    assert "7 requests are waiting or being answered. Try again later." in client.results(page)
+
+
+def test_a_full_queue_of_events_is_reported_by_the_browser(client, other, engine, example):
+    from emollama.inference.app.listeners import MAX_ANSWERS
+    from emollama.inference.app.page import QUEUE_SIZE
+
+    with contextlib.ExitStack() as connections:
+        for visitor, page in ((client, "first-of-two"), (other, "second-of-two")):
+            visitor.join(page, example)
+            connections.enter_context(visitor.connected(f"/gradio_api/queue/data?session_hash={page}"))
+            for _ in range(MAX_ANSWERS - 1):
+                visitor.join(page, example)
+        wait_until(lambda: len(engine.pending) == 2 * MAX_ANSWERS)
+        statuses = [client.join("first-of-two", example).status for _ in range(QUEUE_SIZE + 1)]
+        # With this status, the browser shows that the application is busy.
+        assert statuses == [200] * QUEUE_SIZE + [503]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("queue/join", {"fn_index": 1000, "data": [SECRET]}),
+        ("queue/join", {"fn_index": -1, "data": [SECRET]}),
+        ("queue/join", {"fn_index": SECRET, "data": [SECRET]}),
+        ("queue/join", {"fn_index": True, "data": [SECRET]}),
+        ("queue/join", {"fn_index": 0, "data": [SECRET]}),
+        ("queue/join", {"fn_index": 0, "data": [SECRET] * 20}),
+        ("queue/join", {"fn_index": 0, "data": SECRET}),
+        ("queue/join", {"fn_index": 0, "data": VALUES, "session_hash": [SECRET]}),
+        ("queue/join", {"data": VALUES}),
+        ("cancel", {"fn_index": 0, "event_id": [SECRET]}),
+        ("cancel", {"fn_index": 1000, "event_id": "x"}),
+        ("reset", {"event_id": {"x": SECRET}}),
+        ("reset", {}),
+    ],
+)
+def test_an_event_that_the_page_does_not_have_is_refused(path, fields, client, capfd, caplog):
+    reply = client.post(path, **{"session_hash": new_page(), **fields})
+    assert reply.status == 400
+    assert json.loads(reply.content)["detail"].endswith("The request is not one of this page. Reload it.")
+    assert SECRET not in reply.content.decode() + caplog.text + "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("values", [("{clip}", "", SECRET), ("{clip}", "", [SECRET]), ("{odd clip}",)])
+def test_an_event_that_fails_is_logged_without_texts(values, client, engine, example, capfd, caplog):
+    odd = {**example, "size": SECRET, "orig_name": [SECRET]}
+    page = new_page()
+    assert client.join(page, *[{"{clip}": example, "{odd clip}": odd}.get(str(value), value) for value in values]).status == 200
+    assert "process_completed" in client.results(page)
+    wait_until(lambda: "the page failed with" in caplog.text)
+    assert SECRET not in caplog.text + "".join(capfd.readouterr())
+
+
+def test_a_failing_request_is_logged_without_texts(client, capfd, caplog, monkeypatch):
+    def fail(self, session, path):
+        raise ValueError(SECRET)
+
+    monkeypatch.setattr("emollama.inference.app.session_files.SessionFiles.may_read", fail)
+    reply = client.read("x")
+    assert (reply.status, reply.content) == (500, b"The server failed. Its log has the details.")
+    assert "the page failed with ValueError" in caplog.text
+    assert SECRET not in caplog.text + "".join(capfd.readouterr())
+
+
+def test_connections_are_limited_as_those_of_the_api(server):
+    from emollama.inference.serve.connections import LimitedConnection
+
+    assert server._server.config.http is LimitedConnection
+
+
+def test_limits_are_positive():
+    from emollama.inference.app.server import AppSettings
+
+    for name, option in (("max_file_mb", "--max-file-mb"), ("timeout", "--timeout"), ("body_timeout", "--body-timeout")):
+        with pytest.raises(UserError, match=f"{option} is 0; it must be above 0 and finite"):
+            AppSettings(**{name: 0})
 
 
 def test_the_page_is_not_open_to_everybody_by_accident():

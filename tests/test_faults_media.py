@@ -224,13 +224,14 @@ def test_videos_with_absurd_dimensions_are_unusable(tmp_path):
         assert any(text in unusable(read_frames, path, range) for text in ("pixels", "cannot be read"))
 
 
-def test_limits_of_pixels_and_seconds_apply_to_every_reader(tmp_path):
+def test_limits_of_pixels_seconds_and_frames_apply_to_every_reader(tmp_path):
     path = write_video(tmp_path / "x.mp4", 50)
     small, short = MediaLimits(max_pixels=64 * 48 - 1), MediaLimits(max_seconds=1.5)
     assert "64 x 48 pixels, more than 3,071" in unusable(read_frames, path, range, small)
     assert "longer than 1.5 seconds" in unusable(read_frames, path, range, short)
     assert "longer than 1.5 seconds" in unusable(read_audio, path, 16000, short)
-    enough = MediaLimits(max_pixels=64 * 48, max_seconds=2.5)
+    assert "more than 49 frames" in unusable(read_frames, path, range, MediaLimits(max_frames=49))
+    enough = MediaLimits(max_pixels=64 * 48, max_seconds=2.5, max_frames=50)
     assert len(read_frames(path, range, enough)) == 50 and len(read_audio(path, 16000, enough)) > 0
     # These formats do not announce a duration.
     for name, codec in (("x.ts", "libx264"), ("x.flv", "flv")):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -175,6 +177,14 @@ def test_adapters_of_experts_with_joint_weights_are_rejected_before_weights_are_
     cfg = MiniGPTv2Config(llama_model="x", lora_target_modules=["gate_proj", "up_proj"])
     message = refusal(llm_weights.check_options, cfg, config_of("deepseek_v2"))
     assert "adapters of experts are not supported" in message and "or null, instead of gate_proj, up_proj" in message
+
+
+def test_deprecated_names_that_peft_uses_cause_no_warning_before_the_model_is_loaded():
+    cfg = MiniGPTv2Config(llama_model="another")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        llm_weights.check_options(cfg, config_of("llama"))
+    assert [str(warning.message) for warning in caught if "gradient_checkpointing" in str(warning.message)] == []
 
 
 @pytest.mark.parametrize("family", ["deepseek_v2", "mamba"])

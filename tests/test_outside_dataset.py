@@ -15,8 +15,9 @@ from emollama.checks.dry_run import dry_run
 from emollama.checks.report import text_of
 from emollama.demo.tiny_encoders import make_tiny_encoders
 from emollama.errors import UserError
-from emollama.inference.predict import Modality, predict
+from emollama.inference.predict import predict
 from emollama.inference.prediction_block import find_prediction_block
+from emollama.inference.requests import Modality
 from emollama.planning import plan
 from emollama.registry import DATASETS
 from emollama.runners import summary

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
+from page_server import VARIABLES
 
-from emollama.commands import app as app_command
+from emollama.commands import requirements
 from emollama.errors import UserError
 
 
@@ -48,11 +50,28 @@ def test_models_with_different_labels_cannot_be_compared():
         require_same_labels({"A": ["happy", "sad"], "B": ["happy"]})
 
 
-def test_the_command_names_its_extra(emollama, monkeypatch):
-    monkeypatch.setattr(app_command.importlib.util, "find_spec", lambda name: None)
-    result = emollama("app", "--cfg-path", "x.yaml")
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [("no-such-package>=1", "needs no-such-package>=1 (not installed)"), ("gradio<1", "needs gradio<1 (installed: ")],
+)
+def test_the_command_names_its_extra(declared, message, emollama, monkeypatch):
+    monkeypatch.setattr(requirements, "requirements", lambda: [f"{declared}; extra == 'app'"])
+    for source in (["--cfg-path", "x.yaml"], ["--demo"]):
+        result = emollama("app", *source)
+        assert result.returncode == 1
+        assert message in result.stderr
+        assert "pip install 'emollama[app]'" in result.stderr
+
+
+def test_gradio_that_cannot_be_imported_is_reported_before_the_demo_is_made(emollama, monkeypatch, tmp_path):
+    # The import of a module fails if its entry is None.
+    monkeypatch.setitem(sys.modules, "emollama.inference.app.page", None)
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")
+    result = emollama("app", "--demo", "--folder", str(tmp_path / "demo"))
     assert result.returncode == 1
-    assert "pip install emollama[app]" in result.stderr
+    assert "error: gradio cannot be imported: " in result.stderr
+    assert not (tmp_path / "demo").exists()
 
 
 def test_the_folder_of_the_demo_needs_the_demo(emollama):

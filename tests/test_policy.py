@@ -79,7 +79,7 @@ IMPORTS = {
     "components": "data data.batch decoding_state evaluation run_folder stores",
     "planning": "components config data data.batch logs.console precision",
     "datasets": "config data data.batch errors field_texts listing logs.console media paths remote stores suggestions",
-    "encoders": "config data dtypes errors field_texts listing media paths",
+    "encoders": "config data dtypes errors field_texts listing logs media paths",
     "importers": "data disk errors json_io listing logs.console media paths suggestions text_encoding",
     "reporting": "__init__ data disk errors evaluation json_io listing logs logs.console paths run_folder suggestions",
     "starter": "config data demo.folder errors media paths registration registry stores",
@@ -88,7 +88,7 @@ IMPORTS = {
     " logs logs.console media paths stores",
     "models": "checkpoint_files component_errors config data data.batch decoding_state dtypes encoders errors field_texts"
     " json_io listing paths registry stores suggestions tensor_files",
-    "convert": "__init__ checkpoint checkpoint_average config data errors json_io listing models paths registry run_folder"
+    "convert": "__init__ checkpoint checkpoint_average config data errors json_io listing logs models paths registry run_folder"
     " stores tensor_files",
     "decoding": "components data data.batch decoding_state",
     "runners": "__init__ checkpoint checkpoint_average checkpoint_files component_errors components config data data.batch"
@@ -102,8 +102,8 @@ IMPORTS = {
     " models optim paths precision remote reporting run_folder runners suggestions tasks text_encoding variables",
     "commands": "__init__ checks config convert data demo demo.folder disk distributed.launcher distributed.stop_requests"
     " distributed.watchdog distributed.worker_variables entry errors evaluation folder_lock importers inference json_io listing"
-    " logs logs.console logs.verbosity media models paths planning registry reporting run_folder starter stores suggestions"
-    " text_encoding variables",
+    " logs logs.console logs.verbosity media models paths planning registry reporting run_folder runners starter stores"
+    " suggestions text_encoding variables",
     "session": "commands config distributed.launcher distributed.stop_requests distributed.worker_variables errors inference"
     " logs reporting run_folder runners system_errors",
     "cli": "commands entry",
@@ -230,11 +230,13 @@ LIBRARY_USERS = {
     "httpx2": {"inference.remote_llm"},
     "gradio": {"inference.app.events", "inference.app.page"},
     "fastapi": {"inference.serve.app", "inference.serve.server", "inference.app.page"},
-    "starlette": {f"inference.serve.{name}" for name in ("answering", "app", "bodies", "emotions", "guard", "outermost")}
-    | {"inference.app.guard", "inference.app.page"},
+    "starlette": {
+        f"inference.serve.{name}" for name in ("answering", "app", "bodies", "connections", "emotions", "guard", "outermost")
+    }
+    | {f"inference.app.{name}" for name in ("bodies", "guard", "page")},
     "pydantic": {f"inference.serve.{name}" for name in ("bodies", "emotions", "schema")},
-    "uvicorn": {"inference.serve.listening", "inference.serve.server", "inference.app.server"},
-    "h11": {"inference.serve.downloads"},
+    "uvicorn": {"inference.serve.connections", "inference.serve.listening", "inference.app.server"},
+    "h11": {"inference.serve.connections", "inference.serve.downloads"},
     "prometheus_client": {"inference.serve.metrics"},
     "matplotlib": {"reporting.plotting", "reporting.confusion", "reporting.panels", "reporting.curves"},
     "wandb": {"logs.tracking"},

@@ -48,7 +48,7 @@ def ask(root, videos, *options, **arguments):
 def checked(root, videos, *options):
     """Return the output of ``emollama predict --dry-run``."""
     settings = config.load(str(root / "config.yaml"), list(options))
-    return dry_run(settings, [str(video) for video in videos], text=None, task=None, processes=1)
+    return dry_run(settings, [str(video) for video in videos], text=None, task=None, question=None, processes=1)
 
 
 def evaluated(root, *options, job="answers"):
@@ -84,7 +84,7 @@ def test_the_answer_to_a_video_equals_that_of_the_evaluation_of_its_clip(world, 
     rows = evaluated(world, *options)
     (answer,) = ask(world, [world / f"videos/{name}.mp4"], *options, text=sentences(world)[name])
     assert answer.prompt == rows[name]["instruction"]
-    assert answer.answer == rows[name]["prediction"]
+    assert answer.text == rows[name]["prediction"]
     assert answer.label_probabilities == pytest.approx(rows[name]["label_probabilities"], abs=1e-6)
     assert len({tuple(row["label_probabilities"].values()) for row in rows.values()}) == len(CLIPS)
 
@@ -93,14 +93,13 @@ def test_a_generated_answer_equals_that_of_the_evaluation(world):
     options = ["evaluation_datasets.answers.answer_by=generate", "evaluation_datasets.answers.max_new_tokens=8"]
     rows = evaluated(world, *options, job="generated")
     (answer,) = ask(world, [world / f"videos/{CLIPS[0]}.mp4"], *options, text=sentences(world)[CLIPS[0]])
-    assert answer.answer == rows[CLIPS[0]]["prediction"]
+    assert answer.text == rows[CLIPS[0]]["prediction"]
     assert answer.label_probabilities is None
 
 
 def test_several_videos_are_answered_in_their_order(world, happy):
     videos = [world / "unseen/happy_1.mp4", world / f"videos/{CLIPS[2]}.mp4", world / f"videos/{CLIPS[0]}.mp4"]
     together = ask(world, videos)
-    assert [answer.video for answer in together] == list(map(str, videos))
     assert together[0].label_probabilities == pytest.approx(happy.label_probabilities, abs=1e-6)
     assert len({tuple(answer.label_probabilities.values()) for answer in together}) == 3
 
@@ -168,7 +167,8 @@ def test_a_truncated_video_is_reported_with_zero_modalities_and_the_reason(world
                 packet.stream = streams[packet.stream.index]
                 target.mux(packet)
     cut(tmp_path / "cut.mkv", 0.5)
-    with pytest.raises(UserError, match="face: zero, encoders.mae: only .* seconds of its video exist"):
+    reason = r"image: zero, encoders.eva: only .* seconds of its video exist.*; the same for cls, face, video"
+    with pytest.raises(UserError, match=reason):
         ask(world, [tmp_path / "cut.mkv"])
 
 
@@ -235,6 +235,17 @@ def test_a_video_of_the_extraction_has_its_clip_name_peak_frame_and_face_folder(
     assert {source.faces for source in sources} == {tmp_path}
 
 
+def test_another_video_with_the_file_name_of_a_clip_has_neither_its_peak_nor_its_faces(world, tmp_path):
+    (tmp_path / "peaks.csv").write_text("name,peak_index\nclip_000,3\nvideo,5\n")
+    options = [f"extraction.peak_index_path={tmp_path / 'peaks.csv'}", f"extraction.face_path={tmp_path}"]
+    sources = VideoSources(config.load(str(world / "config.yaml"), options))
+    clip, other = world / "videos/clip_000.mp4", tmp_path / "clip_000.mp4"
+    other.write_bytes(clip.read_bytes())
+    assert [sources.source(path).peak for path in (clip, other)] == [3, 3]
+    other.write_bytes((world / "videos/clip_001.mp4").read_bytes())
+    assert (sources.source(other).name, sources.source(other).peak, sources.source(clip).peak) == ("video", None, 3)
+
+
 def test_the_block_of_another_extractor_needs_only_the_keys_that_all_extractors_have(world, tmp_path):
     @dataclass
     class Other:
@@ -285,7 +296,7 @@ def test_an_unknown_peak_of_a_feature_is_reported_with_the_remedy(world, tmp_pat
         (["datasets=null", "evaluation_datasets=null"], {}, "no block under evaluation_datasets or datasets"),
         (["encoders.hubert.weights=gone"], {}, "encoders.hubert.weights"),
         (["model.slot_dims.audio=32"], {}, "audio"),
-        (["encoders=null"], {}, "the model gets no features of"),
+        (["encoders=null"], {}, "encoders: no block computes features of videos"),
         (["encoders.hubert.layers=[-2]"], {}, "layers"),
     ],
 )
@@ -347,7 +358,8 @@ def test_the_command_prints_one_json_object_per_video(world, capsys):
 @pytest.mark.slow
 def test_two_processes_divide_the_videos_and_answer_like_one_process(world, launch, capsys):
     videos = [str(world / "unseen/happy_1.mp4"), str(world / "unseen/sad_1.mp4"), str(world / "videos/clip_000.mp4")]
-    arguments = ["--cfg-path", str(world / "config.yaml"), "--json", "--video", *videos]
+    # One encoder, because each process would import and build all of them.
+    arguments = ["--cfg-path", str(world / "config.yaml"), "--json", "--video", *videos, "--options", *only("mae")]
     result = launch("-m", "emollama", "predict", *arguments, processes=2)
     assert result.returncode == 0, result.stderr
     two = [json.loads(line) for line in result.stdout.splitlines()]
@@ -377,6 +389,18 @@ def test_the_command_prints_the_inputs_and_the_answer(world, capsys):
     shares = {line[1]: float(line[0].rstrip("%")) for line in lines if line[0].endswith("%")}
     assert max(shares, key=shares.__getitem__) == answer
     assert sum(shares.values()) == pytest.approx(100, abs=1)
+
+
+def test_the_command_asks_a_question_without_the_tag_of_a_task(world, capsys):
+    arguments = ["--video", str(world / "unseen/happy_1.mp4"), "--question", "Is it calm?"]
+    encoders = ["--options", *only("mae")]
+    command(world, "--json", *arguments, *encoders)
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["task"] is None and answer["prompt"].endswith("The person in video says: .  Is it calm? ")
+    command(world, "--dry-run", *arguments, *encoders)
+    assert dict(re.split(" {2,}", line) for line in capsys.readouterr().out.splitlines()[:-1])["question"] == "Is it calm?"
+    command(world, "--json", *arguments, "--task", "emotion", *encoders)
+    assert "[emotion] Is it calm? " in json.loads(capsys.readouterr().out)["prompt"]
 
 
 def test_one_text_for_several_videos_is_refused(world):

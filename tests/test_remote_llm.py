@@ -333,29 +333,37 @@ def test_a_cancelled_request_of_the_engine_closes_its_connection(failing, reques
         assert failing.disconnected.wait(60)
 
 
-@pytest.mark.parametrize(("block", "request_keys"), [({}, {"label_probabilities": True}), ({"answer_by": "likelihood"}, {})])
-def test_label_probabilities_are_unavailable_with_the_reason(failing, requests, tmp_path, block, request_keys):
+def test_label_probabilities_are_unavailable_with_the_reason(failing, requests, tmp_path):
     import dataclasses
 
     from emollama.inference.requests import RequestError
 
     with (
-        open_engine(tmp_path, failing.url, **block) as engine,
+        open_engine(tmp_path, failing.url) as engine,
         pytest.raises(RequestError, match="not available with --engine-url: vLLM returns no log-probabilities") as error,
     ):
-        engine.answer([dataclasses.replace(requests[0], **request_keys)])
+        engine.answer([dataclasses.replace(requests[0], label_probabilities=True)])
     assert error.value.param == "label_probabilities" and failing.received == []
 
 
-def test_beam_search_and_ensembles_are_refused(failing, requests, tmp_path):
-    with (
-        open_engine(tmp_path, failing.url, num_beams=2) as engine,
-        pytest.raises(UserError, match="beam search is not available with --engine-url"),
-    ):
-        engine.answer(requests[:1])
+@pytest.mark.parametrize(
+    ("model", "block", "expected"),
+    [
+        ({}, {"answer_by": "likelihood"}, "evaluation_datasets.answers.answer_by: label probabilities are not available with"),
+        (
+            {},
+            {"num_beams": 2},
+            "evaluation_datasets.answers.num_beams: beam search is not available with --engine-url",
+        ),
+        ({"ckpt": [SLIM, SLIM]}, {}, "model.ckpt: --engine-url does not support an ensemble"),
+    ],
+)
+def test_settings_that_a_server_cannot_follow_are_refused_before_anything_is_loaded(tmp_path, model, block, expected):
     from emollama.inference.engine import Engine, EngineOptions
 
     tree = golden_tree(tmp_path)
-    tree["model"]["ckpt"] = [SLIM, SLIM]
-    with pytest.raises(UserError, match="--engine-url does not support an ensemble"):
-        Engine(loaded(tmp_path, tree), EngineOptions(engine_url=failing.url))
+    tree["model"] |= {"llama_model": "gone"} | model
+    tree["evaluation_datasets"]["answers"] |= block
+    with pytest.raises(UserError) as error:
+        Engine(loaded(tmp_path, tree), EngineOptions(engine_url="http://127.0.0.1:9"))
+    assert str(error.value).startswith(expected)

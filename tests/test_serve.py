@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from served_model import MODEL, OPTIONS, chat, data_url, metric, user, wait_until
+from served_model import MODEL, OPTIONS, chat, data_url, metric, running, user
 from video_world import CLIPS, LABELS, make_world, sentences
 
 pytestmark = pytest.mark.slow
@@ -49,30 +48,20 @@ def serving(root):
     import openai
 
     from emollama import config
-    from emollama.inference.serve.loading import load_engine
+    from emollama.inference.serve.loading import load_engine, require_servable
     from emollama.inference.serve.server import Server
     from emollama.inference.serve.settings import ServeSettings
 
-    engines = []
+    engines, cfg = [], config.load(str(root / "config.yaml"), OPTIONS)
 
     def load():
-        engines.append(load_engine(config.load(str(root / "config.yaml"), OPTIONS), settings))
+        engines.append(load_engine(cfg, settings))
         return engines[0]
 
     settings = ServeSettings(port=0, model=MODEL, preload=True, allow_files=str(root / "videos"))
-    server = Server(settings, load)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        with (
-            httpx.Client(base_url=server.url.removesuffix("/v1"), timeout=600, trust_env=False) as client,
-            openai.OpenAI(base_url=server.url, api_key="unused", max_retries=0, timeout=600) as sdk,
-        ):
-            wait_until(lambda: is_listening(client) or not thread.is_alive())
-            yield Served(root, engines[0], client, sdk)
-    finally:
-        server.stop()
-        thread.join()
+    server = Server(settings, load, require_servable(cfg))
+    with running(server) as client, openai.OpenAI(base_url=server.url, api_key="unused", max_retries=0, timeout=600) as sdk:
+        yield Served(root, engines[0], client, sdk)
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +70,6 @@ def served(tmp_path_factory):
     make_world(root, long_answers=True)
     with serving(root) as served:
         yield served
-
-
-def is_listening(client):
-    try:
-        return client.get("/health").status_code == 200
-    except httpx.ConnectError:
-        return False
 
 
 def streamed(chunks):
@@ -148,18 +130,35 @@ def test_a_stream_ends_with_the_numbers_of_tokens_if_they_are_requested(served):
     assert len(chunks) > 5
 
 
-def test_an_error_after_the_start_of_a_stream_is_an_event(served):
+def test_an_error_after_the_start_of_a_stream_is_an_event(served, monkeypatch):
     import openai
 
-    with serving(served.root) as other:
-        chunks = iter(other.complete(user(data_url(other.video()), "Who?"), stream=True, max_tokens=3000))
-        assert next(chunks).choices[0].delta.role == "assistant"
-        other.engine.close(drain=False)
-        with pytest.raises(openai.APIError) as caught:
-            list(chunks)
-        assert caught.value.code == "shutting_down"
-        later = other.http.post("/v1/chat/completions", json=chat(data_url(other.video()), "Who?"))
-        assert (later.status_code, later.headers["Retry-After"]) == (503, "1")
+    from emollama.inference.requests import EngineClosed
+
+    submit, accepted = served.engine.submit, []
+
+    def noted(*arguments, **more):
+        accepted.append(submit(*arguments, **more))
+        return accepted[-1]
+
+    monkeypatch.setattr(served.engine, "submit", noted)
+    chunks = iter(served.complete(user(data_url(served.video()), "Who?"), stream=True, max_tokens=3000))
+    assert next(chunks).choices[0].delta.role == "assistant"
+    accepted[0].fail(EngineClosed("the engine was closed before it could answer"))
+    with pytest.raises(openai.APIError) as caught:
+        list(chunks)
+    assert caught.value.code == "shutting_down"
+
+
+def test_a_closed_engine_is_unavailable(served, monkeypatch):
+    from emollama.inference.requests import EngineClosed
+
+    def submit(*arguments, **more):
+        raise EngineClosed("the engine is closed")
+
+    monkeypatch.setattr(served.engine, "submit", submit)
+    later = served.http.post("/v1/chat/completions", json=chat(data_url(served.video()), "Who?"))
+    assert (later.status_code, later.headers["Retry-After"]) == (503, "1")
 
 
 def test_a_conversation_repeats_the_video_in_its_first_message(served):
@@ -191,15 +190,19 @@ def test_an_image_and_audio_reach_the_engine(served):
     expected = served.answer(image=file.getvalue(), audio=served.video(), question="Who?")
     assert response.emollama["modalities"] == modalities(expected)
     assert response.choices[0].message.content == expected.text
+    # The declared type tells which kind of file it is.
+    picture = served.http.post("/v1/emotions", files={"file": ("a.png", file.getvalue(), "image/png")}).json()
+    assert picture["answer"] == served.answer(image=file.getvalue(), task="emotion").text
 
 
+@pytest.mark.parametrize("field", ["file", "video"])
 @pytest.mark.parametrize("form", [True, False])
-def test_emotions_are_the_distribution_of_labels_with_the_reasoning(served, form):
+def test_emotions_are_the_distribution_of_labels_with_the_reasoning(served, form, field):
     text = sentences(served.root)[CLIP]
     if form:
-        response = served.http.post("/v1/emotions", files={"file": served.video()}, data={"text": text})
+        response = served.http.post("/v1/emotions", files={field: served.video()}, data={"text": text})
     else:
-        response = served.http.post("/v1/emotions", json={"video": data_url(served.video()), "text": text})
+        response = served.http.post("/v1/emotions", json={field: data_url(served.video()), "text": text})
     body = response.json()
     expected = served.answer(video=served.video(), text=text, task="emotion", label_probabilities=True)
     assert list(body["label_probabilities"]) == LABELS
@@ -207,12 +210,14 @@ def test_emotions_are_the_distribution_of_labels_with_the_reasoning(served, form
     assert body["label"] == max(expected.label_probabilities, key=expected.label_probabilities.get)
     assert body["reasoning"] == served.answer(video=served.video(), text=text, task="reason").text
     assert body["modalities"] == modalities(expected)
+    assert body["timings"].keys() == {"queue", "features", "generation"}
+    assert body["warnings"] == ["The model was not trained on the task 'reason', but on emotion."]
 
 
 def test_emotions_without_reasoning_and_with_a_mask(served):
     fields = {"reasoning": "false", "mask_slots": ["video", "audio"]}
     body = served.http.post("/v1/emotions", files={"video": served.video()}, data=fields).json()
-    assert body["reasoning"] is None
+    assert (body["reasoning"], body["warnings"]) == (None, [])
     assert [body["modalities"][slot]["state"] for slot in ("video", "audio")] == ["zero", "zero"]
 
 
@@ -248,7 +253,9 @@ def test_a_file_below_the_allowed_folder_is_read(served, kind):
 )
 def test_a_parameter_that_would_be_ignored_is_rejected_by_name(served, changes, param):
     response = served.http.post("/v1/chat/completions", json=chat(data_url(served.video()), "Who?") | changes)
-    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, param)
+    assert param in error["message"]
 
 
 def test_parameters_without_effect_are_accepted(served):
@@ -262,7 +269,8 @@ def test_an_unknown_model_is_not_found(served):
     with pytest.raises(openai.NotFoundError) as caught:
         served.openai.chat.completions.create(model="gpt", messages=[user(data_url(served.video()))])
     assert caught.value.code == "model_not_found"
-    assert [model.id for model in served.openai.models.list()] == [MODEL]
+    (model,) = served.openai.models.list()
+    assert (model.id, model.emollama["trained_tasks"], model.emollama["tasks"]) == (MODEL, ["emotion"], ["emotion", "reason"])
     assert served.http.get("/v1/models/other").status_code == 404
 
 

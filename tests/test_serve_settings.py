@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
-import tomllib
 
 import pytest
 from ranks import HANG, ROOT
-from served_model import wait_until
+from served_model import running, wait_until
 
 from emollama.errors import UserError
 
@@ -118,6 +118,58 @@ def test_a_server_listens_while_it_loads_the_model_and_ends_with_the_error_if_th
     assert errors == ["the checkpoint is damaged"]
 
 
+def test_an_error_of_the_loading_after_a_stop_is_not_that_of_the_server():
+    from emollama.inference.serve.server import Server
+    from emollama.inference.serve.settings import ServeSettings
+
+    stopped = threading.Event()
+
+    def load():
+        assert stopped.wait(HANG)
+        raise RuntimeError("the folder of temporary files is gone")
+
+    server, errors = Server(ServeSettings(port=0), load), []
+    original = server._loading_failed
+    server._loading_failed = lambda error: errors.append(error) or original(error)
+    with running(server):
+        server.stop()
+        stopped.set()
+        wait_until(lambda: errors)
+    assert server._error is None
+
+
+def test_an_answer_has_warnings_about_tasks_of_no_training_and_still_images():
+    from types import SimpleNamespace
+
+    from emollama.inference.requests import Modality, Request
+    from emollama.inference.serve.served_model import ServedModel
+
+    answer = SimpleNamespace(task="reason", modalities={"video": Modality("real", "encoders.videomae")})
+    engine = SimpleNamespace(tasks=["emotion", "reason"])
+    first, second = ServedModel("m", ["emotion"]).warnings(engine, Request(image=b"x"), answer)
+    assert "'reason', but on emotion" in first and "still image" in second
+    assert ServedModel("m", ["reason"]).warnings(engine, Request(video=b"x"), answer) == []
+    assert ServedModel("m", None).warnings(engine, Request(video=b"x"), answer) == []
+
+
+@pytest.mark.parametrize(
+    ("blocks", "tasks"),
+    [
+        ({"a": {"task_pool": "emotion"}, "b": {"task_pool": ["reason", "emotion"]}}, ["emotion", "reason"]),
+        ({"a": {"task_pool": {"emotion": 0, "reason": 1.0}}}, ["reason"]),
+        ({"a": {"task_pool": "${paths.pool}"}}, None),
+        ({"a": {"task_pool": "emotion"}, "b": {}}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_the_tasks_of_a_training_are_those_of_the_configuration_in_its_checkpoint(blocks, tasks):
+    from emollama.inference.serve.loading import trained_tasks
+
+    assert trained_tasks({"datasets": blocks}) == tasks
+    assert trained_tasks(None) is None
+
+
 def answers(client):
     import httpx
 
@@ -136,21 +188,22 @@ def test_a_folder_of_files_must_exist(tmp_path):
 
 
 def test_the_command_says_what_to_install(monkeypatch):
-    from emollama.commands import serve
+    from emollama.commands import requirements
 
-    monkeypatch.setattr(serve, "PACKAGES", serve.PACKAGES | {"no_such_module": "no-such-package"})
-    with pytest.raises(UserError, match=r"needs no-such-package: pip install emollama\[serve\]"):
-        serve._require_packages()
+    declared = ["rich>=99", "uvicorn>=99,<100; extra == 'serve'", "no-such-package>=1; extra == 'serve'", "x; extra == 'app'"]
+    monkeypatch.setattr(requirements, "requirements", lambda: declared)
+    message = r"emollama serve needs uvicorn<100,>=99 \(installed: \S+\), no-such-package>=1 \(not installed\)"
+    with pytest.raises(UserError, match=message + r": pip install 'emollama\[serve\]'"):
+        requirements.require_extra("serve", "serve")
 
 
-def test_the_packages_of_the_server_are_an_extra():
-    from emollama.commands import serve
+def test_the_packages_of_the_servers_are_extras():
+    from emollama.commands.requirements import require_extra, requirements
 
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    requirements = (ROOT / "requirements.txt").read_text()
-    packages = set(serve.PACKAGES.values())
-    assert {requirement.partition(">")[0] for requirement in extras["serve"]} == packages
-    assert [name for name in (*packages, "gradio") if name in requirements] == []
+    plain = {re.split("[<>=!; ]", requirement)[0] for requirement in requirements() if "extra ==" not in requirement}
+    assert plain & {"gradio", "fastapi", "uvicorn", "python-multipart", "prometheus_client"} == set()
+    require_extra("serve", "serve")
+    require_extra("app", "app")
 
 
 def test_the_key_is_removed_from_the_environment(monkeypatch):

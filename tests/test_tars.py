@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import multiprocessing
@@ -579,14 +580,16 @@ def seconds(work):
 
 
 @pytest.mark.parametrize("count", [50_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
-def test_an_index_of_a_million_clips_opens_in_half_a_second_and_returns_their_shards_in_three(tmp_path, count):
+def test_opening_an_index_of_a_million_clips_takes_half_a_second_and_finding_clips_a_few_times_that_of_hashing(tmp_path, count):
     large_set(tmp_path / "shards", count)
     names = [f"sample_{number:08d}" for number in np.random.default_rng(0).permutation(count)]
     opening = min(seconds(lambda: TarStore.open(f"{tmp_path}/shards")) for _ in range(3))
     store = TarStore.open(f"{tmp_path}/shards/train-*.tar")
     grouping = min(seconds(lambda: store.shard_ids(names)) for _ in range(2))
+    hashing = min(seconds(lambda: [hashlib.sha256(name.encode()).digest() for name in names]) for _ in range(2))
     assert store.shard_ids(names).tolist() == [int(name[7:]) // (count // 10) for name in names]
-    assert not store.load(names[0]).any() and opening <= 0.5 and grouping <= 3
+    # About 2.5 times. CPU time, and compared with other work, because it doubles on a busy machine.
+    assert not store.load(names[0]).any() and opening <= 0.5 and grouping <= 8 * hashing
 
 
 def test_an_open_index_is_memory_mapped(tmp_path, cache):

@@ -7,13 +7,13 @@ model and synthetic videos, which are made on first use.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emollama.commands.arguments import add_options
+from emollama.commands.requirements import require_extra
 from emollama.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,12 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help=host)
     parser.add_argument("--max-file-mb", type=int, default=100, metavar="N", help="size of a video in MiB (default: 100)")
     parser.add_argument("--max-seconds", type=float, default=120.0, metavar="S", help="length of a video (default: 120)")
+    parser.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds for an answer (default: 120)")
+    body = "seconds for receiving a video or a question (default: 60)"
+    parser.add_argument("--body-timeout", type=float, default=60.0, metavar="S", help=body)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Serve the page until SIGTERM or Ctrl-C."""
-    if importlib.util.find_spec("gradio") is None:
-        raise UserError("emollama app needs gradio: pip install emollama[app]")
+    require_extra("app", "app")
     if arguments.folder is not None and not arguments.demo:
         raise UserError("--folder is the folder of the demo. Add --demo, or remove --folder.")
     examples = arguments.examples
@@ -60,7 +62,9 @@ def run(arguments: argparse.Namespace) -> None:
         # Also for the model, which is as small as that of the other demos.
         restart_with_fast_settings()
         from emollama.demo.page import CHECKPOINT, CONFIG, FOLDER, prepare_page_demo
+        from emollama.inference.app.server import import_gradio
 
+        import_gradio()
         root = prepare_page_demo(FOLDER if arguments.folder is None else arguments.folder)
         arguments.cfg_path = CONFIG
         arguments.options = [f"model.ckpt={root / CHECKPOINT}", *arguments.options]
@@ -83,6 +87,8 @@ def _serve(arguments: argparse.Namespace, examples: str | None) -> None:
         allowed_hosts=arguments.allowed_host,
         insecure=arguments.insecure,
         max_file_mb=arguments.max_file_mb,
+        timeout=arguments.timeout,
+        body_timeout=arguments.body_timeout,
         password=read_password(),
         examples=() if examples is None else _videos(examples),
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emollama.logs.console import aligned, write
+from emollama.run_folder import CONFIG
 
 if TYPE_CHECKING:
     from emollama.convert.weights import Weights
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 HELP = "inspect, compare, average and convert checkpoints (PEFT folders, merged models)"
 EXAMPLE = "emollama checkpoint inspect checkpoint_best.pth"
 DOCS = "docs/checkpoints.md"
-SOURCE = "a checkpoint (.pth), a PEFT folder, or a .safetensors file"
+SOURCE = "a checkpoint (.pth), the folder of a run (its best or else its last checkpoint), a PEFT folder, or a .safetensors file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,11 +63,21 @@ def run(arguments: argparse.Namespace) -> None:
     {"inspect": _inspect, "diff": _diff, "average": _average, "convert": _convert}[arguments.action](arguments)
 
 
+def _file_of(source: str) -> str:
+    """Return the checkpoint that ``emollama.load`` selects if the source is the folder of a run; otherwise the source."""
+    if not (Path(source) / CONFIG).is_file():
+        return source
+    # This module imports torch.
+    from emollama.runners.checkpoints import best_or_newest
+
+    return str(best_or_newest(Path(source)))
+
+
 def _inspect(arguments: argparse.Namespace) -> None:
     from emollama.convert.inspection import every_tensor, inspect
     from emollama.convert.weights import read
 
-    weights = read(arguments.source, "inspect")
+    weights = read(_file_of(arguments.source), "inspect")
     report = inspect(weights) | ({"all": every_tensor(weights)} if arguments.all else {})
     write(json.dumps(report, indent=2, default=str) + "\n" if arguments.json else _inspection(report))
 
@@ -77,7 +89,8 @@ def _diff(arguments: argparse.Namespace) -> None:
 
     if not 0 <= arguments.tolerance < math.inf:
         raise UserError(f"--tolerance must be finite and at least 0, not {arguments.tolerance}.")
-    report = diff(read(arguments.first, "diff"), read(arguments.second, "diff"), arguments.tolerance)
+    first, second = (read(_file_of(source), "diff") for source in (arguments.first, arguments.second))
+    report = diff(first, second, arguments.tolerance)
     write(json.dumps(report, indent=2, default=str) + "\n" if arguments.json else _differences(report, arguments))
     if not report["equal"]:
         raise SystemExit(1)
@@ -86,7 +99,7 @@ def _diff(arguments: argparse.Namespace) -> None:
 def _average(arguments: argparse.Namespace) -> None:
     from emollama.convert.formats import average
 
-    average(arguments.sources, arguments.output)
+    average([_file_of(source) for source in arguments.sources], arguments.output)
     write(f"{arguments.output}: the mean of {len(arguments.sources)} checkpoints\n")
 
 
@@ -107,7 +120,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         require_new_file(arguments.output)
     else:
         require_new(arguments.output)
-    weights = read(arguments.source, "convert")
+    weights = read(_file_of(arguments.source), "convert")
     if arguments.to == "pth":
         formats.to_pth(weights, arguments.output)
     elif arguments.to == "peft":

@@ -8,10 +8,10 @@ import os
 import platform
 import re
 from collections.abc import Iterator
-from itertools import chain
 from typing import Any
 
 import emollama
+from emollama.commands.requirements import requirements
 from emollama.logs.console import write_plain
 
 HELP = "print versions, devices and programs, for bug reports"
@@ -51,26 +51,8 @@ def report() -> dict[str, Any]:
 
 def required_packages() -> list[str]:
     """Return the names of the packages that emollama and its extras require."""
-    names = (re.match(r"[\w.-]+", line.strip()) for line in _requirements())
+    names = (re.match(r"[\w.-]+", line) for line in requirements())
     return list(dict.fromkeys(name[0] for name in names if name))
-
-
-def _requirements() -> list[str]:
-    """Return requirements such as ``rich>=14``."""
-    from importlib.metadata import PackageNotFoundError, requires
-    from pathlib import Path
-
-    # The files of a clone come first, because the metadata of an editable installation may be older.
-    clone = Path(emollama.__file__).parent.parent
-    if (clone / "requirements.txt").is_file() and (clone / "pyproject.toml").is_file():
-        import tomllib
-
-        extras = tomllib.loads((clone / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-        return [*(clone / "requirements.txt").read_text(encoding="utf-8").splitlines(), *chain(*extras.values())]
-    try:
-        return requires("emollama") or []
-    except PackageNotFoundError:
-        return []
 
 
 def _torch() -> dict[str, Any]:

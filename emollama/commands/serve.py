@@ -1,25 +1,22 @@
 """Serve a model over HTTP: chat completions in OpenAI's format, and the emotions of a clip.
 
 The server listens on this machine only, unless ``--host`` is set. It needs the extra ``serve``.
+
+To use the folder of a training run, specify its config.yaml with ``--cfg-path``, and its checkpoint with
+``--options model.ckpt=FOLDER/checkpoint_best.pth``.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from pathlib import Path
 
 from emollama.commands.arguments import add_run_arguments
+from emollama.commands.requirements import require_extra
 
 HELP = "serve the model over HTTP, with OpenAI-compatible routes"
-EXAMPLE = "emollama serve --cfg-path train_configs/demo_videos.yaml --port 8000"
+EXAMPLE = "emollama serve --cfg-path train_configs/demo_videos.yaml --options model.ckpt=demo_videos/trained/checkpoint_2.pth"
 DOCS = "docs/serving.md#start-the-server"
-PACKAGES = {
-    "fastapi": "fastapi",
-    "uvicorn": "uvicorn",
-    "python_multipart": "python-multipart",
-    "prometheus_client": "prometheus_client",
-}
 DTYPES = {
     "fp32": ["run.amp=False"],
     "bf16": ["run.amp=True", "run.amp_dtype=bf16"],
@@ -58,6 +55,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-body-mb", type=int, default=100, metavar="N", help="size of a request in MiB (default: 100)")
     seconds = "seconds of a video or of audio (default: 300)"
     group.add_argument("--max-seconds", type=float, default=300.0, metavar="S", help=seconds)
+    frames = "frames of a video (default: 18000, those of 300 seconds at 60 per second)"
+    group.add_argument("--max-frames", type=int, default=18000, metavar="N", help=frames)
     pixels = "pixels of a frame or an image (default: 9437184, those of 4096 x 2304)"
     group.add_argument("--max-pixels", type=int, default=4096 * 2304, metavar="N", help=pixels)
     group.add_argument("--max-waiting", type=int, default=64, metavar="N", help="requests in the queue (default: 64)")
@@ -74,8 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
     from emollama.entry import leave
     from emollama.logs.logger import set_up
 
-    _require_packages()
-    from emollama.inference.serve.loading import load_engine
+    require_extra("serve", "serve")
+    from emollama.inference.serve.loading import load_engine, require_servable
     from emollama.inference.serve.server import Server
     from emollama.inference.serve.settings import ServeSettings, read_key
 
@@ -90,6 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
         insecure=arguments.insecure,
         max_body_mb=arguments.max_body_mb,
         max_seconds=arguments.max_seconds,
+        max_frames=arguments.max_frames,
         max_pixels=arguments.max_pixels,
         max_waiting=arguments.max_waiting,
         max_batch_size=arguments.max_batch_size,
@@ -100,7 +100,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     config = load(arguments.cfg_path, [*arguments.options, *_options(arguments)])
     set_up(is_main=True)
-    server = Server(settings, lambda: load_engine(config, settings))
+    trained_tasks = require_servable(config)
+    server = Server(settings, lambda: load_engine(config, settings), trained_tasks)
     server.run()
     if server.is_loading:
         # There is no way to end the thread that loads the model.
@@ -111,16 +112,3 @@ def _options(arguments: argparse.Namespace) -> list[str]:
     """Return ``--device`` and ``--dtype`` as values of the configuration."""
     options = [] if arguments.device is None else [f"run.device={arguments.device}"]
     return options + (DTYPES[arguments.dtype] if arguments.dtype else [])
-
-
-def _require_packages() -> None:
-    """Check that the extra is installed.
-
-    Raises:
-        UserError: If a package is missing.
-    """
-    from emollama.errors import UserError
-
-    missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise UserError(f"emollama serve needs {', '.join(missing)}: pip install emollama[serve]")

@@ -5,47 +5,60 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from emollama.config import EvaluationBlock, RunConfig
+from emollama.config import RunConfig
+from emollama.data.dataset import ClipDataset, DatasetConfig, SampleDataset
 from emollama.data.instructions import user_text
 from emollama.data.prompts.configs import PromptLayout
 from emollama.data.prompts.formats import TemplateFormat
 from emollama.data.slots import SlotShape, declared_slots
 from emollama.errors import UserError
+from emollama.logs.logger import get_logger
 
 
 def training_of(config: RunConfig) -> dict[str, Any]:
     """Return tasks, labels and decoding of the blocks of a configuration; blocks under evaluation_datasets come first.
 
     Returns:
-        "tasks": name of a task -> texts that ask for it; "labels"; "layout" and "max_new_tokens" of the first block.
+        "tasks": name of a task -> texts that ask for it; "user_texts": name of a task -> "is_tagged", whether the name precedes a
+        question, and "has_sentences", whether its prompts contain spoken sentences; "labels"; "layout" and "max_new_tokens" of
+        the first block.
 
     Raises:
         UserError: If there is no block.
     """
-    blocks = [*config.evaluation_datasets.values(), *map(config.default_block, config.datasets.values())]
+    blocks = {f"evaluation_datasets.{label}": block for label, block in config.evaluation_datasets.items()}
+    blocks |= {f"datasets.{label}": config.default_block(cfg) for label, cfg in config.datasets.items()}
     if not blocks:
         raise UserError(
             "--to transformers: the configuration has no block under datasets or evaluation_datasets, whose instructions and"
             " labels the export contains. Specify the configuration of the training with --cfg-path."
         )
     tasks: dict[str, list[str]] = {}
-    for block in blocks:
-        for task, texts in _tasks(block).items():
-            tasks.setdefault(task, texts)
-    labels = next((list(block.dataset.labels) for block in blocks if block.dataset.labels), [])
-    first = blocks[0].task
-    return {"tasks": tasks, "labels": labels, "layout": first.prompt_layout, "max_new_tokens": first.max_new_tokens}
+    user_texts: dict[str, dict[str, bool]] = {}
+    for key, block in blocks.items():
+        dataset, pool, own = block.dataset, block.dataset.pool(), block.task.instruction
+        new, turns = [task for task in pool.tasks if task not in tasks], dataset.turns()
+        has_sentences = bool(new) and _has_sentences(config.dataset_class(key), dataset, key)
+        for task in new:
+            instructions = pool.instructions[task] if own == "first" else [pool.fill_labels(own)]
+            # A dataset of images with captions has instructions without the tag of a task.
+            is_tagged = pool.instructions[task][0] not in turns
+            tasks[task] = [user_text(task, text, None) if is_tagged else text for text in instructions]
+            user_texts[task] = {"is_tagged": is_tagged, "has_sentences": has_sentences}
+    labels = next((list(block.dataset.labels) for block in blocks.values() if block.dataset.labels), [])
+    first = next(iter(blocks.values())).task
+    decoding = {"layout": first.prompt_layout, "max_new_tokens": first.max_new_tokens}
+    return {"tasks": tasks, "user_texts": user_texts, "labels": labels, **decoding}
 
 
-def _tasks(block: EvaluationBlock) -> dict[str, list[str]]:
-    pool, turns = block.dataset.pool(), block.dataset.turns()
-    own, tasks = block.task.instruction, {}
-    for task in pool.tasks:
-        instructions = pool.instructions[task] if own == "first" else [pool.fill_labels(own)]
-        # A dataset of images with captions has instructions without the tag of a task.
-        is_tagged = pool.instructions[task][0] not in turns
-        tasks[task] = [user_text(task, text, None) if is_tagged else text for text in instructions]
-    return tasks
+def _has_sentences(dataset_class: type[SampleDataset], cfg: DatasetConfig, key: str) -> bool:
+    """Return whether the prompts of a block contain spoken sentences; False with a warning if that cannot be read."""
+    try:
+        return issubclass(dataset_class, ClipDataset) and dataset_class.has_sentences(cfg, block_path=key)
+    except UserError as error:
+        text = "%s: the annotation file cannot be read, so the exported processor adds no sentence by default: %s"
+        get_logger().warning(text, key, error)
+        return False
 
 
 def prompt_of(
@@ -82,6 +95,7 @@ def prompt_of(
         "tag_prefix": cfg.tag_prefix,
         "prompts": list(cfg.prompts),
         "tasks": training["tasks"],
+        "user_texts": training["user_texts"],
         "labels": training["labels"],
     }
 

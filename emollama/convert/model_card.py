@@ -33,10 +33,10 @@ ids = model.generate(**inputs, tokenizer=processor.tokenizer)  # only the new id
 print(processor.answers(ids)[0])
 ```
 
-A slot without an array gets zeros. `text=None` leaves the sentence out of the prompt; use it if the
-training data has no sentences. `processor.tasks` has the tasks and their instructions, and
-`question=` asks something else. `trust_remote_code=True` runs `modeling_emollama.py` and
-`processing_emollama.py` of this folder.
+A slot without an array gets zeros. Without `text`, the prompt has an empty sentence if those of the
+training have sentences. `processor.tasks` has the tasks and their instructions, and `question=` asks
+something else. `trust_remote_code=True` runs `modeling_emollama.py` and `processing_emollama.py` of
+this folder.
 """
 
 

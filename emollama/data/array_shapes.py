@@ -5,13 +5,29 @@ Shape letters: T = number of vectors in an array, D = their size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from emollama.data.slots import IMAGE, PATCH, PIXELS, SlotShape
+from emollama.errors import UserError
 from emollama.stores.conversion import conversion_command
 from emollama.stores.npy import is_float
+
+
+class UnusableArray(UserError):
+    """An array cannot be used.
+
+    Attributes:
+        slot: the first slot that it fills.
+        problem: what is wrong with its values, without the location of the array and the keys of the configuration.
+    """
+
+    # The defaults are for PyTorch, which creates the error of a data worker again from its message alone.
+    def __init__(self, message: str, slot: str = "", problem: str = "") -> None:
+        super().__init__(message)
+        self.slot, self.problem = slot, problem
 
 
 def fits(shape: tuple[int, ...], slots: Sequence[str], num_vectors: int | None, dim: int) -> bool:
@@ -29,8 +45,25 @@ def fits(shape: tuple[int, ...], slots: Sequence[str], num_vectors: int | None, 
     return size == dim and (rows >= 1 if num_vectors is None else rows == num_vectors)
 
 
-def shape_problem(shape: tuple[int, ...], slots: Sequence[str], expected: SlotShape, pooling_key: str | None) -> str:
-    """Return what is wrong with a shape that does not fit: the expected shapes, and the keys that set them.
+def expected_shape(slots: Sequence[str], expected: SlotShape) -> str:
+    """Return the shapes of arrays that fill slots.
+
+    Args:
+        slots: the slots that an array fills; the second one is that of the class token.
+        expected: the shape of the first slot.
+    """
+    num_vectors, dim, token = expected.num_vectors, expected.dim, len(slots) == 2
+    if tuple(slots) == IMAGE and num_vectors is not None:
+        return f"({1 + num_vectors}, {dim}), which is image_size {_side(num_vectors)}"
+    if num_vectors is None:
+        return f"({'1 + ' if token else ''}n, {dim}) with n of at least 1"
+    return (
+        f"(1 + {num_vectors}, {dim})" if token else f"({dim},) or (1, {dim})" if num_vectors == 1 else f"({num_vectors}, {dim})"
+    )
+
+
+def shape_advice(shape: tuple[int, ...], slots: Sequence[str], expected: SlotShape, pooling_key: str | None) -> str:
+    """Return what a shape that does not fit may mean, and the keys that set the expected one, to be appended to it.
 
     Args:
         shape: shape of the array.
@@ -40,23 +73,17 @@ def shape_problem(shape: tuple[int, ...], slots: Sequence[str], expected: SlotSh
     """
     num_vectors, dim, slot = expected.num_vectors, expected.dim, slots[0]
     if tuple(slots) == IMAGE and num_vectors is not None:
-        return f"shape {shape}, expected {_expected_image(shape, num_vectors, dim)}"
-    token = "1 + " if len(slots) == 2 else ""
-    text = f"shape {shape}, expected ({token}{'n' if num_vectors is None else num_vectors}, {dim})"
-    if num_vectors is None:
-        text += " with n of at least 1"
-    elif num_vectors == 1 and not token:
-        text = f"shape {shape}, expected ({dim},) or ({num_vectors}, {dim})"
+        return _image_advice(shape, num_vectors, dim)
     if slot == PIXELS or not shape or not all(shape):
-        return text
+        return ""
     if shape[-1] != dim:
-        return f"{text} (or set model.slots.{slot}.dim: {shape[-1]}, if all arrays have this size)"
+        return f" (or set model.slots.{slot}.dim: {shape[-1]}, if all arrays have this size)"
     stored = _without_batch(shape)
     if num_vectors is None or len(stored) != 2:
-        return text
+        return ""
     mean = f"{pooling_key}: {{path: ..., pooling: mean}} for the mean of the vectors; or " if pooling_key else ""
     length = f"{stored[0] - len(slots) + 1}, if all arrays have this number of vectors, or null for any number"
-    return f"{text} (or set {mean if num_vectors == 1 else ''}model.slots.{slot}.length: {length})"
+    return f" (or set {mean if num_vectors == 1 else ''}model.slots.{slot}.length: {length})"
 
 
 def _without_batch(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -84,14 +111,18 @@ def dtype_remedy(dtype: np.dtype, folder: str | None) -> str | None:
     return None
 
 
-def _expected_image(shape: tuple[int, ...], num_vectors: int, dim: int) -> str:
-    """Return the expected shape of EVA features, and the image size to which it belongs."""
-    image_size, stored_size = round(num_vectors**0.5) * PATCH, _image_size(shape)
+def _image_advice(shape: tuple[int, ...], num_vectors: int, dim: int) -> str:
+    """Return the image size to which EVA features with this shape belong, and the keys of the expected shape."""
+    image_size, stored_size = _side(num_vectors), _image_size(shape)
     mismatch = f"; it was computed at image_size {stored_size}" if stored_size and stored_size != image_size else ""
     keys = ["model.image_size"] if stored_size != image_size else []
     keys += [f"model.slots.image.dim: {shape[-1]}"] if stored_size and shape[-1] != dim else []
-    remedy = " and ".join(keys or ["model.image_size"])
-    return f"({1 + num_vectors}, {dim}), which is image_size {image_size}{mismatch} (or set {remedy})"
+    return f"{mismatch} (or set {' and '.join(keys or ['model.image_size'])})"
+
+
+def _side(num_vectors: int) -> int:
+    """Return the image_size that has this number of patches."""
+    return round(math.sqrt(num_vectors)) * PATCH
 
 
 def _image_size(shape: tuple[int, ...]) -> int | None:

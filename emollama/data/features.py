@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emollama.data.array_shapes import dtype_problem, dtype_remedy, fits, shape_problem
+from emollama.data.array_shapes import UnusableArray, dtype_problem, dtype_remedy, expected_shape, fits, shape_advice
 from emollama.data.checks_in_batches import in_batches
 from emollama.data.problems import Problem
 from emollama.data.slots import IMAGE, PIXELS, FrameSelection, Pooling, SlotShape
@@ -242,7 +242,7 @@ class Features:
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             what = remedy(error) if isinstance(error, OSError) and error.errno in REMEDIES else None
-            raise UserError(self._complaint(name, f"cannot be read: {reason}", what)) from None
+            raise self._unusable(name, f"cannot be read: {reason}", remedy=what) from None
 
     def _vectors(self, name: str, array: np.ndarray) -> np.ndarray:
         """Check an array and return its vectors, pooled if they are to be, in float16 or float32 of the machine's byte order."""
@@ -252,7 +252,7 @@ class Features:
             array = array.astype(np.float16 if array.dtype.itemsize == 2 else np.float32, copy=False)
         largest = largest_magnitude(array)
         if not math.isfinite(largest):
-            raise UserError(self._complaint(name, "contains NaN or inf, or a value beyond float32"))
+            raise self._unusable(name, "contains NaN or inf, or a value beyond float32")
         array = array.reshape(-1, self.shape.dim)
         if self.pooling == "mean":
             # The sum of float32 values could overflow.
@@ -262,25 +262,28 @@ class Features:
         if largest > LARGEST[dtype]:
             others = "run.amp: False" if dtype == "bf16" else "run.amp_dtype: bf16 or run.amp: False"
             text = f"contains a value of size {largest:.6g}, but this run computes in {dtype}, whose largest value is"
-            raise UserError(self._complaint(name, f"{text} {LARGEST[dtype]:.6g}", f"Set {others}, or correct the array."))
+            raise self._unusable(name, f"{text} {LARGEST[dtype]:.6g}", remedy=f"Set {others}, or correct the array.")
         return array
 
     def _check_shape(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
         if problem := dtype_problem(dtype):
             folder = self.path if isinstance(self.store, NpyFolder) else None
-            raise UserError(self._complaint(name, problem, dtype_remedy(dtype, folder)))
+            raise self._unusable(name, problem, remedy=dtype_remedy(dtype, folder))
         if not fits(shape, self.slots, self._stored_vectors, self.shape.dim):
             expected = dataclasses.replace(self.shape, num_vectors=self._stored_vectors)
-            pooling_key = self.key if self.accepts_pooling else None
-            raise UserError(self._complaint(name, shape_problem(shape, self.slots, expected, pooling_key)))
+            problem = f"shape {shape}, expected {expected_shape(self.slots, expected)}"
+            advice = shape_advice(shape, self.slots, expected, self.key if self.accepts_pooling else None)
+            raise self._unusable(name, problem, advice)
 
     @property
     def _stored_vectors(self) -> int | None:
         """Number of vectors in an array; None for any number of at least one."""
         return None if self.pooling else self.shape.num_vectors
 
-    def _complaint(self, name: str, problem: str, what: str | None = None) -> str:
-        return f"{self.store.location(name)} (slot {' + '.join(self.slots)}): {problem}. {what or self.remedy}"
+    def _unusable(self, name: str, problem: str, advice: str = "", *, remedy: str | None = None) -> UnusableArray:
+        """Return the error for an array: where it is, what is wrong with it, what that may mean, and what to do."""
+        text = f"{self.store.location(name)} (slot {' + '.join(self.slots)}): {problem}{advice}. {remedy or self.remedy}"
+        return UnusableArray(text, self.slots[0], problem)
 
 
 def feature_cache(shape: SlotShape) -> FeatureCache | None:

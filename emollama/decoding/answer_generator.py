@@ -24,7 +24,7 @@ class Prompt:
     """A tokenized record whose last answer is to be generated.
 
     Attributes:
-        sample: the result of :meth:`AnswerGenerator.tokenize`.
+        sample: the result of :func:`tokenize`.
         params: how tokens are selected.
     """
 
@@ -80,6 +80,26 @@ class Update:
     error: BaseException | None = None
     num_cached_tokens: int = 0
 
+    def answer(self, prompt_format: PromptFormat) -> GeneratedAnswer:
+        """Return the answer of a finished sequence."""
+        assert self.finish_reason is not None, "the sequence is not finished"
+        text = prompt_format.answer_text(list(self.ids))
+        return GeneratedAnswer(text, self.finish_reason, len(self.ids), self.num_cached_tokens)
+
+
+def tokenize(prompt_format: PromptFormat, record: Record, layout: str) -> Sample:
+    """Tokenize a record without its last answer, which is to be generated.
+
+    Args:
+        prompt_format: the prompt format of the model.
+        record: texts and features.
+        layout: layout of the prompt format.
+
+    Raises:
+        UserError: If the record cannot be tokenized within the limits. The message names the sample.
+    """
+    return prompt_format.tokenize(record, layout=layout, for_generation=True)
+
 
 @dataclass
 class _Sequence:
@@ -113,17 +133,11 @@ class AnswerGenerator:
         """Number of unfinished sequences."""
         return len(self._running)
 
-    def tokenize(self, record: Record, layout: str) -> Sample:
-        """Tokenize a record without its last answer.
-
-        Args:
-            record: texts and features.
-            layout: layout of the prompt format.
-
-        Raises:
-            UserError: If the record cannot be tokenized within the limits. The message names the sample.
-        """
-        return self.prompt_format.tokenize(record, layout=layout, for_generation=True)
+    @property
+    def max_tokens(self) -> int | None:
+        """Number of tokens that the language model has positions for; None without such a limit."""
+        limit: int | None = getattr(self.members[0], "max_tokens", None)
+        return limit
 
     def add(self, prompts: Sequence[Prompt]) -> list[int]:
         """Process prompts, and return the numbers of their sequences.
@@ -185,12 +199,6 @@ class AnswerGenerator:
         self._running.remove(sequence)
         self._sequences.pop(sequence, None)
 
-    def answer(self, update: Update) -> GeneratedAnswer:
-        """Return the answer of a finished sequence."""
-        assert update.finish_reason is not None, "the sequence is not finished"
-        text = self.prompt_format.answer_text(list(update.ids))
-        return GeneratedAnswer(text, update.finish_reason, len(update.ids), update.num_cached_tokens)
-
     def generate(self, prompts: Sequence[Prompt]) -> list[GeneratedAnswer]:
         """Generate all answers, in one batch. No other sequence may be unfinished.
 
@@ -206,7 +214,7 @@ class AnswerGenerator:
                     if update.error is not None:
                         raise update.error
                     if update.finish_reason is not None:
-                        answers[update.sequence] = self.answer(update)
+                        answers[update.sequence] = update.answer(self.prompt_format)
         except BaseException:
             for sequence in list(self._sequences):
                 self.remove(sequence)
@@ -217,7 +225,7 @@ class AnswerGenerator:
         """Generate answers with beam search.
 
         Args:
-            samples: results of :meth:`tokenize`.
+            samples: results of :func:`tokenize`.
             options: keyword arguments of transformers' ``generate``.
 
         Raises:
@@ -237,7 +245,7 @@ class AnswerGenerator:
         The probabilities of answers that have the same label are added.
 
         Args:
-            samples: results of :meth:`tokenize`.
+            samples: results of :func:`tokenize`.
             answers: the labels and their answers.
 
         Raises:

@@ -100,7 +100,7 @@ def _write_videos_demo(root: Path, seed: int, clips: int) -> None:
     get_logger().info("wrote %d videos with labels.csv and 18 unseen videos to %s (discs and tones, no people)", clips, root)
     make_tiny_encoders(root / "encoders", seed=seed)
     get_logger().info("saved tiny encoders of the real classes with random, untrained weights")
-    make_tiny_llama(root / "llm", draw_texts(seed, 2000), seed=seed, steps=200)
+    make_tiny_llama(root / "llm", draw_texts(seed, 2000), seed=seed, steps=100)
     get_logger().info("trained a tiny Llama on invented texts")
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from multiprocessing import Pipe
 from typing import Any
 
@@ -18,9 +22,13 @@ from safetensors.torch import load
 from torch import Tensor
 
 from emollama.encoders.decoding_worker import MAX_REASON_LENGTH, TENSOR, DecodingLimits, LoaderSettings, Setup
+from emollama.logs.logger import get_logger
 from emollama.media.source import Source, UnusableMedia
 
 PROGRAM = "from emollama.encoders.decoding_worker import main; main()"
+POLL_SECONDS = 0.1  # between the tests whether a clip is still wanted
+# Nobody wants the clip any more, but starting another process takes longer than most clips.
+PATIENCE_SECONDS = 2.0
 START_SECONDS = 600.0  # for the imports, which are slow on network file systems
 HEADER_BYTES = 2**16
 MARGIN_BYTES = 2**16  # of a file of safetensors, for its header
@@ -64,12 +72,15 @@ class DecodingProcess:
         with self._lock:
             self._running().wait_until_ready()
 
-    def load(self, source: Source, labels: Sequence[str]) -> dict[str, Tensor | UnusableMedia]:
+    def load(
+        self, source: Source, labels: Sequence[str], is_over: Callable[[], bool] = lambda: False
+    ) -> dict[str, Tensor | UnusableMedia]:
         """Load a clip for several encoders.
 
         Args:
             source: the clip.
             labels: labels of the encoders.
+            is_over: whether nobody wants the clip any more; the process is then ended if it does not finish soon.
 
         Returns:
             Label -> the result of ``load``, or the reason why there is none. After a crash, the clip is not loaded for the
@@ -77,14 +88,20 @@ class DecodingProcess:
 
         Raises:
             RuntimeError: If the process cannot be started, for example because an encoder cannot be built, or has been closed.
+            CancelledError: If nobody wants the clip any more.
         """
         results: dict[str, Tensor | UnusableMedia] = {}
-        with self._lock:
+        with self._turn(is_over):
             for label in labels:
+                if is_over():
+                    raise CancelledError
                 worker = self._running()
                 worker.wait_until_ready()
                 try:
-                    results[label] = worker.load(label, source)
+                    results[label] = worker.load(label, source, is_over)
+                except CancelledError:
+                    worker.stop()
+                    raise
                 except _Crash as crash:
                     worker.stop()
                     if self._closed:
@@ -102,6 +119,17 @@ class DecodingProcess:
             if self._worker is not None:
                 self._worker.stop()
                 self._worker = None
+
+    @contextmanager
+    def _turn(self, is_over: Callable[[], bool]) -> Iterator[None]:
+        """Wait for the process while it loads the clips of other threads."""
+        while not self._lock.acquire(timeout=POLL_SECONDS):
+            if is_over():
+                raise CancelledError
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _running(self) -> _Worker:
         """Return the process after starting it, if it has not been started or has ended."""
@@ -159,16 +187,18 @@ class _Worker:
             raise RuntimeError(f"the decoding process cannot start: {error}")
         self.ready = True
 
-    def load(self, label: str, source: Source) -> Tensor | UnusableMedia:
+    def load(self, label: str, source: Source, is_over: Callable[[], bool]) -> Tensor | UnusableMedia:
         """Load a clip for one encoder.
 
         Raises:
             _Crash: If the process did not send a valid answer in time.
+            CancelledError: If nobody wants the clip any more, and the process continues.
         """
         deadline = _Deadline(self.process, self.limits.seconds)
         try:
             with deadline:
                 self.connection.send((label, source))
+                self._wait_for_answer(is_over)
                 error, order = _parse_header(self.connection.recv_bytes(HEADER_BYTES))
                 if error is not None:
                     return UnusableMedia(error)
@@ -180,6 +210,14 @@ class _Worker:
             if (status := self.process.wait()) == -signal.SIGXCPU:
                 raise _Crash(f"decoding it takes more than {self.limits.cpu_seconds} seconds of CPU time") from None
             raise _Crash(f"decoding it ended the decoder with {_signal_name(status)}") from None
+
+    def _wait_for_answer(self, is_over: Callable[[], bool]) -> None:
+        patience = math.inf
+        while not self.connection.poll(POLL_SECONDS):
+            if is_over():
+                patience = min(patience, time.monotonic() + PATIENCE_SECONDS)
+            if time.monotonic() > patience:
+                raise CancelledError
 
     def stop(self) -> None:
         """End the process at once."""
@@ -214,14 +252,18 @@ def _parse_header(data: bytes) -> tuple[str | None, list[int]]:
     """Return the error and the order of the dimensions, after checking them, because the process may run foreign code."""
     try:
         header = json.loads(data)
-        error, order = header["error"], header["order"]
+        error, order, fault = header["error"], header["order"], header["fault"]
     except (ValueError, RecursionError, KeyError, TypeError):
         raise _Crash("the decoder sent an invalid answer") from None
-    if not (error is None or isinstance(error, str)) or not isinstance(order, list):
+    if not (error is None or isinstance(error, str)) or not isinstance(order, list) or not isinstance(fault, str):
         raise _Crash("the decoder sent an invalid answer")
-    if error is not None:
-        error = "".join(character if character.isprintable() else "?" for character in error[:MAX_REASON_LENGTH])
-    return error, order
+    if fault:
+        get_logger().warning("an encoder failed to load a clip: %s", _printable(fault))
+    return None if error is None else _printable(error), order
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text[:MAX_REASON_LENGTH])
 
 
 def _parse_tensor(data: bytes, order: list[Any]) -> Tensor:

@@ -12,6 +12,7 @@ import queue
 import resource
 import sys
 import threading
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -28,6 +29,7 @@ from emollama.media.source import Source, UnusableMedia
 LoaderSettings = tuple[type[Encoder], Any] | FramePixels  # an encoder's class and Config, or a frame that the model encodes
 TENSOR = "tensor"  # name of the only tensor in an answer
 MAX_REASON_LENGTH = 300  # characters
+LOGGED_FRAMES = 4  # of an unexpected exception
 OPEN_FILES = 256
 
 
@@ -146,9 +148,20 @@ def _answer(loader: _Loader, source: Source, limits: DecodingLimits) -> tuple[by
     except MemoryError:
         return _header(f"decoding it takes more than {limits.memory_bytes:,} bytes of memory"), None
     except Exception as error:  # a library may raise anything for a broken file
-        return _header(f"{type(error).__name__}: {error}"), None
+        name = type(error).__name__
+        # Its message may contain paths and texts, so that only the place goes to the log.
+        frames = traceback.extract_tb(error.__traceback__)[-LOGGED_FRAMES:]
+        places = " < ".join(f"{os.path.basename(frame.filename)}:{frame.lineno} {frame.name}" for frame in reversed(frames))
+        return _header(f"decoding it failed with {name}", fault=f"{name} in {places}"), None
 
 
-def _header(error: str | None, order: list[int] | None = None) -> bytes:
+def _header(error: str | None, order: list[int] | None = None, fault: str = "") -> bytes:
+    """Return the first part of an answer.
+
+    Args:
+        error: the reason why there is no tensor, for users.
+        order: order of the dimensions of the tensor in memory.
+        fault: description of an unexpected exception, for the log.
+    """
     text = None if error is None else " ".join(error.split())[:MAX_REASON_LENGTH]
-    return json.dumps({"error": text, "order": order or []}).encode()
+    return json.dumps({"error": text, "order": order or [], "fault": fault[:MAX_REASON_LENGTH]}).encode()

@@ -62,7 +62,8 @@ class Pixels:
         Returns:
             (F, 3, S, S) float32.
         """
-        pixels: Tensor = self.processor(list(images), return_tensors="pt").pixel_values
+        # The processor would take a very small dimension for that of the channels.
+        pixels: Tensor = self.processor(list(images), input_data_format="channels_last", return_tensors="pt").pixel_values
         return pixels.reshape(-1, *pixels.shape[-3:])
 
     @property

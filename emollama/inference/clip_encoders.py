@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +27,9 @@ from emollama.inference.videos import with_encoders_for
 from emollama.media.frame_pixels import FramePixels
 from emollama.media.source import Source
 
-# Reads a clip for some encoders: label -> what Encoder.load returned, or why the clip cannot be used.
-LoadClip = Callable[[Source, Sequence[str]], Mapping[str, Tensor | Exception]]
+# Reads a clip for some encoders: label -> what Encoder.load returned, or why the clip cannot be used. The last argument tests
+# whether nobody wants the clip any more.
+LoadClip = Callable[[Source, Sequence[str], Callable[[], bool]], Mapping[str, Tensor | Exception]]
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,16 @@ class ClipEncoders:
         """Label of each encoder, or slot of frames -> what a decoding process needs to load its inputs."""
         return {label: (type(self._encoders[label]), job.cfg) for label, job in self.jobs.items()} | self._frames
 
-    def load(self, source: Source, labels: Sequence[str]) -> dict[str, Tensor | Exception]:
-        """Read a clip for some encoders, or frames of it, in this process."""
+    def load(self, source: Source, labels: Sequence[str], is_over: Callable[[], bool]) -> dict[str, Tensor | Exception]:
+        """Read a clip for some encoders, or frames of it, in this process.
+
+        Raises:
+            CancelledError: If nobody wants the clip any more.
+        """
         loaded: dict[str, Tensor | Exception] = {}
         for label in labels:
+            if is_over():
+                raise CancelledError
             loader = self._frames[label] if label in self._frames else self._encoders[label]
             try:
                 loaded[label] = loader.load(source)
@@ -125,16 +133,20 @@ class ClipEncoders:
                 loaded[label] = error
         return loaded
 
-    def loaded(self, source: Source, load: LoadClip, without: Set[str] = frozenset()) -> LoadedClip:
+    def loaded(self, source: Source, load: LoadClip, is_over: Callable[[], bool], without: Set[str] = frozenset()) -> LoadedClip:
         """Read a clip.
 
         Args:
             source: the clip.
             load: :meth:`load`, or a function that does the same in another process.
+            is_over: whether nobody wants the clip any more.
             without: slots whose features are not needed.
+
+        Raises:
+            CancelledError: If nobody wants the clip any more.
         """
         labels = [label for label, job in self.jobs.items() if job.slot not in without]
-        results = load(source, [*labels, *self._frames])
+        results = load(source, [*labels, *self._frames], is_over)
         tensors = {label: result for label, result in results.items() if isinstance(result, Tensor)}
         failed = {label: reason(result) for label, result in results.items() if isinstance(result, Exception)}
         return LoadedClip(source, tensors, failed)

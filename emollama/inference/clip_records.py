@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from emollama.config import RunConfig
+from emollama.data.array_shapes import UnusableArray
 from emollama.data.batch import Record
 from emollama.data.dataset import ClipsToPredict, SampleDataset
 from emollama.data.loader import mix_seed
 from emollama.data.prompts.prompt import PromptFormat
-from emollama.data.slots import PIXELS, declared_slots
-from emollama.decoding.answer_generator import Prompt
+from emollama.data.slots import PIXELS, declared_slots, without_pixels
+from emollama.decoding.answer_generator import Prompt, tokenize
 from emollama.decoding.sampling_params import SequenceParams
 from emollama.errors import UserError
 from emollama.inference.clip_encoders import ClipEncoders, ClipFeatures, frame_slot
@@ -116,6 +117,9 @@ class ClipRecords:
             except RequestError:
                 raise
             except UserError as error:
+                if isinstance(error, UnusableArray) and error.slot in request.features:
+                    text = f"features.{error.slot}: {error.problem}. Pass the array as the encoder of the slot returns it."
+                    raise RequestError(text, "features") from None
                 # Messages about arrays name the temporary folder.
                 text = str(error).replace(f"{folder}{os.sep}", "")
                 raise RequestError(text, "features" if request.features else "video") from None
@@ -135,7 +139,7 @@ class ClipRecords:
         require_features(modalities, "this clip", "video")
         _require_maskable(dataset, cfg.mask_slots)
         record = masked(self._record(request, block.prediction, cfg, dataset), cfg.mask_slots)
-        sample = self._prompt_format.tokenize(record, layout=cfg.prompt_layout, for_generation=True)
+        sample = tokenize(self._prompt_format, record, cfg.prompt_layout)
         if sample.tokens_cut and (request.question is not None or request.history):
             limit = f"model.max_context_len ({self._config.model.max_context_len})"
             text = f"the question is {sample.tokens_cut} tokens longer than {limit} allows. Shorten it, or the spoken sentence."
@@ -162,13 +166,19 @@ class ClipRecords:
         )
 
     def _require_slots(self, request: Request) -> None:
-        """Check the names of the features of a request, which become names of files."""
-        slots = [slot for slot in declared_slots(self._shapes) if slot != PIXELS]
-        if unknown := [slot for slot in request.features if slot not in slots]:
-            text = (
-                f"unknown slot {unknown[0]!r}.{did_you_mean(unknown[0], slots)} The slots of this model are {', '.join(slots)}."
-            )
-            raise RequestError(text, "features")
+        """Check the slots that a request names. Those of its features become names of files."""
+        slots = list(without_pixels(self._shapes))
+        for param, named in (("features", request.features), ("mask_slots", request.mask_slots)):
+            if unknown := [slot for slot in named if slot not in slots]:
+                hint = did_you_mean(str(unknown[0]), slots)
+                text = f"unknown slot {unknown[0]!r}.{hint} The slots of this model are {', '.join(slots)}."
+                raise RequestError(text, param)
+        for slot, filled in declared_slots(self._shapes).items():
+            if class_tokens := [other for other in filled[1:] if other in request.features]:
+                text = (
+                    f"features.{class_tokens[0]}: this slot has no array of its own. The first row of features.{slot} fills it."
+                )
+                raise RequestError(text, "features")
 
     def _require_length(self, num_tokens: int, max_new_tokens: int) -> None:
         """Check that the language model has positions for a prompt and its answer."""
@@ -201,9 +211,6 @@ class ClipRecords:
         options = {
             key: value for key, value in dataclasses.asdict(request.options).items() if value is not None and key != "seed"
         }
-        slots = [slot for slot in self._shapes if slot != PIXELS]
-        if unknown := [slot for slot in request.mask_slots if slot not in slots]:
-            raise RequestError(f"unknown slot {unknown[0]!r}. The slots of this model are {', '.join(slots)}.", "mask_slots")
         limit = self._max_tokens or max(MAX_NEW_TOKENS, block.block.task.max_new_tokens)
         if options.get("max_new_tokens", 0) > limit:
             raise RequestError(f"max_new_tokens is {options['max_new_tokens']}; the maximum is {limit}", "options")
@@ -254,7 +261,7 @@ class ClipRecords:
                 f"{block.key} has no labels, so there are no probabilities. Set its labels.", "label_probabilities"
             )
         record = masked(self._record(Request(task="emotion"), block, cfg, dataset), cfg.mask_slots)
-        sample = self._prompt_format.tokenize(record, layout=cfg.prompt_layout, for_generation=True)
+        sample = tokenize(self._prompt_format, record, cfg.prompt_layout)
         return LabelQuestion(sample, label_answers(dataset, cfg.aliases))
 
     def _write(self, folder: Path, source: Source, features: ClipFeatures) -> dict[str, Path]:

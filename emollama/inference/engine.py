@@ -28,9 +28,10 @@ from emollama.inference.clip_encoders import ClipEncoders, LoadClip
 from emollama.inference.clip_files import ClipFiles
 from emollama.inference.clip_records import ClipRecords, clips_to_predict
 from emollama.inference.feature_stage import FeatureStage
-from emollama.inference.generation_stage import GenerationStage
+from emollama.inference.generation_stage import GenerationStage, SequenceGenerator
 from emollama.inference.pending import AnswerStream, PendingAnswer
 from emollama.inference.prediction_block import find_prediction_block, prediction_blocks
+from emollama.inference.remote_support import require_supported
 from emollama.inference.requests import Answer, Checkpoint, EngineClosed, QueueFull, Request
 from emollama.inference.videos import VideoSources
 from emollama.media.source import DEFAULT_LIMITS, MediaLimits, Source
@@ -118,6 +119,8 @@ class Engine:
     def _load(self, options: EngineOptions, world: World, workspace: Path) -> None:
         config = self.config
         require_checkpoint(config.model)
+        if options.engine_url is not None:
+            require_supported(config)
         block = find_prediction_block(config, None)
         clip_files = ClipFiles(VideoSources(config), workspace, options.media_limits)
         manifests, empty = workspace / "manifests", workspace / "empty"
@@ -131,8 +134,7 @@ class Engine:
         generator = self._generator(preparation, options)
         paths = checkpoint_paths(config.model.ckpt)
         self.checkpoint = Checkpoint(tuple(Path(path).name for path in paths), tuple(map(sha256, paths)))
-        max_tokens = getattr(generator.members[0], "max_tokens", None)
-        self._records = ClipRecords(config, preparation.prompt, encoders, empty, max_tokens)
+        self._records = ClipRecords(config, preparation.prompt, encoders, empty, generator.max_tokens)
         close = self._resources.callback
         self._generation = GenerationStage(
             generator, preparation.precision, self.checkpoint, config.model.end_sym, options.max_batch_size
@@ -158,7 +160,7 @@ class Engine:
         process.start()
         return process
 
-    def _generator(self, preparation: Preparation, options: EngineOptions) -> AnswerGenerator:
+    def _generator(self, preparation: Preparation, options: EngineOptions) -> SequenceGenerator:
         if options.engine_url is None:
             members = [member.eval() for member in preparation.build_models()]
             return AnswerGenerator(members, preparation.prompt, options.cached_conversations)

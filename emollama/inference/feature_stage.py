@@ -103,7 +103,7 @@ class FeatureStage:
         if (cached := self._cache.get(item.key)) is not None:
             item.features = cached
         else:
-            item.loaded = self._encoders.loaded(source, self._load, request.features.keys())
+            item.loaded = self._encoders.loaded(source, self._load, lambda: pending.is_over, request.features.keys())
         return item
 
     def _run(self) -> None:
@@ -175,6 +175,6 @@ def _arrays(request: Request) -> dict[str, np.ndarray]:
     for slot, values in request.features.items():
         try:
             arrays[slot] = np.asarray(values, dtype=np.float32)
-        except (ValueError, TypeError) as error:
-            raise RequestError(f"features.{slot} cannot be converted to an array of numbers ({error})", "features") from None
+        except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: a tensor with gradients
+            raise RequestError(f"features.{slot} cannot be converted to an array of numbers: {error}", "features") from None
     return arrays

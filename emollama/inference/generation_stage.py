@@ -5,17 +5,55 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
-from emollama.decoding.answer_generator import AnswerGenerator, GeneratedAnswer, Update
+from emollama.data.batch import Sample
+from emollama.data.prompts.prompt import PromptFormat
+from emollama.decoding.answer_generator import GeneratedAnswer, LabelAnswers, Prompt, Update
 from emollama.inference.pending import PendingAnswer, StreamedText, without_tensors
 from emollama.inference.prepared import PreparedRequest
 from emollama.inference.requests import Answer, Checkpoint, Timings
 from emollama.precision import Precision
 from emollama.tasks.image_text_pretrain import most_likely
+
+
+class SequenceGenerator(Protocol):
+    """A language model that generates answers which join and leave its batch at any time.
+
+    :class:`~emollama.decoding.answer_generator.AnswerGenerator` runs one in this process, and
+    :class:`~emollama.inference.remote_generator.RemoteAnswerGenerator` sends prompts to a server.
+    """
+
+    prompt_format: PromptFormat
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Number of tokens that the language model has positions for; None without such a limit."""
+        ...
+
+    def add(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Process prompts, and return the numbers of their sequences."""
+        ...
+
+    def step(self) -> list[Update]:
+        """Return the sequences that have got tokens, after waiting for them for a moment at most."""
+        ...
+
+    def remove(self, sequence: int) -> None:
+        """Remove a sequence, whose answer is no longer needed, if it is unfinished."""
+        ...
+
+    def beam_search(self, samples: Sequence[Sample], options: Mapping[str, Any]) -> list[GeneratedAnswer]:
+        """Generate answers with beam search; ``options`` are keyword arguments of transformers' ``generate``."""
+        ...
+
+    def label_probabilities(self, samples: Sequence[Sample], answers: LabelAnswers) -> list[dict[str, float]]:
+        """Return label -> probability for each sample, by the likelihoods of answers."""
+        ...
 
 
 @dataclass
@@ -51,7 +89,7 @@ class GenerationStage:
     """
 
     def __init__(
-        self, generator: AnswerGenerator, precision: Precision, checkpoint: Checkpoint, end_symbol: str, max_batch_size: int
+        self, generator: SequenceGenerator, precision: Precision, checkpoint: Checkpoint, end_symbol: str, max_batch_size: int
     ) -> None:
         self._generator, self._precision, self._checkpoint = generator, precision, checkpoint
         self._end_symbol, self._max_batch_size = end_symbol, max_batch_size
@@ -193,7 +231,7 @@ class GenerationStage:
             item.pending.fail(without_tensors(update.error))
         elif update.finish_reason is not None:
             del self._running[update.sequence]
-            self._finish(item, self._generator.answer(update))
+            self._finish(item, update.answer(self._generator.prompt_format))
         elif item.stream is not None:
             try:
                 item.stream.update(update.ids)

@@ -92,8 +92,18 @@ def require_features(modalities: Mapping[str, Modality], what: str, param: str) 
         param: the field of the request with the clip.
 
     Raises:
-        UnusableInput: If no slot has features. The message gives the reason for each slot.
+        UnusableInput: If no slot has features. The message gives each reason once.
     """
-    if not any(modality.state == "real" for modality in modalities.values()):
-        reasons = "".join(f"\n- {slot}: {modality.state}, {modality.why}" for slot, modality in modalities.items())
-        raise UnusableInput(f"the model gets no features of {what}:{reasons}", param)
+    if any(modality.state == "real" for modality in modalities.values()):
+        return
+    first: dict[str, str] = {}  # reason without the encoder -> the first slot with it
+    repeated: dict[str, list[str]] = {}
+    for slot, modality in modalities.items():
+        reason = modality.why.partition(": ")[2] or modality.why
+        if first.setdefault(reason, slot) != slot:
+            repeated.setdefault(first[reason], []).append(slot)
+    reasons = ""
+    for slot in first.values():
+        reasons += f"\n- {slot}: {modalities[slot].state}, {modalities[slot].why}"
+        reasons += f"; the same for {', '.join(repeated[slot])}" if slot in repeated else ""
+    raise UnusableInput(f"the model gets no features of {what}:{reasons}", param)

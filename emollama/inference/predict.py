@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from emollama import checkpoint
@@ -13,38 +12,17 @@ from emollama.config import RunConfig
 from emollama.distributed import process_group
 from emollama.inference.engine import Engine
 from emollama.inference.prediction_block import PredictionBlock, find_prediction_block
-from emollama.inference.requests import Modality, Request
-from emollama.inference.videos import plan_extraction, require_videos
+from emollama.inference.requests import Answer, Request
+from emollama.inference.videos import plan_extraction, require_encoders, require_videos
 from emollama.logs.console import dry_run_summary
 from emollama.logs.logger import get_logger, set_up
 from emollama.precision import Precision
 from emollama.runners.build import checkpoint_paths, checkpoint_tensors, require_checkpoint
 
 
-@dataclass(frozen=True)
-class VideoAnswer:
-    """The answer about one video.
-
-    Attributes:
-        video: the path as the caller passed it.
-        task: name of the task.
-        prompt: the user turn, with tags at the positions of feature tokens.
-        sentence: the spoken sentence in the prompt; None if the prompt has no sentence.
-        modalities: slot -> the model's input for it.
-        answer: the generated answer.
-        label_probabilities: label -> probability among the labels; None unless the answer is selected by label likelihood.
-    """
-
-    video: str
-    task: str
-    prompt: str
-    sentence: str | None
-    modalities: dict[str, Modality]
-    answer: str
-    label_probabilities: dict[str, float] | None
-
-
-def predict(config: RunConfig, videos: Sequence[str], *, text: str | None = None, task: str | None = None) -> list[VideoAnswer]:
+def predict(
+    config: RunConfig, videos: Sequence[str], *, text: str | None = None, task: str | None = None, question: str | None = None
+) -> list[Answer]:
     """Generate an answer about each video. With several processes, each process encodes a part and returns all answers.
 
     Args:
@@ -53,7 +31,8 @@ def predict(config: RunConfig, videos: Sequence[str], *, text: str | None = None
         videos: paths of the videos.
         text: the spoken sentence of the videos. With None, the sentence is empty if the video clips of the block have sentences,
             and left out otherwise.
-        task: name of the task, such as emotion. None selects the first task of the block.
+        task: name of the task, such as emotion. None selects the first task of the block, or no task with a question.
+        question: a question in place of the task's instruction.
 
     Raises:
         UserError: If a video does not exist or provides no features at all, the checkpoint is missing, the task is unknown, or an
@@ -69,24 +48,15 @@ def predict(config: RunConfig, videos: Sequence[str], *, text: str | None = None
     # Each process answers a part of the videos.
     own = range(world.rank, len(videos), world.size)
     with Engine(config, world=world) as engine:
-        part = engine.answer([Request(video=videos[index], text=text, task=task) for index in own])
+        part = engine.answer([Request(video=videos[index], text=text, task=task, question=question) for index in own])
     parts = world.gather(dict(zip(own, part, strict=True)))
     answers = {index: answer for answers_of_rank in parts for index, answer in answers_of_rank.items()}
-    return [
-        VideoAnswer(
-            video=video,
-            task=block.task,
-            prompt=answers[index].prompt,
-            sentence=answers[index].sentence,
-            modalities=answers[index].modalities,
-            answer=answers[index].text,
-            label_probabilities=answers[index].label_probabilities,
-        )
-        for index, video in enumerate(videos)
-    ]
+    return [answers[index] for index in range(len(videos))]
 
 
-def dry_run(config: RunConfig, videos: Sequence[str], *, text: str | None, task: str | None, processes: int) -> str:
+def dry_run(
+    config: RunConfig, videos: Sequence[str], *, text: str | None, task: str | None, question: str | None, processes: int
+) -> str:
     """Check everything that :func:`predict` checks before it encodes the first video.
 
     Args:
@@ -94,6 +64,7 @@ def dry_run(config: RunConfig, videos: Sequence[str], *, text: str | None, task:
         videos: as for :func:`predict`.
         text: as for :func:`predict`.
         task: as for :func:`predict`.
+        question: as for :func:`predict`.
         processes: number of processes that would encode the videos.
 
     Returns:
@@ -112,7 +83,9 @@ def dry_run(config: RunConfig, videos: Sequence[str], *, text: str | None, task:
         require_language_model(config.model.llama_model)
         checkpoint_tensors(config, Precision(world.device, config.run.amp, config.run.amp_dtype), None, {}, training=False)
         entries = [["videos", f"{len(videos):,}"], ["processes", f"{processes} on {world.device.type}"]]
-        entries += [["block", block.key], ["task", block.task]]
+        entries += [["block", block.key]]
+        entries += [["task", block.task]] if question is None or task is not None else []
+        entries += [["question", question]] if question is not None else []
         sentence = "none" if text is None and not block.has_sentences() else f'"{(text or "").strip()}"'
         entries.append(["sentence", sentence])
         entries += [[job.slot, f"encoders.{job.label}"] for job in jobs]
@@ -127,6 +100,7 @@ def _checked(config: RunConfig, videos: Sequence[str], task: str | None) -> Pred
     """Return the block to use, after all checks that are possible before encoding."""
     block = find_prediction_block(config, task)
     require_videos(videos)
+    require_encoders(config)
     require_checkpoint(config.model)
     # A damaged checkpoint must be detected before the videos are encoded, which is expensive.
     for path in checkpoint_paths(config.model.ckpt):

@@ -8,20 +8,16 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, NamedTuple
 
-from emollama.data.batch import Sample
-from emollama.decoding.answer_generator import AnswerGenerator, GeneratedAnswer, LabelAnswers, Prompt, Update
+from emollama.data.batch import Sample, collate
+from emollama.decoding.answer_generator import GeneratedAnswer, LabelAnswers, Prompt, Update
 from emollama.errors import UserError
-from emollama.inference.remote_llm import KEY, RemoteAnswer, RemoteLanguageModel
+from emollama.inference.remote_llm import RemoteAnswer, RemoteLanguageModel
+from emollama.inference.remote_support import NO_BEAM_SEARCH, NO_LIKELIHOODS
 from emollama.inference.requests import RequestError
 from emollama.models.packed_llm import PackedLLM
 from emollama.models.prompt_embeddings import prompt_embeddings
-from emollama.runners.build import is_ensemble
 from emollama.runners.preparation import Preparation
 
-NO_LIKELIHOODS = (
-    f"label probabilities are not available with {KEY}: vLLM returns no log-probabilities of given tokens after prompt embeddings"
-    " (it refuses echo and prompt_logprobs). Leave them out, and set answer_by: generate."
-)
 # Seconds after which step() returns without news, so that requests can join and be cancelled.
 POLL_SECONDS = 0.02
 
@@ -34,37 +30,35 @@ class _Event(NamedTuple):
     end: Future[RemoteAnswer] | None = None
 
 
-class RemoteAnswerGenerator(AnswerGenerator):
-    """A model whose language model runs in a server.
+class RemoteAnswerGenerator:
+    """A model whose language model runs in a server: a :class:`~emollama.inference.generation_stage.SequenceGenerator`.
 
     Args:
-        preparation: the checked configuration.
+        preparation: the checked configuration, which :func:`~emollama.inference.remote_support.require_supported` accepts.
         url: address of the server.
 
     Raises:
-        UserError: If the model cannot be used in this way, or the server cannot be reached.
+        UserError: If the server cannot be reached.
     """
 
     def __init__(self, preparation: Preparation, url: str) -> None:
-        if is_ensemble(preparation.config.model):
-            raise UserError(f"model.ckpt: {KEY} does not support an ensemble. Set model.ensemble: weights, or one checkpoint.")
-        if not issubclass(preparation.config.model_class, PackedLLM):
-            raise UserError(f"model.arch: {KEY} supports only models that are derived from PackedLLM.")
         self._client = RemoteLanguageModel(url, preparation.prompt)
         try:
             (model,) = preparation.build_models(embeddings_only=True)
         except BaseException:
             self._client.close()
             raise
-        super().__init__([model.eval()], preparation.prompt)
         assert isinstance(model, PackedLLM)
-        self._embedder = model
+        self._embedder = model.eval()
+        self.prompt_format = preparation.prompt
         self._news: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._calls: dict[int, Future[RemoteAnswer]] = {}
         self._num_added = 0
 
-    def __len__(self) -> int:
-        return len(self._calls)
+    @property
+    def max_tokens(self) -> int | None:
+        """Number of tokens that the language model has positions for; None without such a limit."""
+        return self._embedder.max_tokens
 
     def close(self) -> None:
         """End all requests to the server."""
@@ -72,7 +66,8 @@ class RemoteAnswerGenerator(AnswerGenerator):
 
     def add(self, prompts: Sequence[Prompt]) -> list[int]:
         """Send prompts to the server, and return the numbers of their sequences."""
-        embeddings = prompt_embeddings(self._embedder, self._batch([prompt.sample for prompt in prompts]))
+        batch = collate([prompt.sample for prompt in prompts]).to(self._embedder.device)
+        embeddings = prompt_embeddings(self._embedder, batch)
         first = self._num_added
         self._num_added += len(prompts)
         sequences = range(first, self._num_added)
@@ -112,7 +107,7 @@ class RemoteAnswerGenerator(AnswerGenerator):
         Raises:
             UserError: Always.
         """
-        raise UserError(f"num_beams: beam search is not available with {KEY}. Set num_beams: 1 in the evaluation block.")
+        raise UserError(f"num_beams: {NO_BEAM_SEARCH}")
 
     def label_probabilities(self, samples: Sequence[Sample], answers: LabelAnswers) -> list[dict[str, float]]:
         """Refuse it.
@@ -120,7 +115,7 @@ class RemoteAnswerGenerator(AnswerGenerator):
         Raises:
             RequestError: Always. The message has the reason.
         """
-        raise RequestError(NO_LIKELIHOODS, "label_probabilities")
+        raise RequestError(f"{NO_LIKELIHOODS} Leave them out.", "label_probabilities")
 
     def _put(self, sequence: int, ids: list[int]) -> None:
         self._news.put(_Event(sequence, ids))

@@ -26,11 +26,11 @@ from emollama.data.prompts.prompt import PromptFormat
 from emollama.decoding.running_batch import FinishReason
 from emollama.decoding.sampling_params import SequenceParams
 from emollama.errors import UserError
+from emollama.inference.remote_support import KEY
 from emollama.inference.requests import RemoteFailure
 from emollama.text_encoding import encodable
 from emollama.variables import ENGINE_API_KEY
 
-KEY = "--engine-url"
 CONNECT_SECONDS = 10.0
 MAX_RESPONSE_BYTES = 16 << 20  # of one answer; each token is a line of a few hundred bytes
 MAX_SHOWN = 300  # characters of a server's message

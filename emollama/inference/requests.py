@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -12,6 +14,33 @@ import numpy as np
 from emollama.errors import UserError
 
 Media: TypeAlias = str | os.PathLike[str] | bytes  # path of a file, or its content
+
+
+class RequestError(UserError):
+    """A request that cannot be answered.
+
+    Attributes:
+        param: the field of :class:`Request` with the problem.
+    """
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+def _require(field_name: str, value: object, expected: str, *, is_valid: bool) -> None:
+    """Raise an error that names a field and its types, but not its value, which may be private."""
+    if not is_valid:
+        param = re.split(r"[.[]", field_name)[0]
+        raise RequestError(f"{field_name}: expected {expected}, got {type(value).__name__}. Correct the request.", param)
+
+
+def _require_items(field_name: str, items: object, kind: type, kinds: str) -> None:
+    """Check a sequence of objects of one type. A single text is not a sequence of texts."""
+    is_sequence = isinstance(items, Sequence) and not isinstance(items, str | bytes)
+    _require(field_name, items, f"a list of {kinds}", is_valid=is_sequence)
+    for index, item in enumerate(items if isinstance(items, Sequence) else ()):
+        _require(f"{field_name}[{index}]", item, kinds, is_valid=isinstance(item, kind))
 
 
 @dataclass(frozen=True)
@@ -31,6 +60,23 @@ class GenerationOptions:
     top_p: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the types.
+
+        Raises:
+            RequestError: If a value is not a number.
+        """
+        for name, kind, expected in (
+            ("max_new_tokens", Integral, "a whole number"),
+            ("temperature", Real, "a number"),
+            ("top_p", Real, "a number"),
+            ("repetition_penalty", Real, "a number"),
+            ("seed", Integral, "a whole number"),
+        ):
+            value = getattr(self, name)
+            is_number = isinstance(value, kind) and not isinstance(value, bool)
+            _require(f"options.{name}", value, f"{expected} or None", is_valid=value is None or is_number)
 
 
 @dataclass(frozen=True)
@@ -77,6 +123,30 @@ class Request:
     mask_slots: Sequence[str] = ()
     label_probabilities: bool = False
     options: GenerationOptions = GenerationOptions()
+
+    def __post_init__(self) -> None:
+        """Check the types, which otherwise fail in another thread.
+
+        Raises:
+            RequestError: If a field has another type.
+        """
+        for name in ("video", "image", "audio"):
+            value = getattr(self, name)
+            is_media = value is None or isinstance(value, str | bytes | os.PathLike)
+            _require(name, value, "a path, the content of a file as bytes, or None", is_valid=is_media)
+        for name in ("text", "task", "question"):
+            value = getattr(self, name)
+            _require(name, value, "a str or None", is_valid=value is None or isinstance(value, str))
+        _require("features", self.features, "a mapping of slots to arrays", is_valid=isinstance(self.features, Mapping))
+        _require_items("history", self.history, Turn, "emollama.Turn")
+        for index, turn in enumerate(self.history):
+            for name in ("question", "answer"):
+                value = getattr(turn, name)
+                _require(f"history[{index}].{name}", value, "a str", is_valid=isinstance(value, str))
+        _require_items("mask_slots", self.mask_slots, str, "str, the names of slots")
+        _require("label_probabilities", self.label_probabilities, "a bool", is_valid=isinstance(self.label_probabilities, bool))
+        is_options = isinstance(self.options, GenerationOptions)
+        _require("options", self.options, "an emollama.GenerationOptions", is_valid=is_options)
 
 
 @dataclass(frozen=True)
@@ -152,18 +222,6 @@ class Answer:
     completion_tokens: int
     timings: Timings
     checkpoint: Checkpoint
-
-
-class RequestError(UserError):
-    """A request that cannot be answered.
-
-    Attributes:
-        param: the field of :class:`Request` with the problem.
-    """
-
-    def __init__(self, message: str, param: str) -> None:
-        super().__init__(message)
-        self.param = param
 
 
 class UnusableInput(RequestError):

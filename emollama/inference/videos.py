@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import os
 from collections.abc import Sequence, Set
 from pathlib import Path
@@ -14,7 +15,9 @@ from emollama.errors import UserError
 from emollama.extraction.clips import Clips
 from emollama.extraction.configs import VideoExtractionConfig
 from emollama.extraction.jobs import Job, describe_encoders, plan_jobs, require_weights
+from emollama.inference.prediction_block import prediction_blocks
 from emollama.listing import abbreviated
+from emollama.media.files import find_video
 from emollama.media.frame_selection import read_peaks
 from emollama.media.frames import probe
 from emollama.media.source import Source, UnusableMedia
@@ -51,10 +54,15 @@ class VideoSources:
         """Describe a video.
 
         A video in the folder of ``extraction.videos`` has the name that the extraction uses, because a random frame selection
-        depends on the name.
+        depends on the name. Any other one has its file name, so that a user can add its peak frame and its face images, unless
+        this is the name of a clip with other content, whose peak frame and face images must not be used.
         """
-        name = _name(Path(video), self._videos) or "video"
-        return Source(name, Path(video).absolute(), self._faces, self._peaks.get(name))
+        path = Path(video).absolute()
+        name = _name(path, self._videos)
+        clip = None if name is None else find_video(self._videos, name)
+        if name is None or (clip is not None and not filecmp.cmp(clip, path, shallow=False)):
+            return Source("video", path, self._faces)
+        return Source(name, path, self._faces, self._peaks.get(name))
 
 
 def _problem(video: str) -> str | None:
@@ -84,6 +92,22 @@ def plan_extraction(config: RunConfig, slots: Set[str], output: Path) -> list[Jo
         return []
     require_weights(config)
     return plan_jobs(config, describe_encoders(config), Clips({}, []), set())
+
+
+def require_encoders(config: RunConfig) -> None:
+    """Check that a slot of the model can be filled with features of videos.
+
+    Raises:
+        UserError: If neither an encoder nor the model itself computes features for any block.
+    """
+    blocks = prediction_blocks(config)
+    slots = sorted({slot for block in blocks for slot in block.slots})
+    if any(block.frame_selection for block in blocks) or with_encoders_for(config, set(slots), Path()).encoders:
+        return
+    raise UserError(
+        f"encoders: no block computes features of videos for the slots of the model ({', '.join(slots)}). Add the encoders with"
+        " which the features of its training were extracted (docs/extraction.md)."
+    )
 
 
 def with_encoders_for(config: RunConfig, slots: Set[str], output: Path) -> RunConfig:

@@ -172,6 +172,8 @@ def _outline(path: str | os.PathLike[str], limits: MediaLimits = DEFAULT_LIMITS)
                 if packet.size:
                     complete = complete and not packet.is_discard and (packet.is_keyframe or frames > 0)
                     frames += not packet.is_discard
+                    if frames > limits.max_frames:
+                        raise UnusableMedia(f"it has more than {limits.max_frames:,} frames")
         except av.FFmpegError:
             if first is None:
                 raise

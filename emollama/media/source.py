@@ -19,10 +19,12 @@ class MediaLimits:
     Attributes:
         max_pixels: largest width times height of a frame or an image.
         max_seconds: longest duration of a video or audio track.
+        max_frames: largest number of frames of a video.
     """
 
     max_pixels: int = MAX_PIXELS
     max_seconds: float = 24 * 60 * 60
+    max_frames: int = 24 * 60 * 60 * 60
 
 
 DEFAULT_LIMITS = MediaLimits()

@@ -114,10 +114,6 @@ def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch
     """
     dtype = torch.float32 if options.train == "full" else dtype
     transformers_logging.disable_progress_bar()
-    # peft still calls the property of transformers by its deprecated name.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-    # peft corrects the setting itself.
-    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False but the target module is `Conv1D`")
     if getattr(config, "rescale_every", 0):
         # RWKV divides some weights in evaluation, but not their adapters.
         config.rescale_every = 0
@@ -169,6 +165,10 @@ def _with_adapters(llm: Any, options: LLMOptions, targets: list[str]) -> Any:
     # Imported here because a model without adapters does not need peft.
     from peft import LoraConfig, get_peft_model
 
+    # peft still calls the property of transformers by its deprecated name.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    # peft corrects the setting itself.
+    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False but the target module is `Conv1D`")
     lora = LoraConfig(
         r=options.lora_r,
         lora_alpha=options.lora_alpha,

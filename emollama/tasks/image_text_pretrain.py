@@ -15,7 +15,7 @@ from emollama.data.batch import IGNORED, Batch, Record, Sample, collate
 from emollama.data.dataset import SampleDataset
 from emollama.data.loader import mix_seed
 from emollama.data.prompts.configs import TRAIN
-from emollama.decoding.answer_generator import AnswerGenerator, LabelAnswers, Prompt
+from emollama.decoding.answer_generator import AnswerGenerator, LabelAnswers, Prompt, tokenize
 from emollama.decoding.sampling_params import SequenceParams
 from emollama.evaluation.scoring import Scoring
 from emollama.run_folder import PredictionRecord
@@ -69,7 +69,7 @@ class ImageTextPretrain:
         for rows in (sorted(by_label), [row for row in range(len(records)) if row not in by_label]):
             if not rows:
                 continue
-            samples = [generator.tokenize(records[row], cfg.prompt_layout) for row in rows]
+            samples = [tokenize(generator.prompt_format, records[row], cfg.prompt_layout) for row in rows]
             if rows[0] in by_label:
                 probabilities = generator.label_probabilities(samples, label_answers(dataset, cfg.aliases))
                 batch_outputs: list[Output] = [(most_likely(shares), shares) for shares in probabilities]

@@ -1,17 +1,18 @@
 """Answers questions with an exported folder, as a user of transformers does, in an interpreter that cannot import emollama.
 
-Arguments: the folder, a JSON file with cases, the JSON file to write. A case has lists of ``features`` (slot -> values), ``text``
-and ``task``, and a ``layout``.
+Arguments: the folder, a JSON file with cases, the JSON file to write, and a program that is run last. A case has lists of
+``features`` (slot -> values), ``text`` and ``task``, and a ``layout``.
 """
 
 import json
+import runpy
 import sys
 
 sys.modules["emollama"] = None  # any import of it raises an ImportError
 
 from transformers import AutoModelForCausalLM, AutoProcessor  # noqa: E402
 
-folder, cases, output = sys.argv[1:]
+folder, cases, output, example = sys.argv[1:]
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 results = {}
@@ -24,3 +25,4 @@ with open(cases, encoding="utf-8") as file:
         results[name] = {"prompts": prompts, "ids": ids.tolist(), "answers": processor.answers(ids)}
 with open(output, "w", encoding="utf-8") as file:
     json.dump(results, file)
+runpy.run_path(example)

@@ -69,8 +69,8 @@ class EmollamaProcessor(ProcessorMixin):
             features: slot -> array (n, D) or (D,), as an encoder extracted it; or a list of such mappings, one for each of B
                 samples. A slot that is missing gets zeros. A slot that is None has no feature tokens, which a model should only
                 get if it was trained so.
-            text: the spoken sentence, or B of them; "" for no speech. None leaves the sentence out of the prompt, for models
-                that were trained without sentences.
+            text: the spoken sentence, or B of them; "" for no speech. None is "" for tasks whose prompts have sentences in
+                training. Prompts of captioned images never have one.
             task: name of a task, or B of them; by default the first task, unless there is a question.
             question: a question in place of the task's instruction, or B of them.
             layout: name of the layout of prompts; by default that of the exported evaluation.
@@ -103,15 +103,20 @@ class EmollamaProcessor(ProcessorMixin):
 
     def user_text(self, text: str | None, task: str | None, question: str | None) -> str:
         """Return the text of the user's turn: the sentence, the tag of the task, and the instruction or question."""
+        question = question or None
+        tasks, first = self.prompt["tasks"], next(iter(self.prompt["tasks"]))
+        task = first if task is None and question is None else task
+        if task not in tasks and question is None:
+            raise ValueError(f"unknown task {task!r}. The tasks of this model are {', '.join(tasks)}.")
+        # Questions without a task of this model are asked as those of the first one.
+        form = self.prompt["user_texts"][task if task in tasks else first]
+        if not form["is_tagged"]:
+            return str(tasks[task][0] if question is None else question)
+        text = "" if text is None and form["has_sentences"] else text
         spoken = "" if text is None else text.strip().replace(IMAGE_TAG, f"{IMAGE_TAG[0]} {IMAGE_TAG[1:]}")
         transcript = "" if text is None else f"The person in video says: {spoken}.  "
-        if task is None and question is None:
-            task = next(iter(self.prompt["tasks"]), None)
-        if task is None:
-            return f"{transcript}{question} " if question is not None else transcript
-        if task not in self.prompt["tasks"] and question is None:
-            raise ValueError(f"unknown task {task!r}. The tasks of this model are {', '.join(self.prompt['tasks'])}.")
-        return transcript + (self.prompt["tasks"][task][0] if question is None else f"[{task}] {question} ")
+        asked = tasks[task][0] if question is None else f"{question} " if task is None else f"[{task}] {question} "
+        return f"{transcript}{asked}"
 
     def _vectors(self, features: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return slot -> feature vectors (n, D) of one sample."""

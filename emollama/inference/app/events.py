@@ -6,12 +6,13 @@ Functions that use a model are generators: each value that they yield replaces p
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
-import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import gradio as gr
 
@@ -19,55 +20,17 @@ from emollama.errors import UserError
 from emollama.inference.app import views
 from emollama.inference.app.answering import follow_answers
 from emollama.inference.app.conversation import Conversation
+from emollama.inference.app.failures import log_failure
+from emollama.inference.app.inputs import Inputs
+from emollama.inference.app.listeners import Listeners
 from emollama.inference.app.models import Models
 from emollama.inference.app.previews import Previews
-from emollama.inference.requests import Answer, GenerationOptions, Request
-from emollama.logs.logger import get_logger
+from emollama.inference.app.session_files import DELETED
+from emollama.inference.requests import Answer, Request
 
-NO_VIDEO = "There is no video yet. Upload or record one, or pick an example."
 NO_QUESTION = "Enter a question first."
 FAILED = "The server failed to answer. Its log has the details."
 STOPPED, READY = "Stopped.", "Ready."
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a visitor entered, in the order of the components. Fields of an accordion that was never open are None."""
-
-    video: str | None
-    text: str
-    task: str | None
-    question: str
-    max_new_tokens: str | None
-    temperature: str | None
-    seed: str | None
-
-    def conversation(self) -> Conversation:
-        """Return a new conversation about the clip.
-
-        Raises:
-            UserError: If there is no clip, or an option is not a number.
-        """
-        if self.video is None:
-            raise UserError(NO_VIDEO)
-        options = GenerationOptions(
-            max_new_tokens=_number(self.max_new_tokens, "maximum length", int),
-            temperature=_number(self.temperature, "temperature", float),
-            seed=_number(self.seed, "seed", int),
-        )
-        task = None if self.question.strip() else self.task
-        return Conversation(self.video, self.text.strip() or None, task, options)
-
-
-Number = TypeVar("Number", int, float)
-
-
-def _number(text: str | None, name: str, kind: type[Number]) -> Number | None:
-    """Return the number in a field; None if the field is empty."""
-    try:
-        return kind(text) if text and text.strip() else None
-    except ValueError:
-        raise UserError(f"Options: the {name} '{text}' is not a number. Correct it, or leave the field empty.") from None
 
 
 @dataclass(frozen=True)
@@ -98,10 +61,13 @@ class Events:
     Args:
         models: the models.
         read_previews: decodes a clip for display.
+        listeners: the pages that receive answers.
+        seconds: maximum time of an answer.
     """
 
-    def __init__(self, models: Models, read_previews: Callable[[str], Previews]) -> None:
+    def __init__(self, models: Models, read_previews: Callable[[str], Previews], listeners: Listeners, seconds: float) -> None:
         self.models, self._read_previews = models, read_previews
+        self._listeners, self._seconds = listeners, seconds
 
     def loading(self, video: str | None) -> list[Any]:
         """Return the state of the models: Analyze, status, tasks, modalities, and the timer that calls this function."""
@@ -146,19 +112,38 @@ class Events:
         """Say that the visitor stopped the answer."""
         return views.notice(STOPPED)
 
-    def analyze(self, inputs: Inputs) -> Iterator[list[Any]]:
+    def analyze(self, request: gr.Request, *values: Any) -> Iterator[list[Any]]:
         """Start a conversation about a clip: previews, label probabilities and the first answer."""
-        yield from _with_errors(self._analyze(inputs), inputs.video)
+        inputs = Inputs(*values)
+        yield from _with_errors(self._limited(request, self._analyze(inputs)), inputs.video)
 
-    def ask(self, question: str, conversation: Conversation) -> Iterator[list[Any]]:
+    def ask(self, request: gr.Request, question: str, conversation: Conversation) -> Iterator[list[Any]]:
         """Answer a further question about the same clip."""
-        yield from _with_errors(self._ask(question.strip(), conversation), conversation.video)
+        yield from _with_errors(self._limited(request, self._ask(question, conversation)), conversation.video)
 
-    def mask(self, used: list[str], conversation: Conversation) -> Iterator[list[Any]]:
+    def mask(self, request: gr.Request, used: list[str], conversation: Conversation) -> Iterator[list[Any]]:
         """Compute the label probabilities without the modalities that the visitor cleared."""
-        yield from _with_errors(self._mask(used, conversation), conversation.video)
+        yield from _with_errors(self._limited(request, self._mask(used, conversation)), conversation.video)
 
-    def _analyze(self, inputs: Inputs) -> Iterator[Shown]:
+    def _limited(self, request: gr.Request, steps: Generator[Shown, None, None]) -> Iterator[Shown]:
+        """Yield the steps of an answer until it takes too long, or its page receives nothing any more.
+
+        Raises:
+            UserError: If the answer is not complete, or the session has too many answers at a time.
+        """
+        page, deadline = str(request.session_hash), time.monotonic() + self._seconds
+        with closing(steps), self._listeners.answering(page):
+            for shown in steps:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"The answer was not complete after {self._seconds:g} seconds. Lower the maximum length under Options,"
+                        " or ask again later."
+                    )
+                if not self._listeners.is_listening(page):
+                    raise UserError("The page does not receive the answer. Reload it.")
+                yield shown
+
+    def _analyze(self, inputs: Inputs) -> Generator[Shown, None, None]:
         engines, conversation, question = self.models.ready(), inputs.conversation(), inputs.question.strip()
         has_labels = bool(engines[0].labels)
         requests = [
@@ -177,14 +162,15 @@ class Events:
         answers = yield from self._follow(conversation, requests, question)
         yield self._complete(conversation.answered(question, answers), answers)
 
-    def _ask(self, question: str, conversation: Conversation) -> Iterator[Shown]:
+    def _ask(self, question: str, conversation: Conversation) -> Generator[Shown, None, None]:
+        question = question.strip()
         if not question:
             raise UserError(NO_QUESTION)
         requests = [conversation.request(index, question) for index in range(len(self.models.ready()))]
         answers = yield from self._follow(conversation, requests, question)
         yield self._complete(conversation.answered(question, answers), answers)
 
-    def _mask(self, used: list[str], conversation: Conversation) -> Iterator[Shown]:
+    def _mask(self, used: list[str], conversation: Conversation) -> Generator[Shown, None, None]:
         engines = self.models.ready()
         masked = tuple(slot for slot in self._slots() if slot not in used)
         conversation = dataclasses.replace(conversation, mask_slots=masked, masked=())
@@ -223,7 +209,7 @@ class Events:
             status=views.notice(_summary(answers)),
             talk=views.conversation_view(names, conversation.exchanges, None, ()),
             probabilities=views.probabilities_view(names, conversation, self.models.engines[0].labels),
-            modality_table=views.modalities_view(names, [answer.modalities for answer in answers]),
+            modality_table=views.modalities_view(names, [answer.modalities for answer in answers], conversation.mask_slots),
             download=views.download_view(conversation.as_json(names), Path(str(conversation.video)).stem),
             modalities=gr.update(interactive=True),
             next_question=gr.update(value="", interactive=True),
@@ -254,13 +240,12 @@ def _with_errors(steps: Iterator[Shown], video: str | None) -> Iterator[list[Any
             yield shown.updates()
     except UserError as error:
         text = str(error)
-        # A visitor does not need the folder of uploads.
-        text = text if video is None else text.replace(video, Path(video).name)
+        if video is not None:
+            # A visitor does not need the folder of uploads.
+            text = text.replace(video, Path(video).name) if os.path.exists(video) else DELETED
         yield Shown(status=views.notice(text, "error")).updates()
     except Exception as error:
-        # Its message can contain texts of the visitor, which are never logged.
-        frames = "".join(traceback.format_tb(error.__traceback__))
-        get_logger().error("the page failed with %s:\n%s", type(error).__name__, frames.rstrip())
+        log_failure(error)
         yield Shown(status=views.notice(FAILED, "error")).updates()
 
 

@@ -8,29 +8,33 @@ import binascii
 import hmac
 import json
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from emollama.errors import UserError
-from emollama.inference.app.session_files import SessionFiles
+from emollama.inference.app.bodies import Refused, in_time, read_body
+from emollama.inference.app.failures import log_failure
+from emollama.inference.app.listeners import Listeners
+from emollama.inference.app.session_files import DELETED, SessionFiles
 from emollama.inference.serve.errors import ApiError
 from emollama.inference.serve.guard import Guard
 
 API = "/gradio_api"
 FILE, UPLOAD, HEARTBEAT = f"{API}/file=", f"{API}/upload", f"{API}/heartbeat/"
-READ = re.compile(
-    rf"/|/(?:assets|static)/[\w./-]+|/theme\.css|/favicon\.ico|/manifest\.json"
-    rf"|{API}/(?:theme\.css|startup-events|queue/data|upload_progress|heartbeat/\w+|file=.+)"
+JOIN, RESULTS = f"{API}/queue/join", f"{API}/queue/data"
+# Routes that every visitor may read. All others need the session that the page sets.
+PUBLIC = re.compile(
+    rf"/|/(?:assets|static)/[\w./-]+|/theme\.css|/favicon\.ico|/manifest\.json|{API}/(?:theme\.css|startup-events)"
 )
+READ = re.compile(rf"{API}/(?:queue/data|upload_progress|heartbeat/\w+|file=.+)")
 WRITE = re.compile(rf"{API}/(?:queue/join|cancel|reset|upload)")
 PAGE = re.compile(r"[\w-]{1,64}", re.ASCII)  # identifier of a page, which Gradio chooses at random
-MAX_JSON = 1 << 20  # bytes
 FORM_SLACK = 1 << 16  # bytes of a form in addition to its file
 # The browser sends no request to other servers, even if the page contains one. Gradio needs inline scripts and styles.
 CONTENT_SECURITY_POLICY = "; ".join(
@@ -58,29 +62,41 @@ HEADERS = {
 }
 
 
-class Refused(Exception):
-    """A request that the server refuses, with a status and a message."""
+@dataclass(frozen=True)
+class GuardOptions:
+    """How requests are checked.
 
-    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.headers = status, headers
+    Attributes:
+        cookie: name of the cookie with the session.
+        password: the password; None requires none.
+        max_bytes: maximum size of an upload.
+        seconds: maximum time of receiving a request.
+    """
+
+    cookie: str
+    password: str | None
+    max_bytes: int
+    seconds: float
 
 
 class PageGuard:
     """ASGI middleware around Gradio's application.
 
     Args:
-        app: the application, which already checks Host and Origin (:class:`emollama.inference.serve.guard.Guard`).
+        app: the application.
+        numbers_of_values: index of each function of the page -> number of its values.
         files: the files of the sessions.
-        cookie: name of the cookie with the session.
-        password: the password; None requires none.
-        max_bytes: maximum size of an upload.
+        listeners: the connections of pages for results.
+        options: how requests are checked. Host and Origin are checked before (:class:`HostGuard`).
     """
 
-    def __init__(self, app: ASGIApp, *, files: SessionFiles, cookie: str, password: str | None, max_bytes: int) -> None:
-        self._app, self._files, self._cookie = app, files, cookie
-        self._password, self._max_bytes = password, max_bytes
+    def __init__(
+        self, app: ASGIApp, numbers_of_values: Mapping[int, int], files: SessionFiles, listeners: Listeners, options: GuardOptions
+    ) -> None:
+        self._app, self._numbers_of_values = app, numbers_of_values
+        self._files, self._listeners, self._options = files, listeners, options
         self._connections: set[asyncio.Future[None]] = set()
+        self._is_ending = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check a request and pass it on."""
@@ -88,33 +104,39 @@ class PageGuard:
             await self._app(scope, receive, send)
             return
         request = Request(scope, receive)
-        session = request.cookies.get(self._cookie, "")
-        is_new = not self._files.is_session(session)
-        session = self._files.new_session() if is_new else session
+        cookie = request.cookies.get(self._options.cookie, "")
+        session = cookie if self._files.is_session(cookie) else None
+        started = False
 
         async def send_with_headers(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 headers = MutableHeaders(raw=list(message["headers"]))
                 headers.update(HEADERS)
                 if not scope["path"].startswith(("/assets/", "/static/")):
                     headers["cache-control"] = "no-store"
-                if is_new and scope["path"] == "/":
-                    headers.append("set-cookie", f"{self._cookie}={session}; Path=/; HttpOnly; SameSite=Strict")
+                if session is None and scope["path"] == "/":
+                    value = f"{self._options.cookie}={self._files.new_session()}"
+                    headers.append("set-cookie", f"{value}; Path=/; HttpOnly; SameSite=Strict")
                 message = {**message, "headers": headers.raw}
             await send(message)
 
         try:
             self._check_password(request.headers)
             await self._pass_on(request, session, send_with_headers)
-        except Refused as error:
-            response = PlainTextResponse(str(error), error.status, error.headers)
-            await response(scope, receive, send_with_headers)
         except ClientDisconnect:
             # The client has gone while it was sending.
             return
+        except Exception as error:
+            refused = error if isinstance(error, Refused) else Refused(500, "The server failed. Its log has the details.")
+            if refused is not error:
+                log_failure(error)
+            if not started:
+                await _response(refused, scope["path"])(scope, receive, send_with_headers)
 
     def _check_password(self, headers: Headers) -> None:
-        if self._password is None:
+        if self._options.password is None:
             return
         scheme, _, encoded = headers.get("authorization", "").partition(" ")
         try:
@@ -122,32 +144,37 @@ class PageGuard:
         except (ValueError, binascii.Error):
             sent = b""
         # The time of the comparison does not tell how many characters are right.
-        if not hmac.compare_digest(sent, self._password.encode()) or scheme.lower() != "basic":
+        if not hmac.compare_digest(sent, self._options.password.encode()) or scheme.lower() != "basic":
             message = "The password is missing or wrong. Enter any user name, and the password of this server."
             raise Refused(401, message, {"www-authenticate": 'Basic realm="emollama", charset="UTF-8"'})
 
-    async def _pass_on(self, request: Request, session: str, send: Send) -> None:
-        scope, path = request.scope, request.scope["path"]
-        routes = {"GET": READ, "HEAD": READ, "POST": WRITE}.get(scope["method"])
-        if routes is None or not routes.fullmatch(path):
+    async def _pass_on(self, request: Request, session: str | None, send: Send) -> None:
+        scope, path, method = request.scope, request.scope["path"], request.scope["method"]
+        reads = method in ("GET", "HEAD")
+        if reads and PUBLIC.fullmatch(path):
+            # Gradio would read the state of a page from a folder that the query of the address names.
+            await self._app({**scope, "query_string": b""} if path == "/" else scope, request.receive, send)
+            return
+        if not (READ.fullmatch(path) if reads else method == "POST" and WRITE.fullmatch(path)):
             raise Refused(404, "There is no such page.")
+        if session is None:
+            raise Refused(403, "The session is unknown: cookies are blocked, or the server was restarted. Reload the page.")
         if path.startswith(FILE) and not self._files.may_read(session, path.removeprefix(FILE)):
             raise Refused(404, "There is no such file. It may have been deleted; upload it again.")
         if path == UPLOAD:
             await self._upload(request, session, send)
         elif path.startswith(HEARTBEAT):
             await self._heartbeat(request, session, send)
-        elif scope["method"] == "POST":
+        elif path == RESULTS:
+            await self._results(request, session, send)
+        elif method == "POST":
             await self._app(scope, await self._checked_json(request, session), send)
         else:
-            page = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True).get("session_hash", [])
-            self._check_pages(session, page)
-            # Gradio would read the state of a page from a folder that the query of the address names.
-            await self._app({**scope, "query_string": b""} if path == "/" else scope, request.receive, send)
+            await self._app(scope, request.receive, send)
 
     async def _heartbeat(self, request: Request, session: str, send: Send) -> None:
         """Keep the files of a session while one of its pages is open."""
-        self._check_pages(session, [request.scope["path"].removeprefix(HEARTBEAT)])
+        self._check_page(session, request.scope["path"].removeprefix(HEARTBEAT))
         self._files.open_page(session)
         connection = asyncio.ensure_future(self._app(request.scope, request.receive, send))
         self._connections.add(connection)
@@ -156,20 +183,29 @@ class PageGuard:
         finally:
             connection.cancel()
             self._connections.discard(connection)
-            self._files.close_page(session)
+            if not self._is_ending:
+                self._files.close_page(session)
 
     def close_pages(self) -> None:
-        """End the connections of idle pages, because the server ends."""
+        """End the connections of idle pages, because the server ends. Answers still need the files."""
+        self._is_ending = True
         for connection in self._connections:
             connection.cancel()
 
+    async def _results(self, request: Request, session: str, send: Send) -> None:
+        """Send the results of a page."""
+        pages = parse_qs(request.scope["query_string"].decode("latin-1"), keep_blank_values=True).get("session_hash", [])
+        page = self._check_page(session, pages[0] if len(pages) == 1 else "")
+        with self._listeners.listening(session, page):
+            await self._app(request.scope, request.receive, send)
+
     async def _upload(self, request: Request, session: str, send: Send) -> None:
         """Receive a file of limited size, and note the session that it belongs to."""
-        length = request.headers.get("content-length", "")
+        length, max_bytes = request.headers.get("content-length", ""), self._options.max_bytes
         if not (length.isascii() and length.isdigit()):
             raise Refused(411, "An upload needs a Content-Length header.")
-        if int(length) > self._max_bytes + FORM_SLACK:
-            raise Refused(413, f"The file is larger than {self._max_bytes >> 20} MiB. Upload a shorter or smaller recording.")
+        if int(length) > max_bytes + FORM_SLACK:
+            raise Refused(413, f"The file is larger than {max_bytes >> 20} MiB. Upload a shorter or smaller recording.")
         body = bytearray()
         status = 500
 
@@ -180,31 +216,28 @@ class PageGuard:
             await send(message)
 
         try:
-            self._files.begin_upload()
+            self._files.begin_upload(session)
         except UserError as error:
             raise Refused(429, str(error), {"retry-after": "10"}) from None
         try:
-            await self._app(request.scope, request.receive, send_and_read)
+            async with in_time(self._options.seconds):
+                await self._app(request.scope, request.receive, send_and_read)
         finally:
             self._files.end_upload(session, json.loads(body) if status == 200 else [])
 
     async def _checked_json(self, request: Request, session: str) -> Receive:
         """Read a JSON body, check its files and its page, and return a function from which the application reads it again."""
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_JSON:
-                raise Refused(413, f"The request is larger than {MAX_JSON:,} bytes.")
-        try:
-            content = json.loads(body)
-            paths, pages = list(_values(content, "path")), list(_values(content, "session_hash"))
-        except (ValueError, RecursionError):
-            raise Refused(400, "The request is not JSON.") from None
-        self._check_pages(session, pages)
-        if not all(isinstance(path, str) and self._files.may_read(session, path) for path in paths):
-            raise Refused(
-                403, "The recording was deleted, because the page was closed or another one was uploaded. Upload it again."
-            )
+        async with in_time(self._options.seconds):
+            body = await read_body(request, self._numbers_of_values)
+        if body.page is not None:
+            self._check_page(session, body.page)
+        if not all(isinstance(path, str) and self._files.may_read(session, path) for path in body.paths):
+            raise Refused(403, DELETED)
+        if request.scope["path"] == JOIN and body.page is not None:
+            try:
+                self._listeners.add_event(session, body.page)
+            except UserError as error:
+                raise Refused(429, str(error), {"retry-after": "10"}) from None
         sent = False
 
         async def receive() -> Message:
@@ -212,15 +245,24 @@ class PageGuard:
             if sent:
                 return await request.receive()
             sent = True
-            return {"type": "http.request", "body": bytes(body), "more_body": False}
+            return {"type": "http.request", "body": body.encoded, "more_body": False}
 
         return receive
 
-    def _check_pages(self, session: str, pages: list[Any]) -> None:
-        if len(pages) > 1 or not all(isinstance(page, str) and PAGE.fullmatch(page) for page in pages):
+    def _check_page(self, session: str, page: str) -> str:
+        """Return the identifier of a page of a session."""
+        if not PAGE.fullmatch(page):
             raise Refused(400, "The identifier of the page is invalid. Reload it.")
-        if not all(self._files.claim_page(session, page) for page in pages):
+        if not self._files.claim_page(session, page):
             raise Refused(403, "This page belongs to another session. Reload it.")
+        return page
+
+
+def _response(error: Refused, path: str) -> Response:
+    """Return the response to a refused request, of which Gradio's browser code shows the message."""
+    if WRITE.fullmatch(path) and path != UPLOAD:
+        return JSONResponse({"detail": str(error)}, error.status, error.headers)
+    return PlainTextResponse(str(error), error.status, error.headers)
 
 
 class HostGuard:
@@ -242,16 +284,3 @@ class HostGuard:
         except ApiError as error:
             response: Response = PlainTextResponse(str(error), error.status)
             await response(scope, receive, send)
-
-
-def _values(content: Any, key: str) -> Iterator[Any]:
-    """Yield the values of a key in all objects of a JSON document."""
-    if isinstance(content, dict):
-        for name, value in content.items():
-            if name == key:
-                yield value
-            else:
-                yield from _values(value, key)
-    elif isinstance(content, list):
-        for item in content:
-            yield from _values(item, key)

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from emollama.inference.app import views
 from emollama.inference.app.conversation import Conversation
-from emollama.inference.app.events import Events, Inputs
+from emollama.inference.app.events import Events
 from emollama.inference.intended_use import INTENDED_USE
 
 CSS = Path(__file__).with_name("page.css")
@@ -93,8 +93,8 @@ def build_page(events: Events, examples: Sequence[Path]) -> gr.Blocks:
     return page
 
 
-def mount_page(events: Events, examples: Sequence[Path], max_bytes: int) -> ASGIApp:
-    """Build the page and return its ASGI application.
+def mount_page(events: Events, examples: Sequence[Path], max_bytes: int) -> tuple[ASGIApp, dict[int, int]]:
+    """Build the page; return its ASGI application, and the index of each function with the number of its values.
 
     Args:
         events: the functions.
@@ -119,7 +119,7 @@ def mount_page(events: Events, examples: Sequence[Path], max_bytes: int) -> ASGI
     )
     # Gradio checks the paths of files only in pages that it has launched itself.
     page.has_launched = True
-    return app
+    return app, {index: len(function.inputs) for index, function in page.fns.items()}
 
 
 def _theme() -> gr.themes.Base:
@@ -208,7 +208,7 @@ def _connect(page: gr.Blocks, fields: Fields, events: Events, examples: dict[str
     running = [
         gr.on(
             [fields.analyze.click, fields.question.submit],
-            lambda *values: (yield from events.analyze(Inputs(*values))),
+            events.analyze,
             entered,
             fields.results,
             scroll_to_output=True,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import ipaddress
+import math
 import os
 import shutil
 import socket
@@ -18,9 +20,12 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from emollama.errors import Interrupted, UserError
-from emollama.inference.app.guard import HostGuard, PageGuard
+from emollama.inference.app.failures import tracebacks_without_messages
+from emollama.inference.app.guard import GuardOptions, HostGuard, PageGuard
+from emollama.inference.app.listeners import Listeners
 from emollama.inference.app.models import Models
 from emollama.inference.app.session_files import SessionFiles
+from emollama.inference.serve.connections import server_config
 from emollama.inference.serve.listening import SignalledServer, bind
 from emollama.inference.serve.private_folder import private_temporary_folder
 from emollama.inference.serve.settings import MEBIBYTE, is_loopback
@@ -30,7 +35,7 @@ if TYPE_CHECKING:
     from emollama.inference.app.previews import Previews
 
 PASSWORD = "EMOLLAMA_APP_PASSWORD"
-GRACE_SECONDS = 30  # for open answers at the end
+LIMITS = ("max_file_mb", "timeout", "body_timeout")
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class AppSettings:
         allowed_hosts: further names of the server in Host headers.
         insecure: listen on other addresses than those of loopback without a password.
         max_file_mb: maximum size of a recording, in MiB.
+        timeout: maximum time of an answer, in seconds.
+        body_timeout: maximum time of receiving a recording or a question, in seconds.
         password: the password; None requires none.
         examples: example videos.
     """
@@ -52,6 +59,8 @@ class AppSettings:
     allowed_hosts: Sequence[str] = ()
     insecure: bool = False
     max_file_mb: int = 100
+    timeout: float = 120.0
+    body_timeout: float = 60.0
     password: str | None = None
     examples: Sequence[Path] = ()
 
@@ -61,8 +70,9 @@ class AppSettings:
         Raises:
             UserError: If a value is out of its range, or the page would be open to everybody.
         """
-        if self.max_file_mb <= 0:
-            raise UserError(f"--max-file-mb is {self.max_file_mb}; it must be above 0.")
+        for name in LIMITS:
+            if not 0 < (value := getattr(self, name)) < float("inf"):
+                raise UserError(f"--{name.replace('_', '-')} is {value:g}; it must be above 0 and finite.")
         if not 0 <= self.port < 1 << 16:
             raise UserError(f"--port is {self.port}; a port is a number from 0 to 65535.")
         if self.password is not None and not self.password:
@@ -77,6 +87,20 @@ class AppSettings:
 def read_password() -> str | None:
     """Return the password of the environment, and remove it there, so that no child process gets it."""
     return os.environ.pop(PASSWORD, None)
+
+
+def import_gradio() -> None:
+    """Import Gradio without its telemetry.
+
+    Raises:
+        UserError: If it cannot be imported.
+    """
+    # Gradio and huggingface_hub read these variables when they are imported.
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    try:
+        importlib.import_module("emollama.inference.app.page")
+    except ImportError as error:
+        raise UserError(f"gradio cannot be imported: {error}. Install it again: pip install --upgrade 'emollama[app]'") from None
 
 
 class AppServer:
@@ -112,25 +136,19 @@ class AppServer:
             UserError: If the models cannot be loaded.
             Interrupted: If a second signal ended the server.
         """
-        with contextlib.closing(self._socket), private_temporary_folder() as deleted:
+        with contextlib.closing(self._socket), private_temporary_folder() as deleted, tracebacks_without_messages():
             if deleted:
                 get_logger().info("deleted the temporary files of %d servers that were killed", deleted)
             app = self._app(Path(tempfile.gettempdir(), "page"))
-            config = uvicorn.Config(
-                HostGuard(app, hosts=self._hosts(), any_address=ipaddress.ip_address(self.host).is_unspecified),
-                http="h11",
-                ws="none",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                timeout_graceful_shutdown=GRACE_SECONDS,
-            )
-            self._server = server = _PageServer(config, app)
-            get_logger().info("open the page at %s", self.url)
-            self._loader = threading.Thread(target=self._load, name="emollama: load the models", daemon=True)
-            self._loader.start()
-            asyncio.run(server.serve(sockets=[self._socket]))
+            guard = HostGuard(app, hosts=self._hosts(), any_address=ipaddress.ip_address(self.host).is_unspecified)
+            seconds = math.ceil(self._settings.body_timeout + self._settings.timeout)
+            self._server = server = _PageServer(server_config(guard, grace_seconds=seconds, lifespan="auto"), app)
+            # Before anybody can learn the address, so that a signal ends the server properly from then on.
+            with server.capture_signals():
+                get_logger().info("open the page at %s", self.url)
+                self._loader = threading.Thread(target=self._load, name="emollama: load the models", daemon=True)
+                self._loader.start()
+                asyncio.run(server.serve(sockets=[self._socket]))
             self._models.close()
         if self._error is not None:
             raise self._error
@@ -152,30 +170,30 @@ class AppServer:
             self._models.load()
             get_logger().info("the page is ready after %.1f s", self._models.seconds)
         except BaseException as error:
-            self._error = error
-            self.stop()
+            # A server that ends takes away files and processes that the loading may need.
+            if self._server is not None and not self._server.should_exit:
+                self._error = error
+                self.stop()
 
     def _app(self, folder: Path) -> PageGuard:
         """Build the application, which stores uploads and copies of the examples in a private folder."""
         settings = self._settings
-        # Gradio reads these variables when it is imported, and when components are created.
-        os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        import_gradio()
+        # Gradio reads this variable when components are created.
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)
         from emollama.inference.app.events import Events
         from emollama.inference.app.page import mount_page
 
         examples = folder / "examples"
         examples.mkdir(parents=True)
         copies = [Path(shutil.copyfile(path, examples / path.name)) for path in settings.examples]
-        max_bytes = settings.max_file_mb * MEBIBYTE
-        app = mount_page(Events(self._models, self._read_previews), copies, max_bytes)
-        return PageGuard(
-            app,
-            files=SessionFiles(folder, copies),
-            # Browsers send a cookie to all ports of a host.
-            cookie=f"emollama_{self.port}",
-            password=settings.password,
-            max_bytes=max_bytes,
-        )
+        max_bytes, listeners = settings.max_file_mb * MEBIBYTE, Listeners()
+        events = Events(self._models, self._read_previews, listeners, settings.timeout)
+        app, numbers_of_values = mount_page(events, copies, max_bytes)
+        files = SessionFiles(folder, settings.body_timeout, copies)
+        # Browsers send a cookie to all ports of a host.
+        options = GuardOptions(f"emollama_{self.port}", settings.password, max_bytes, settings.body_timeout)
+        return PageGuard(app, numbers_of_values, files, listeners, options)
 
     def _hosts(self) -> set[str]:
         """Return the names that a Host header may have."""

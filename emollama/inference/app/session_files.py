@@ -6,9 +6,11 @@ has the same file could therefore find out whether somebody else has uploaded it
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import secrets
+import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -20,6 +22,8 @@ from emollama.text_encoding import encodable
 MAX_PER_SESSION = 4  # files; a page uses one, and a browser may have several pages open
 MAX_FILES = 200  # of all sessions
 MAX_PAGES = 10_000  # whose session is remembered
+DELETED = "The recording was deleted, because its page was closed or other ones were uploaded. Upload it again."
+UNATTENDED_SECONDS = 60.0  # that a session without an open page keeps an upload
 
 
 class SessionFiles:
@@ -27,17 +31,19 @@ class SessionFiles:
 
     Args:
         folder: the private folder of the server, into which Gradio writes uploads.
+        seconds: maximum time of an upload.
         examples: files in it that all sessions may read.
     """
 
-    def __init__(self, folder: Path, examples: Iterable[Path] = ()) -> None:
+    def __init__(self, folder: Path, seconds: float, examples: Iterable[Path] = ()) -> None:
+        self._seconds = seconds
         self._folder, self._examples = folder, {str(path) for path in examples}
         self._secret = secrets.token_bytes(32)
         # path -> sessions that uploaded this file; the oldest file first
         self._owners: dict[str, set[str]] = {}
         self._pages: dict[str, str] = {}
         self._open_pages: Counter[str] = Counter()
-        self._uploads = 0
+        self._uploads: Counter[str] = Counter()  # session -> uploads that have not ended
 
     def new_session(self) -> str:
         """Return a random identifier, signed so that a client cannot invent one."""
@@ -67,15 +73,17 @@ class SessionFiles:
             del self._pages[next(iter(self._pages))]
         return self._pages.setdefault(page, session) == session
 
-    def begin_upload(self) -> None:
-        """Register that an upload starts.
+    def begin_upload(self, session: str) -> None:
+        """Register that an upload of a session starts.
 
         Raises:
             UserError: If there are too many files.
         """
-        if len(self._owners) + self._uploads >= MAX_FILES:
+        if self._uploads[session] >= MAX_PER_SESSION:
+            raise UserError(f"{MAX_PER_SESSION} recordings are already being uploaded. Wait for one of them.")
+        if len(self._owners) + self._uploads.total() >= MAX_FILES:
             raise UserError("The server has too many recordings at the moment. Try again later.")
-        self._uploads += 1
+        self._uploads[session] += 1
 
     def end_upload(self, session: str, paths: Iterable[str]) -> None:
         """Register the files of an upload; delete the oldest files of the session, and what is left of failed uploads.
@@ -84,17 +92,22 @@ class SessionFiles:
             session: the session.
             paths: the complete files.
         """
-        self._uploads -= 1
+        self._uploads -= Counter([session])
         for path in paths:
             self._owners.setdefault(path, set()).add(session)
-        own = [path for path, sessions in self._owners.items() if session in sessions]
-        for path in own[:-MAX_PER_SESSION]:
+        for path in self._files_of(session)[:-MAX_PER_SESSION]:
             self._release(session, path)
-        if not self._uploads:
-            # Complete files are in folders named after their digests.
-            for part in self._folder.iterdir():
-                if part.is_file():
-                    part.unlink()
+        if not self._open_pages[session]:
+            asyncio.get_running_loop().call_later(UNATTENDED_SECONDS, self._release_unattended, session)
+        self._delete_parts()
+
+    def _delete_parts(self) -> None:
+        """Delete what is left of failed uploads: complete files are in folders named after their digests."""
+        # A part that is still being written has changed since then.
+        oldest = time.time() - 2 * self._seconds
+        for part in self._folder.iterdir():
+            if part.is_file() and (not self._uploads or part.stat().st_mtime < oldest):
+                part.unlink()
 
     def open_page(self, session: str) -> None:
         """Register a page that a browser has opened."""
@@ -102,13 +115,19 @@ class SessionFiles:
 
     def close_page(self, session: str) -> None:
         """Register that a page was closed; with its last page, delete the files of the session."""
-        self._open_pages[session] -= 1
-        if self._open_pages[session] > 0:
+        self._open_pages -= Counter([session])
+        self._release_unattended(session)
+
+    def _release_unattended(self, session: str) -> None:
+        """Delete the files of a session that has no open page."""
+        if self._open_pages[session]:
             return
-        del self._open_pages[session]
-        for path in [path for path, sessions in self._owners.items() if session in sessions]:
+        for path in self._files_of(session):
             self._release(session, path)
         self._pages = {page: owner for page, owner in self._pages.items() if owner != session}
+
+    def _files_of(self, session: str) -> list[str]:
+        return [path for path, sessions in self._owners.items() if session in sessions]
 
     def _release(self, session: str, path: str) -> None:
         """Delete a file unless another session has uploaded the same one."""

@@ -21,6 +21,7 @@ SHORT_NOTICE = (
 NO_ANSWER = "Upload or record a video, or pick an example. Then select Analyze."
 NO_PROBABILITIES = "The probability of each label appears here."
 NO_LABELS = "This configuration has no labels, so there are no probabilities."
+MASKED = "cleared under Modalities"
 NO_INPUTS = "The frame, the face and the sound that the model gets appear here."
 
 
@@ -115,8 +116,14 @@ def _bar(label: str, before: Probabilities, after: Probabilities | None) -> str:
     )
 
 
-def modalities_view(models: Sequence[str], modalities: Sequence[dict[str, Modality]]) -> str:
-    """Return the state of each modality and its reason; one table if it is the same for all models."""
+def modalities_view(models: Sequence[str], modalities: Sequence[dict[str, Modality]], masked: Sequence[str]) -> str:
+    """Return the state of each modality and its reason; one table if it is the same for all models.
+
+    Args:
+        models: names of the models.
+        modalities: the modalities of each model's answer.
+        masked: modalities that the visitor has cleared.
+    """
     if not modalities:
         return ""
     tables = list(modalities) if any(other != modalities[0] for other in modalities) else [modalities[0]]
@@ -125,7 +132,7 @@ def modalities_view(models: Sequence[str], modalities: Sequence[dict[str, Modali
         rows = "".join(
             f'<tr data-slot="{escape(slot)}"><th scope="row">{escape(slot)}</th>'
             f'<td><span class="em-state em-{modality.state}">{STATES[modality.state]}</span></td>'
-            f"<td>{escape(modality.why)}</td></tr>"
+            f"<td>{escape(MASKED if slot in masked else modality.why)}</td></tr>"
             for slot, modality in table.items()
         )
         heading = _heading(models, index) if len(tables) > 1 else ""

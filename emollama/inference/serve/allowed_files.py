@@ -1,10 +1,14 @@
-"""Files of the server that a client may name: those below the folder of ``--allow-files``, also not through links."""
+"""Files of the server that a client may name: those below the folder of ``--allow-files``.
+
+Links are not followed, and ``..`` is refused: nothing outside the folder is even looked for, so that no answer tells whether it
+exists.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
+from contextlib import ExitStack
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
@@ -25,7 +29,8 @@ class AllowedFiles:
     def __init__(self, folder: str | None) -> None:
         if folder is not None and not os.path.isdir(folder):
             raise UserError(f"--allow-files: no folder '{folder}' (current directory: {os.getcwd()}). Correct the path.")
-        self._folder = None if folder is None else os.path.realpath(folder)
+        # An absolute path of a client may begin with either name of the folder.
+        self._folders = [] if folder is None else [os.path.abspath(folder), os.path.realpath(folder)]
 
     def open(self, url: str, param: str) -> BinaryIO:
         """Open a file for reading.
@@ -38,7 +43,7 @@ class AllowedFiles:
             ApiError: If files are not allowed, or this one is not. The error is the same for files that do not exist, so that it
                 discloses nothing about files outside the folder.
         """
-        if self._folder is None:
+        if not self._folders:
             message = "Files of the server are not allowed. Send a data: URL, or start the server with --allow-files FOLDER."
             raise ApiError(400, message, param=param, code="files_not_allowed")
         descriptor = self._open(_path(url, param))
@@ -49,22 +54,36 @@ class AllowedFiles:
 
     def _open(self, path: str) -> int | None:
         """Open a regular file in the folder for reading; return None for any other path."""
-        folder = str(self._folder)
-        try:
-            # O_PATH has no effect on devices and pipes, and the descriptor stays at its file if a link is replaced afterwards.
-            handle = os.open(os.path.join(folder, path), os.O_PATH | os.O_CLOEXEC)
-        except (OSError, ValueError):
-            return None
-        try:
-            link = f"/proc/self/fd/{handle}"
-            real = os.readlink(link)
-            if not Path(real).is_relative_to(folder) or not stat.S_ISREG(os.fstat(handle).st_mode):
-                return None
-            return os.open(link, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return None
-        finally:
-            os.close(handle)
+        with ExitStack() as stack:
+            # O_PATH has no effect on devices and pipes, and each step begins in the folder that was opened before: links that
+            # another program puts there meanwhile lead nowhere.
+            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+            try:
+                handle = os.open(self._folders[-1], flags | os.O_DIRECTORY)
+                stack.callback(os.close, handle)
+                for step in self._steps(path):
+                    handle = os.open(step, flags, dir_fd=handle)
+                    stack.callback(os.close, handle)
+                if stat.S_ISREG(os.fstat(handle).st_mode):
+                    return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+            except (OSError, ValueError):
+                pass
+        return None
+
+    def _steps(self, path: str) -> list[str]:
+        """Return the names of the folders and of the file below the folder.
+
+        Raises:
+            ValueError: If the path leads elsewhere.
+        """
+        prefixes = [os.path.join(folder, "") for folder in self._folders]
+        below = next((path.removeprefix(prefix) for prefix in prefixes if path.startswith(prefix)), path)
+        if below == path and path.startswith("/"):
+            raise ValueError("another folder")
+        steps = [step for step in below.split("/") if step not in ("", ".")]
+        if not steps or ".." in steps:
+            raise ValueError("no file below the folder")
+        return steps
 
 
 def _path(url: str, param: str) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 from fastapi import FastAPI, Request, Response
@@ -25,7 +26,9 @@ from emollama.inference.serve.media_inputs import MediaInputs
 from emollama.inference.serve.metrics import CONTENT_TYPE, Metrics
 from emollama.inference.serve.outermost import STATE
 from emollama.inference.serve.schema import ChatRequest
+from emollama.inference.serve.served_model import ServedModel
 
+READ = ["GET", "HEAD"]
 # FastAPI's own telemetry would export the messages of exceptions, which can contain texts of requests.
 NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
@@ -39,7 +42,7 @@ class Services:
         bodies: limits of the bodies.
         media: reads the media of requests.
         metrics: the metrics of the server.
-        model: the name of the model.
+        model: what clients learn about the model.
         seconds: maximum time of an answer.
     """
 
@@ -47,7 +50,7 @@ class Services:
     bodies: Bodies
     media: MediaInputs
     metrics: Metrics
-    model: str
+    model: ServedModel
     seconds: float
 
 
@@ -62,11 +65,11 @@ def build_app(services: Services, middleware: list[Middleware]) -> FastAPI:
         openapi_url=None, redirect_slashes=False, middleware=middleware, telemetry=NO_TELEMETRY
     )  # without pages that load scripts of other servers
     routes = Routes(services)
-    app.add_api_route("/health", routes.health, methods=["GET"])
-    app.add_api_route("/ready", routes.ready, methods=["GET"])
-    app.add_api_route("/metrics", routes.metrics, methods=["GET"])
-    app.add_api_route("/v1/models", routes.models, methods=["GET"])
-    app.add_api_route("/v1/models/{name:path}", routes.model, methods=["GET"])
+    app.add_api_route("/health", routes.health, methods=READ)
+    app.add_api_route("/ready", routes.ready, methods=READ)
+    app.add_api_route("/metrics", routes.metrics, methods=READ)
+    app.add_api_route("/v1/models", routes.models, methods=READ)
+    app.add_api_route("/v1/models/{name:path}", routes.model, methods=READ)
     app.add_api_route("/v1/chat/completions", routes.chat_completions, methods=["POST"])
     app.add_api_route("/v1/emotions", routes.emotions, methods=["POST"])
     app.add_exception_handler(HTTPException, _raise_api_error)
@@ -102,7 +105,7 @@ class Routes:
 
     async def model(self, name: str) -> Response:
         """Describe the model."""
-        self._require_model(name)
+        self._services.model.require(name)
         return JSONResponse(self._model())
 
     async def chat_completions(self, request: Request) -> Response:
@@ -111,8 +114,9 @@ class Routes:
         with ExitStack() as stack:
             admission = stack.enter_context(services.bodies.admitted(request))
             body = await read_json(admission.request, ChatRequest)
-            self._require_model(body.model)
-            asked, reply = await chat.engine_request(body, services.media, admission), chat.ChatResponse(body)
+            services.model.require(body.model)
+            asked = await chat.engine_request(body, services.media, admission)
+            reply = chat.ChatResponse(body, partial(services.model.warnings, engine, asked))
             streamed, caller = body.stream, Caller(request, services.seconds)
             # The text of the media is not needed while the client waits.
             del body
@@ -135,13 +139,17 @@ class Routes:
         with services.bodies.admitted(request) as admission:
             body, media = await emotions.read_body(admission, services.media)
             if body.model is not None:
-                self._require_model(body.model)
-            caller, answers = Caller(request, services.seconds), []
+                services.model.require(body.model)
+            caller, answers, warnings = Caller(request, services.seconds), [], []
             # The second request uses the features that the engine has extracted for the first one.
-            for asked in emotions.engine_requests(body, media, engine.tasks):
-                answers.append(await answer(engine, asked, caller))
+            for asked in emotions.engine_requests(body, media.content, engine.tasks):
+                try:
+                    answers.append(await answer(engine, asked, caller))
+                except RequestError as error:
+                    raise _with_param(error, media.fields) from None
                 services.metrics.answer(answers[-1])
-        return JSONResponse(emotions.response(answers, services.model))
+                warnings += services.model.warnings(engine, asked, answers[-1])
+        return JSONResponse(emotions.response(answers, services.model.name, list(dict.fromkeys(warnings))))
 
     async def _events(self, pieces: AnswerPieces, reply: chat.ChatResponse, request_id: str) -> AsyncIterator[str]:
         """Yield the server-sent events of an answer. An error after the first one is an event, too."""
@@ -159,18 +167,9 @@ class Routes:
         yield "data: [DONE]\n\n"
 
     def _model(self) -> dict[str, Any]:
-        engine = self._services.loader.engine
-        facts = None
-        if engine is not None:
-            labels = engine.labels if emotions.LABELLED in engine.tasks else []
-            facts = {"tasks": engine.tasks, "labels": labels, "slots": engine.slots}
-        entry = {"id": self._services.model, "object": "model", "created": self._created, "owned_by": "emollama"}
-        return entry | {"emollama": facts}
-
-    def _require_model(self, name: str) -> None:
-        if name != self._services.model:
-            message = f"The model of this server is '{self._services.model}'."
-            raise ApiError(404, message, param="model", code="model_not_found")
+        model = self._services.model
+        entry = {"id": model.name, "object": "model", "created": self._created, "owned_by": "emollama"}
+        return entry | {"emollama": model.description(self._services.loader.engine)}
 
 
 class _EventStream(StreamingResponse):
@@ -193,7 +192,7 @@ def _event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data)}\n\n"
 
 
-def _with_param(error: RequestError, params: dict[str, str]) -> ApiError:
+def _with_param(error: RequestError, params: Mapping[str, str]) -> ApiError:
     """Return the response to a request that the engine rejected, with the part of the body in place of the engine's field."""
     response = api_error(error)
     response.param = params.get(error.param, error.param)
@@ -201,6 +200,6 @@ def _with_param(error: RequestError, params: dict[str, str]) -> ApiError:
 
 
 async def _raise_api_error(request: Request, error: Exception) -> NoReturn:
-    """Raise an error of the router or of the form parser in the format of all other errors."""
+    """Raise an error of the router in the format of all other errors."""
     assert isinstance(error, HTTPException)
     raise ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {})) from None

@@ -26,12 +26,13 @@ class Bodies:
     Args:
         max_bytes: maximum size of the body of one request, with the files and URLs that it names.
         seconds: maximum time from the headers of a request to the end of its body.
-        max_requests: maximum number of requests.
+        max_requests: maximum number of requests whose body is complete. The others are limited by their bytes and connections,
+            so that clients which send slowly do not keep others out.
     """
 
     def __init__(self, max_bytes: int, seconds: float, max_requests: int) -> None:
         self.max_bytes, self.seconds, self._max_requests = max_bytes, seconds, max_requests
-        self._requests = self._reserved = 0
+        self._complete = self._reserved = 0
 
     @contextmanager
     def admitted(self, request: Request) -> Iterator[Admission]:
@@ -40,19 +41,36 @@ class Bodies:
         Raises:
             ApiError: If the body is too large (413) or compressed (415), or the server has too many requests (429).
         """
-        if request.headers.get("content-encoding", "identity") != "identity":
+        if any(encoding.strip().lower() != "identity" for encoding in request.headers.getlist("content-encoding")):
             raise ApiError(415, "Compressed bodies are not supported. Remove Content-Encoding.", code="unsupported_encoding")
-        if self._requests >= self._max_requests:
-            raise busy()
+        self._require_place()
+        # Before the client sends it.
+        self.require_size(int(request.headers.get("content-length", "0")))
         admission = Admission(self, request)
-        self._requests += 1
         try:
-            # Rejects a body that is too large before the client sends it.
-            admission.reserve(int(request.headers.get("content-length", "0")))
             yield admission
         finally:
-            self._requests -= 1
+            self._complete -= admission.is_complete
             self._reserved -= admission.reserved
+
+    def complete(self) -> None:
+        """Count a request whose body is complete.
+
+        Raises:
+            ApiError: If there are too many (429).
+        """
+        self._require_place()
+        self._complete += 1
+
+    def require_size(self, size: int) -> None:
+        """Check the size of a request.
+
+        Raises:
+            ApiError: If it is too large (413).
+        """
+        if size > self.max_bytes:
+            message = f"The request is larger than {self.max_bytes:,} bytes. Send a shorter or smaller recording."
+            raise ApiError(413, message, code="request_too_large")
 
     def reserve(self, size: int) -> None:
         """Reserve memory for a part of a request.
@@ -64,6 +82,10 @@ class Bodies:
             raise busy()
         self._reserved += size
 
+    def _require_place(self) -> None:
+        if self._complete >= self._max_requests:
+            raise busy()
+
 
 class Admission:
     """An admitted request. Its bytes are counted as they arrive, because a client can declare a wrong size or none.
@@ -71,44 +93,36 @@ class Admission:
     Attributes:
         request: the HTTP request; reading its body raises errors with the statuses 408, 413 and 429.
         reserved: the memory that is reserved for it, in bytes.
+        is_complete: whether its body has arrived.
     """
 
     def __init__(self, bodies: Bodies, request: Request) -> None:
         self._bodies, self._receive = bodies, request.receive
         self._deadline = asyncio.get_running_loop().time() + bodies.seconds
-        self._counted = self.reserved = 0
+        self.reserved, self.is_complete = 0, False
         self.request = Request(request.scope, self._receive_within_limits)
 
-    def reserve(self, size: int) -> None:
-        """Reserve memory up to a size, unless it is reserved already.
+    def count(self, size: int) -> None:
+        """Reserve memory for further bytes of the request, such as those of a file that it names.
 
         Raises:
             ApiError: If it is too much for one request, or for all together.
         """
-        if size > self._bodies.max_bytes:
-            message = f"The request is larger than {self._bodies.max_bytes:,} bytes. Send a shorter or smaller recording."
-            raise ApiError(413, message, code="request_too_large")
-        if size > self.reserved:
-            self._bodies.reserve(size - self.reserved)
-            self.reserved = size
-
-    def count(self, size: int) -> None:
-        """Count further bytes of the request, such as those of a file that it names.
-
-        Raises:
-            ApiError: As :meth:`reserve`.
-        """
-        self._counted += size
-        self.reserve(self._counted)
+        self._bodies.require_size(self.reserved + size)
+        self._bodies.reserve(size)
+        self.reserved += size
 
     async def _receive_within_limits(self) -> Message:
         try:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
         except TimeoutError:
-            text = f"The body was not complete after {self._bodies.seconds:g} seconds."
+            text = f"The body was not complete after {self._bodies.seconds:g} seconds. Send it faster, or a smaller recording."
             raise ApiError(408, text, code="body_too_slow") from None
         self.count(len(message.get("body", b"")))
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            self._bodies.complete()
+            self.is_complete = True
         return message
 
 

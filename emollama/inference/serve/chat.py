@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from emollama.inference.requests import Answer, GenerationOptions, Request, Turn
@@ -149,10 +149,11 @@ class ChatResponse:
 
     Args:
         body: the body of the request.
+        warnings: returns the warnings about an answer.
     """
 
-    def __init__(self, body: ChatRequest) -> None:
-        self._model = body.model
+    def __init__(self, body: ChatRequest, warnings: Callable[[Answer], list[str]]) -> None:
+        self._model, self._warnings = body.model, warnings
         self._with_usage = body.stream_options is not None and body.stream_options.include_usage
         self._id, self._created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
 
@@ -160,7 +161,7 @@ class ChatResponse:
         """Return the response without streaming."""
         message = {"role": "assistant", "content": answer.text, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
-        return self._object("chat.completion", [choice]) | {"usage": usage(answer), "emollama": extension(answer)}
+        return self._object("chat.completion", [choice]) | {"usage": usage(answer), "emollama": self._extension(answer)}
 
     def start(self) -> dict[str, Any]:
         """Return the first chunk, which has the role."""
@@ -172,7 +173,7 @@ class ChatResponse:
 
     def end(self, answer: Answer) -> list[dict[str, Any]]:
         """Return the last chunks: the reason of the end with the extension field, and the numbers of tokens on request."""
-        last = self._chunk({}, answer.finish_reason) | {"emollama": extension(answer)}
+        last = self._chunk({}, answer.finish_reason) | {"emollama": self._extension(answer)}
         if not self._with_usage:
             return [last]
         return [last, self._object("chat.completion.chunk", []) | {"usage": usage(answer)}]
@@ -182,6 +183,17 @@ class ChatResponse:
         chunk = self._object("chat.completion.chunk", [choice])
         return chunk | {"usage": None} if self._with_usage else chunk
 
+    def _extension(self, answer: Answer) -> dict[str, Any]:
+        """Return the extension field ``emollama``."""
+        return {
+            "task": answer.task,
+            "label_probabilities": answer.label_probabilities,
+            "modalities": {slot: dataclasses.asdict(modality) for slot, modality in answer.modalities.items()},
+            "warnings": self._warnings(answer),
+            "timings": dataclasses.asdict(answer.timings),
+            "checkpoint": dataclasses.asdict(answer.checkpoint),
+        }
+
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model, "choices": choices}
 
@@ -190,14 +202,3 @@ def usage(answer: Answer) -> dict[str, int]:
     """Return the numbers of tokens of an answer as OpenAI's API does."""
     total = answer.prompt_tokens + answer.completion_tokens
     return {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens, "total_tokens": total}
-
-
-def extension(answer: Answer) -> dict[str, Any]:
-    """Return the extension field ``emollama`` of a response."""
-    return {
-        "task": answer.task,
-        "label_probabilities": answer.label_probabilities,
-        "modalities": {slot: dataclasses.asdict(modality) for slot, modality in answer.modalities.items()},
-        "timings": dataclasses.asdict(answer.timings),
-        "checkpoint": dataclasses.asdict(answer.checkpoint),
-    }

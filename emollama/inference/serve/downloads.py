@@ -10,6 +10,8 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import h11
@@ -21,6 +23,8 @@ PORTS = {"http": 80, "https": 443}
 MAX_REDIRECTS = 5
 MAX_HEADERS = 1 << 14  # bytes
 CHUNK = 1 << 16  # bytes
+RESOLVERS = 8  # threads that wait for answers to names
+RESOLVER_SECONDS = 10.0  # for one name; the system's resolver can take much longer
 REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -34,6 +38,8 @@ class UrlReader:
 
     def __init__(self, seconds: float, networks: Sequence[Network] = ()) -> None:
         self._seconds, self._networks = seconds, networks
+        # Threads of its own, because names with slow servers would otherwise occupy those that decode bodies.
+        self._resolvers = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="emollama-resolve")
 
     async def read(self, url: str, count: Callable[[int], None], param: str) -> bytes:
         """Return the content of a URL.
@@ -85,7 +91,12 @@ class UrlReader:
 
     async def _checked_address(self, host: str, port: int) -> str:
         """Resolve a name and return its first address, if the server may connect to all of them."""
-        entries = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        resolve = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        try:
+            async with asyncio.timeout(RESOLVER_SECONDS):
+                entries = await asyncio.get_running_loop().run_in_executor(self._resolvers, resolve)
+        except TimeoutError:
+            raise _UnusableUrl(f"the address of its host is not known after {RESOLVER_SECONDS:g} seconds") from None
         addresses = [str(entry[4][0]) for entry in entries]
         if not addresses or not all(may_connect(address, self._networks) for address in addresses):
             raise _UnusableUrl("its host does not have a public address")

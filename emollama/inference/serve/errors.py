@@ -41,7 +41,9 @@ class ApiError(Exception):
         kind = SERVER if self.status >= 500 else INVALID
         if self.status == 429:
             kind = "rate_limit_error"
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        # OpenAI's clients show only the message.
+        message = str(self) if self.param is None or self.param in str(self) else f"{self.param}: {self}"
+        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
 
 
 class ClientGone(Exception):

@@ -14,10 +14,11 @@ import uvicorn
 
 from emollama.errors import UserError
 from emollama.inference.serve.settings import addresses
+from emollama.logs.logger import get_logger
 
 
 class SignalledServer(uvicorn.Server):
-    """A server that does not repeat the signal that ended it, because that is its regular end.
+    """A server that does not repeat the signal that ended it, because that is its regular end, and says what it waits for.
 
     Attributes:
         last_signal: number of the last signal.
@@ -43,6 +44,12 @@ class SignalledServer(uvicorn.Server):
         self.last_signal = sig
         self.force_exit = self.should_exit
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for the requests that were accepted, and log how many they are."""
+        if count := len(self.server_state.tasks):
+            get_logger().info("stopping: %d %s left", count, "request" if count == 1 else "requests")
+        await super().shutdown(sockets)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -25,14 +25,12 @@ class EngineLoader:
 
     Attributes:
         engine: the engine; None before it is loaded.
-        error: the exception that ended the loading in the background.
     """
 
     def __init__(self, load: Callable[[], Engine]) -> None:
         self._load = load
         self._thread: threading.Thread | None = None
         self.engine: Engine | None = None
-        self.error: BaseException | None = None
 
     def load(self) -> None:
         """Load the engine.
@@ -42,15 +40,14 @@ class EngineLoader:
         """
         self.engine = self._load()
 
-    def load_in_background(self, failed: Callable[[], None]) -> None:
-        """Start to load the engine in a thread; if that fails, store the exception and call ``failed``."""
+    def load_in_background(self, failed: Callable[[BaseException], None]) -> None:
+        """Start to load the engine in a thread; if that fails, pass the exception to ``failed``."""
 
         def work() -> None:
             try:
                 self.load()
             except BaseException as error:
-                self.error = error
-                failed()
+                failed(error)
 
         self._thread = threading.Thread(target=work, name="emollama: load the engine", daemon=True)
         self._thread.start()
@@ -75,6 +72,40 @@ class EngineLoader:
             self.engine.close(drain=True)
 
 
+def require_servable(config: RunConfig) -> list[str] | None:
+    """Check what can be checked before the model is loaded: the checkpoint, and that there are encoders.
+
+    Returns:
+        The tasks of the training of the checkpoint; None if it does not record them.
+
+    Raises:
+        UserError: If a checkpoint is missing or damaged, or no encoder computes features of videos.
+    """
+    from emollama import checkpoint
+    from emollama.inference.videos import require_encoders
+    from emollama.runners.build import checkpoint_paths, require_checkpoint
+
+    require_checkpoint(config.model)
+    require_encoders(config)
+    pools = [trained_tasks(checkpoint.read(path, "model.ckpt").get("config")) for path in checkpoint_paths(config.model.ckpt)]
+    if not pools or None in pools:
+        return None
+    return list(dict.fromkeys(task for pool in pools for task in pool or ()))
+
+
+def trained_tasks(stored: object) -> list[str] | None:
+    """Return the tasks in the configuration that a checkpoint contains; None if it does not list them all."""
+    blocks = stored.get("datasets") if isinstance(stored, dict) else None
+    pools = [block.get("task_pool") if isinstance(block, dict) else None for block in (blocks or {}).values()]
+    tasks: dict[str, None] = {}
+    for pool in pools:
+        names = [pool] if isinstance(pool, str) else list(pool or ())
+        if not names or any(not isinstance(name, str) or "${" in name for name in names):
+            return None
+        tasks |= {name: None for name in names if not isinstance(pool, dict) or pool[name] != 0}
+    return list(tasks) or None
+
+
 def load_engine(config: RunConfig, settings: ServeSettings) -> Engine:
     """Load the engine of a server, and log which inputs the model gets.
 
@@ -85,12 +116,10 @@ def load_engine(config: RunConfig, settings: ServeSettings) -> Engine:
     from emollama.inference.engine import Engine, EngineOptions
 
     log = get_logger()
-    if not config.encoders:
-        log.warning("the configuration has no encoders: videos are rejected unless the model encodes frames (model.vit_weights)")
     options = EngineOptions(
         max_batch_size=settings.max_batch_size,
         max_waiting=settings.max_waiting,
-        media_limits=MediaLimits(settings.max_pixels, settings.max_seconds),
+        media_limits=MediaLimits(settings.max_pixels, settings.max_seconds, settings.max_frames),
         decoding=DecodingLimits(cpu_seconds=math.ceil(settings.timeout), seconds=settings.timeout),
         engine_url=settings.engine_url,
     )

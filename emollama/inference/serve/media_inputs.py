@@ -15,6 +15,7 @@ from emollama.inference.serve.downloads import UrlReader
 from emollama.inference.serve.errors import ApiError
 
 MediaKind = Literal["video", "image", "audio"]
+KINDS: tuple[MediaKind, ...] = ("video", "image", "audio")
 DATA_URL = re.compile(r"data:(?P<type>[^;,]{0,100})(?:;[^;,]{1,100}){0,5}?;base64,", re.ASCII | re.IGNORECASE)
 # The container is detected from the content. The declared type only shows that a client sends something else on purpose.
 ANY_TYPE = ("", "application/octet-stream")
@@ -74,8 +75,16 @@ def require_type(declared: str, kind: MediaKind, param: str) -> None:
     """
     declared = declared.partition(";")[0].strip().lower()
     if declared not in ANY_TYPE and not declared.startswith(f"{kind}/"):
-        message = f"The declared media type is not {kind}/* or application/octet-stream. Send a file of this kind."
+        message = f"The declared media type is not {kind}/* or application/octet-stream."
+        others = [other for other in KINDS if declared.startswith(f"{other}/")]
+        message += f" Send the file as {others[0]}." if others else " Send a video, an image or audio."
         raise ApiError(400, message, param=param, code="invalid_media_type")
+
+
+def declared_kind(declared: str) -> MediaKind:
+    """Return the kind of a file whose field allows any, from its media type, or from the beginning of a data: URL."""
+    declared = declared.strip().lower().removeprefix("data:")
+    return next((kind for kind in KINDS if declared.startswith(f"{kind}/")), "video")
 
 
 def _data_url_content(url: str, kind: MediaKind, param: str) -> bytes:

@@ -121,13 +121,14 @@ class EmotionsBody(_Strict):
 
     Attributes:
         model: the model; it may be left out, because a server has one.
-        video: data: URL, or a file or URL that the server allows; so are ``image`` and ``audio``.
+        file: data: URL, or a file or URL that the server allows; so are ``video``, ``image`` and ``audio``.
         text: the sentence that is spoken in the clip.
         reasoning: also let the model explain the emotion, if the configuration has a task for this.
         mask_slots: slots whose features are replaced by zeros.
     """
 
     model: Name | None = None
+    file: str | None = None
     video: str | None = None
     image: str | None = None
     audio: str | None = None

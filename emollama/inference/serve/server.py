@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import logging
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import uvicorn
 from fastapi import FastAPI
 from fastapi.middleware import Middleware
 
@@ -19,6 +17,7 @@ from emollama.errors import Interrupted
 from emollama.inference.serve.allowed_files import AllowedFiles
 from emollama.inference.serve.app import Services, build_app
 from emollama.inference.serve.bodies import Bodies
+from emollama.inference.serve.connections import BACKLOG, server_config
 from emollama.inference.serve.downloads import UrlReader
 from emollama.inference.serve.guard import Guard
 from emollama.inference.serve.listening import SignalledServer, bind, listening_errors
@@ -27,17 +26,13 @@ from emollama.inference.serve.media_inputs import MediaInputs
 from emollama.inference.serve.metrics import Metrics
 from emollama.inference.serve.outermost import Outermost
 from emollama.inference.serve.private_folder import private_temporary_folder
+from emollama.inference.serve.served_model import ServedModel
 from emollama.inference.serve.settings import ServeSettings
 from emollama.logs.logger import get_logger
 
 if TYPE_CHECKING:
     from emollama.inference.engine import Engine
 
-BACKLOG = 256  # connections that the system accepts while the server is busy
-MAX_CONNECTIONS = 1000
-# Longer than clients and proxies keep idle connections (httpx: 5 s, nginx: 60 s), which otherwise may use one that just closes.
-KEEP_ALIVE_SECONDS = 75
-MAX_HEADERS = 1 << 15  # bytes of the headers of a request
 SLACK_SECONDS = 30.0  # beside receiving the body and waiting for the answer: decoding, and sending the response
 
 
@@ -47,6 +42,7 @@ class Server:
     Args:
         settings: the settings.
         load: loads the engine.
+        trained_tasks: the tasks of the training of the checkpoint; None if they are unknown.
 
     Attributes:
         address: the address and the port.
@@ -55,8 +51,8 @@ class Server:
         UserError: If the address cannot be used.
     """
 
-    def __init__(self, settings: ServeSettings, load: Callable[[], Engine]) -> None:
-        self._settings = settings
+    def __init__(self, settings: ServeSettings, load: Callable[[], Engine], trained_tasks: Sequence[str] | None = None) -> None:
+        self._settings, self._trained_tasks = settings, trained_tasks
         allowed = AllowedFiles(settings.allow_files)
         self._socket = bind(settings.host, settings.port)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
@@ -68,6 +64,7 @@ class Server:
         self._metrics = Metrics(lambda: self._loader.engine)
         self._stop_requested = threading.Event()
         self._uvicorn: SignalledServer | None = None
+        self._error: BaseException | None = None
 
     @property
     def url(self) -> str:
@@ -93,8 +90,8 @@ class Server:
             if self._settings.preload:
                 self._loader.load()
             asyncio.run(self._serve())
-        if self._loader.error is not None:
-            raise self._loader.error
+        if self._error is not None:
+            raise self._error
 
     def stop(self) -> None:
         """Let :meth:`run` return; another thread may call it."""
@@ -102,41 +99,33 @@ class Server:
         if self._uvicorn is not None:
             self._uvicorn.should_exit = True
 
+    def _loading_failed(self, error: BaseException) -> None:
+        # A server that ends takes away files and processes that the loading may need.
+        if self._uvicorn is not None and not self._uvicorn.should_exit:
+            self._error = error
+            self.stop()
+
     async def _serve(self) -> None:
         settings = self._settings
-        config = uvicorn.Config(
-            self._app(),
-            http="h11",
-            ws="none",
-            loop="asyncio",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            backlog=BACKLOG,
-            limit_concurrency=MAX_CONNECTIONS,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            h11_max_incomplete_event_size=MAX_HEADERS,
-            timeout_graceful_shutdown=math.ceil(self._seconds()),
-        )
-        # It would log URLs, into which a client may put anything. A handler that is added to it would enable it again.
-        logging.getLogger("uvicorn.access").disabled = True
-        self._uvicorn = SignalledServer(config)
-        with listening_errors(settings.host, settings.port):
-            self._socket.listen(BACKLOG)
-        get_logger().info("listening on %s, model '%s'", self.url, settings.model)
-        if self._loader.engine is None:
-            self._loader.load_in_background(self.stop)
-        self._uvicorn.should_exit = self._stop_requested.is_set()
-        await self._uvicorn.serve(sockets=[self._socket])
-        if self._uvicorn.force_exit:
-            raise Interrupted("stopped before all requests were answered", self._uvicorn.last_signal)
+        config = server_config(self._app(), grace_seconds=math.ceil(self._seconds()))
+        self._uvicorn = server = SignalledServer(config)
+        # Before anybody can learn that the server listens, so that a signal ends it properly from then on.
+        with server.capture_signals():
+            with listening_errors(settings.host, settings.port):
+                self._socket.listen(BACKLOG)
+            get_logger().info("listening on %s, model '%s'", self.url, settings.model)
+            if self._loader.engine is None:
+                self._loader.load_in_background(self._loading_failed)
+            server.should_exit |= self._stop_requested.is_set()
+            await server.serve(sockets=[self._socket])
+        if server.force_exit:
+            raise Interrupted("stopped before all requests were answered", server.last_signal)
 
     def _app(self) -> FastAPI:
         settings = self._settings
         bodies = Bodies(settings.max_bytes, settings.body_timeout, settings.max_waiting + settings.max_batch_size)
-        services = Services(self._loader, bodies, self._media, self._metrics, settings.model, settings.timeout)
+        model = ServedModel(settings.model, self._trained_tasks)
+        services = Services(self._loader, bodies, self._media, self._metrics, model, settings.timeout)
         address = ipaddress.ip_address(self.address[0])
         hosts = {settings.host.lower(), self.address[0], *(name.lower() for name in settings.allowed_hosts)}
         outermost = Middleware(Outermost, metrics=self._metrics, seconds=self._seconds())

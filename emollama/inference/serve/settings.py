@@ -12,7 +12,7 @@ from emollama.errors import UserError
 from emollama.variables import API_KEY
 
 MEBIBYTE = 1 << 20
-LIMITS = ("max_body_mb", "max_seconds", "max_pixels", "max_waiting", "max_batch_size", "timeout", "body_timeout")
+LIMITS = ("max_body_mb", "max_seconds", "max_frames", "max_pixels", "max_waiting", "max_batch_size", "timeout", "body_timeout")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class ServeSettings:
         insecure: listen on other addresses than those of loopback without an API key.
         max_body_mb: maximum size of a body and of a file, in MiB.
         max_seconds: maximum duration of a video or audio track.
+        max_frames: maximum number of frames of a video.
         max_pixels: maximum width times height of a frame or an image.
         max_waiting: maximum number of requests in the queue.
         max_batch_size: maximum number of requests that are answered together.
@@ -49,6 +50,7 @@ class ServeSettings:
     insecure: bool = False
     max_body_mb: int = 100
     max_seconds: float = 300.0
+    max_frames: int = 18000
     max_pixels: int = 4096 * 2304
     max_waiting: int = 64
     max_batch_size: int = 32
