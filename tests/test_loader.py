@@ -6,6 +6,7 @@ import gc
 import os
 import random
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ import torch
 from helpers import NAMES
 
 from emollama.data.loader import BatchLayout, TrainingSamples, WorkerOptions, step_batches, training_loader
-from emollama.data.token_budget import group_by_tokens, split_groups
 from emollama.data.sampling import MIXING_WINDOW, DatasetSampling, MixtureSampler
+from emollama.data.token_budget import group_by_tokens, split_groups
 from emollama.errors import UserError
 
 
@@ -131,7 +132,7 @@ def test_a_sample_with_more_tokens_than_the_maximum_is_alone():
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_groups_are_split_until_there_are_as_many_as_on_the_other_processes(count):
     groups = split_groups([[0, 2, 4], [1, 3]], count)
-    assert len(groups) == count and sorted(sum(groups, [])) == [0, 1, 2, 3, 4]
+    assert len(groups) == count and sorted(chain.from_iterable(groups)) == [0, 1, 2, 3, 4]
     assert all(set(group) <= {0, 2, 4} or set(group) <= {1, 3} for group in groups)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ class BatchLayout:
                 step * self.global_batch + (micro * self.world + self.rank) * self.batch_size for micro in range(self.accumulate)
             ]
             micro_batches = [list(range(first, first + self.batch_size)) for first in starts]
-            yield from micro_batches if self.max_tokens is None else [sum(micro_batches, [])]
+            yield from micro_batches if self.max_tokens is None else [list(chain.from_iterable(micro_batches))]
 
     def collate(self, samples: list[Sample]) -> list[Batch]:
         """Return the micro-batches of samples that were loaded together."""

@@ -294,9 +294,7 @@ class Preparation:
         samples = TrainingSamples(list(self.datasets.values()), self.prompt, self.sampler)
         processes = integer("LOCAL_WORLD_SIZE", self.processes)
         loaded = first_batches(samples, self.layout, self.first_step)
-        check_shared_memory(
-            loaded, num_workers=run.num_workers, processes=processes, loads_per_step=self.layout.loads_per_step
-        )
+        check_shared_memory(loaded, num_workers=run.num_workers, processes=processes, loads_per_step=self.layout.loads_per_step)
 
     def _checkpoint_tensors(self) -> list[dict[str, Tensor]]:
         return checkpoint_tensors(self.config, self.precision, self.resumed, self.features, training=self.training)

@@ -40,9 +40,9 @@ class RunnerConfig:
     accum_grad_iters: int = 1
     """Micro-batches per iteration on each process (gradient accumulation)."""
     max_tokens: int | None = None
-    """Maximum number of tokens of a micro-batch. If it is set, the batch_size x accum_grad_iters samples of an iteration on a process
-    are grouped by their lengths into as few micro-batches as possible; the samples and the loss of an iteration do not change. A
-    longer sample gets a micro-batch of its own. If null, each micro-batch has batch_size samples."""
+    """Maximum number of tokens of a micro-batch. If it is set, the batch_size x accum_grad_iters samples of an iteration on a
+    process are grouped by their lengths into as few micro-batches as possible; the samples and the loss of an iteration do not
+    change. A longer sample gets a micro-batch of its own. If null, each micro-batch has batch_size samples."""
     num_workers: int = 4
     """Data loader processes for each training process; they read features and tokenize."""
     lr_sched: str = "linear_warmup_cosine_lr"
@@ -129,8 +129,8 @@ class RunnerConfig:
             raise ValueError(f"{keys}: this requires evaluations during training. Set run.evaluate: True, or remove {keys}.")
         LR_SCHEDULES.require(self.lr_sched, "lr_sched")
         self.max_epoch = lr_schedules.total_epochs(self.stages, self.max_epoch)
-        require_at_least(1, self, "max_epoch", "iters_per_epoch", "accum_grad_iters", "max_tokens", "log_freq", "max_skipped_steps")
-        require_at_least(1, self, "keep_last", "save_every_iters", "eval_epoch_interval", "early_stop_patience")
+        require_at_least(1, self, "max_epoch", "iters_per_epoch", "accum_grad_iters", "log_freq", "max_skipped_steps")
+        require_at_least(1, self, "max_tokens", "keep_last", "save_every_iters", "eval_epoch_interval", "early_stop_patience")
         require_at_least(0.01, self, "hang_minutes", "stop_after_minutes")
         require_at_least(0, self, "num_workers", "warmup_steps", "seed", "show_clips")
         require_at_least(0, self, "init_lr", "min_lr", "warmup_lr", "weight_decay", "lr_decay_rate")

@@ -156,7 +156,8 @@ def training_steps(cfg: Any, layout: BatchLayout, first_step: int) -> Rows:
     counted = f"{total:,} ({cfg.max_epoch} epoch{'s' * (cfg.max_epoch > 1)} x {cfg.iters_per_epoch:,} iterations)"
     parts = f"{_processes(layout.world)} x {layout.accumulate} accumulated x micro-batch of {layout.batch_size}"
     if layout.max_tokens is not None:
-        parts = f"{_processes(layout.world)} x {layout.batch_size * layout.accumulate}, up to {layout.max_tokens:,} tokens together"
+        samples = layout.batch_size * layout.accumulate
+        parts = f"{_processes(layout.world)} x {samples}, in micro-batches of up to {layout.max_tokens:,} tokens"
     rows = [("steps", counted), ("samples per step", f"{layout.global_batch} ({parts})")]
     if first_step:
         finished = "" if first_step < total else " (all steps are done)"
