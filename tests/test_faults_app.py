@@ -76,7 +76,7 @@ def server(world, models):
     from emollama.inference.app.server import AppServer, AppSettings
 
     settings = AppSettings(port=0, password=PASSWORD, max_file_mb=LIMIT_MB, examples=[world / "example.mp4"])
-    server = AppServer(settings, models, lambda path: None)
+    server = AppServer(settings, models, lambda path, is_over: None)
     with running(server, world / "temporary", server.run):
         yield server
     assert list((world / "temporary").iterdir()) == []
@@ -361,6 +361,17 @@ def test_a_session_has_few_uploads_at_a_time(tmp_path):
         files.begin_upload("another session")
 
 
+def test_a_session_has_few_requests_at_a_time(client, other, monkeypatch):
+    monkeypatch.setattr("emollama.inference.app.guard.MAX_REQUESTS", 3)
+    with contextlib.ExitStack() as stack:
+        for number in range(3):
+            stack.enter_context(client.open_page(f"page{number}"))
+        assert client.send("GET", "/gradio_api/heartbeat/page9").status == 429
+        with other.open_page("other"):
+            pass
+    wait_until(lambda: client.read("x").status == 404)
+
+
 def test_a_request_that_is_not_complete_in_time_ends(client, folder, monkeypatch):
     from emollama.inference.app import guard
 
@@ -425,6 +436,29 @@ def test_listeners_count_events_without_connections():
         pass
 
 
+def test_a_page_gets_time_for_its_connection_with_each_event():
+    from emollama.inference.app.listeners import GRACE_SECONDS, Listeners
+
+    now = [0.0]
+    listeners = Listeners(lambda: now[0])
+    with listeners.listening("session", "page"):
+        pass
+    now[0] += GRACE_SECONDS - 0.1
+    listeners.add_event("session", "page")
+    limit = listeners.limit("page", seconds=60.0)
+    now[0] += 1.0
+    limit.require()
+    assert not limit.is_over()
+    now[0] += GRACE_SECONDS
+    with pytest.raises(UserError, match="does not receive the answer"):
+        limit.require()
+    with listeners.listening("session", "page"):
+        now[0] += 60.0
+        with pytest.raises(UserError, match="not complete after 60 seconds"):
+            limit.require()
+        assert limit.is_over()
+
+
 @pytest.mark.parametrize(
     ("seconds", "max_new_tokens", "message"),
     [(0.01, "", "not complete after 0.01 seconds"), (60.0, "5000", "maximum length is 5000. Enter at most 1024 tokens")],
@@ -439,7 +473,7 @@ def test_an_answer_is_limited(seconds, max_new_tokens, message, engine):
     models, listeners = Models(["tiny"], []), Listeners()
     models.engines = (engine,)
     listeners.add_event("session", "page")
-    events = Events(models, lambda path: None, listeners, seconds)
+    events = Events(models, lambda path, is_over: None, listeners, seconds)
     *_, last = events.analyze(SimpleNamespace(session_hash="page"), __file__, "", None, "Why?", max_new_tokens, "", "")
     assert message in last[1]
     assert all(pending.is_over for pending in engine.pending)
@@ -535,7 +569,12 @@ def test_connections_are_limited_as_those_of_the_api(server):
 def test_limits_are_positive():
     from emollama.inference.app.server import AppSettings
 
-    for name, option in (("max_file_mb", "--max-file-mb"), ("timeout", "--timeout"), ("body_timeout", "--body-timeout")):
+    for name, option in (
+        ("max_file_mb", "--max-file-mb"),
+        ("max_seconds", "--max-seconds"),
+        ("timeout", "--timeout"),
+        ("body_timeout", "--body-timeout"),
+    ):
         with pytest.raises(UserError, match=f"{option} is 0; it must be above 0 and finite"):
             AppSettings(**{name: 0})
 
@@ -556,4 +595,4 @@ def test_a_port_in_use_is_reported(server):
     from emollama.inference.app.server import AppServer, AppSettings
 
     with pytest.raises(UserError, match=f"another program listens on port {server.port}"):
-        AppServer(AppSettings(port=server.port), Models([], []), lambda path: None)
+        AppServer(AppSettings(port=server.port), Models([], []), lambda path, is_over: None)

@@ -24,6 +24,7 @@ EXAMPLE = "emollama app --demo"
 DOCS = "docs/serving.md#the-page"
 MAX_EXAMPLES = 30
 MAX_PIXELS = 10_000_000  # of a frame; those of a 4K video are 8.3 million
+MAX_FRAMES = 18_000  # of a video, as in emollama serve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +78,7 @@ def _serve(arguments: argparse.Namespace, examples: str | None) -> None:
     from emollama.inference.app.models import Models, engine_loader, labels_of, require_same_labels
     from emollama.inference.app.previews import PreviewReader
     from emollama.inference.app.server import AppServer, AppSettings, read_password
+    from emollama.inference.start_checks import checked_checkpoints
     from emollama.logs.logger import set_up
     from emollama.media.source import MediaLimits
 
@@ -87,17 +89,20 @@ def _serve(arguments: argparse.Namespace, examples: str | None) -> None:
         allowed_hosts=arguments.allowed_host,
         insecure=arguments.insecure,
         max_file_mb=arguments.max_file_mb,
+        max_seconds=arguments.max_seconds,
         timeout=arguments.timeout,
         body_timeout=arguments.body_timeout,
         password=read_password(),
         examples=() if examples is None else _videos(examples),
     )
-    limits = MediaLimits(MAX_PIXELS, arguments.max_seconds)
+    limits = MediaLimits(MAX_PIXELS, settings.max_seconds, MAX_FRAMES)
     configs = _configurations(arguments)
     require_same_labels({name: labels_of(config) for name, config in configs.items()})
+    for config in configs.values():
+        checked_checkpoints(config)
     models = Models(list(configs), [engine_loader(config, limits) for config in configs.values()])
     (config, *_) = configs.values()
-    with closing(PreviewReader(config, limits)) as read_previews:
+    with closing(PreviewReader(config, limits, settings.timeout)) as read_previews:
         server = AppServer(settings, models, read_previews)
         server.run()
     if server.is_loading:
