@@ -186,8 +186,10 @@ def test_an_example_can_be_read_by_all_sessions(client, folder):
 def test_a_question_is_only_about_files_of_its_session(path, client, world):
     path = path.format(secret=world / "secret.txt") if isinstance(path, str) else path
     reply = client.join(new_page(), None, {"path": path, "meta": {"_type": "gradio.FileData"}})
-    assert reply.status == 403
-    assert b"Upload it again" in reply.content
+    if isinstance(path, str):
+        assert reply.status == 403 and b"Upload it again" in reply.content
+    else:
+        assert reply.status == 400 and b"not one of this page" in reply.content
 
 
 @pytest.mark.parametrize(
@@ -359,6 +361,46 @@ def test_a_session_has_few_uploads_at_a_time(tmp_path):
         files.begin_upload("session 0")
     with pytest.raises(UserError, match="too many recordings"):
         files.begin_upload("another session")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("..", b"x"), (None, b"x")],
+    ids=["a second file without a name", "a field in place of a file"],
+)
+def test_a_refused_upload_leaves_nothing(client, folder, name, content):
+    before = files_in(folder)
+    head = '--x\r\nContent-Disposition: form-data; name="files"'
+    second = head + ("" if name is None else f'; filename="{name}"') + "\r\n\r\n"
+    first = head + '; filename="ok.mp4"\r\n\r\nfirst\r\n'
+    body = first.encode() + second.encode() + content + b"\r\n--x--\r\n"
+    reply = client.send("POST", "/gradio_api/upload", body, Content_Type="multipart/form-data; boundary=x")
+    assert reply.status == 400
+    wait_until(lambda: files_in(folder) == before)
+
+
+def test_the_oldest_file_without_a_page_makes_room(tmp_path, monkeypatch):
+    from emollama.inference.app import session_files
+
+    monkeypatch.setattr(session_files, "MAX_FILES", 2)
+    files = session_files.SessionFiles(tmp_path, 60.0)
+    paths = [tmp_path / f"{number}/clip.mp4" for number in range(3)]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_bytes(b"x")
+    files._owners = {str(paths[0]): {"attended"}, str(paths[1]): {"unattended"}}
+    files.open_page("attended")
+    files.begin_upload("new")
+    assert [path.exists() for path in paths] == [True, False, True]
+    with pytest.raises(UserError, match="too many recordings"):
+        files.begin_upload("another")
+
+
+@pytest.mark.parametrize("headers", [{"Range": "bytes=0-1,2-3"}, {"Range": "bytes=--1"}, {"Range": "lines=1-2"}])
+def test_only_a_single_range_can_be_read(client, headers):
+    path = client.uploaded(b"a clip")
+    assert client.send("GET", f"/gradio_api/file={path}", Range="bytes=2-3").content == b"cl"
+    assert client.send("GET", f"/gradio_api/file={path}", **headers).status == 416
 
 
 def test_a_session_has_few_requests_at_a_time(client, other, monkeypatch):

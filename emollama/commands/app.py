@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,8 +99,10 @@ def _serve(arguments: argparse.Namespace, examples: str | None) -> None:
     limits = MediaLimits(MAX_PIXELS, settings.max_seconds, MAX_FRAMES)
     configs = _configurations(arguments)
     require_same_labels({name: labels_of(config) for name, config in configs.items()})
-    for config in configs.values():
-        checked_checkpoints(config)
+    for config, key in zip(configs.values(), ("model.ckpt", "--compare-checkpoint"), strict=False):
+        # The checkpoint of another configuration is that of its file.
+        with _renamed("model.ckpt", "model.ckpt" if arguments.compare is not None else key):
+            checked_checkpoints(config)
     models = Models(list(configs), [engine_loader(config, limits) for config in configs.values()])
     (config, *_) = configs.values()
     with closing(PreviewReader(config, limits, settings.timeout)) as read_previews:
@@ -110,13 +113,23 @@ def _serve(arguments: argparse.Namespace, examples: str | None) -> None:
         leave(0)
 
 
+@contextmanager
+def _renamed(key: str, option: str) -> Iterator[None]:
+    """Name an option of this command in errors, in place of the key that it sets."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(key, option)) from None
+
+
 def _configurations(arguments: argparse.Namespace) -> dict[str, RunConfig]:
     """Return the configurations of one or two models by their names on the page."""
     from emollama.config import load
 
     first = load(arguments.cfg_path, arguments.options)
     if arguments.compare is not None:
-        other, path = load(arguments.compare, []), arguments.compare
+        with _renamed("--cfg-path", "--compare"):
+            other, path = load(arguments.compare, []), arguments.compare
     elif arguments.compare_checkpoint is not None:
         other, path = (
             load(arguments.cfg_path, [*arguments.options, f"model.ckpt={arguments.compare_checkpoint}"]),

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from emollama.errors import UserError
 from emollama.inference.app.bodies import Refused, in_time, read_body
 from emollama.inference.app.failures import log_failure
+from emollama.inference.app.headers import HEADERS
 from emollama.inference.app.listeners import Listeners
 from emollama.inference.app.session_files import DELETED, SessionFiles
 
@@ -30,37 +31,17 @@ FILE, UPLOAD, HEARTBEAT = f"{API}/file=", f"{API}/upload", f"{API}/heartbeat/"
 JOIN, RESULTS = f"{API}/queue/join", f"{API}/queue/data"
 # Routes that every visitor may read. All others need the session that the page sets.
 PUBLIC = re.compile(
-    rf"/|/(?:assets|static)/[\w./-]+|/theme\.css|/favicon\.ico|/manifest\.json|{API}/(?:theme\.css|startup-events)"
+    rf"/|/(?:assets|static)/[\w./-]{{1,200}}|/theme\.css|/favicon\.ico|/manifest\.json|{API}/(?:theme\.css|startup-events)"
 )
+PROGRESS = f"{API}/upload_progress"
+MAX_QUERY = 100  # characters; Gradio keeps the identifiers of uploads
+RANGE = re.compile(r"|bytes=(?:\d{1,15}-\d{0,15}|-\d{1,15})", re.ASCII)
+FORM = re.compile(r"multipart/form-data; ?boundary=[\w'()+,./:=?-]{1,100}", re.ASCII)
 READ = re.compile(rf"{API}/(?:queue/data|upload_progress|heartbeat/\w+|file=.+)")
 WRITE = re.compile(rf"{API}/(?:queue/join|cancel|reset|upload)")
 PAGE = re.compile(r"[\w-]{1,64}", re.ASCII)  # identifier of a page, which Gradio chooses at random
 MAX_REQUESTS = 32  # of a session at a time; browsers open six connections to a server
 FORM_SLACK = 1 << 16  # bytes of a form in addition to its file
-# The browser sends no request to other servers, even if the page contains one. Gradio needs inline scripts and styles.
-CONTENT_SECURITY_POLICY = "; ".join(
-    (
-        "default-src 'self'",
-        "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",
-        "style-src 'self' 'unsafe-inline'",
-        "connect-src 'self' blob: data:",
-        "img-src 'self' data: blob:",
-        "media-src 'self' blob:",
-        "font-src 'self' data:",
-        "worker-src 'self' blob:",
-        "object-src 'none'",
-        "base-uri 'self'",
-        "form-action 'self'",
-        "frame-ancestors 'none'",
-    )
-)
-HEADERS = {
-    "content-security-policy": CONTENT_SECURITY_POLICY,
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    "cross-origin-resource-policy": "same-origin",
-}
 
 
 @dataclass(frozen=True)
@@ -168,6 +149,10 @@ class PageGuard:
     async def _pass_on_of(self, session: str, request: Request, send: Send) -> None:
         """Pass on a request of a session."""
         scope, path = request.scope, request.scope["path"]
+        if not RANGE.fullmatch(request.headers.get("range", "")):
+            raise Refused(416, "Only a single range of bytes is supported.")
+        if path == PROGRESS and len(scope["query_string"]) > MAX_QUERY:
+            raise Refused(400, "The identifier of the upload is too long.")
         if path.startswith(FILE) and not self._files.may_read(session, path.removeprefix(FILE)):
             raise Refused(404, "There is no such file. It may have been deleted; upload it again.")
         if path == UPLOAD:
@@ -224,6 +209,8 @@ class PageGuard:
         length, max_bytes = request.headers.get("content-length", ""), self._options.max_bytes
         if not (length.isascii() and length.isdigit()):
             raise Refused(411, "An upload needs a Content-Length header.")
+        if not FORM.fullmatch(request.headers.get("content-type", "")):
+            raise Refused(415, "An upload has to be a form (multipart/form-data).")
         if int(length) > max_bytes + FORM_SLACK:
             raise Refused(413, f"The file is larger than {max_bytes >> 20} MiB. Upload a shorter or smaller recording.")
         body = bytearray()
@@ -233,7 +220,9 @@ class PageGuard:
             nonlocal status
             status = message.get("status", status)
             body.extend(message.get("body", b""))
-            await send(message)
+            # After a response with the status 500, Gradio raises the exception.
+            if status != 500:
+                await send(message)
 
         try:
             self._files.begin_upload(session)
@@ -242,6 +231,9 @@ class PageGuard:
         try:
             async with in_time(self._options.seconds):
                 await self._app(request.scope, request.receive, send_and_read)
+        except (AttributeError, TypeError, ValueError):
+            # Gradio expects the fields that its browser code sends.
+            raise Refused(400, "The form is not one of this page. Reload it.") from None
         finally:
             # If the client went while it received the response, the body is not complete.
             paths: list[str] = []
