@@ -86,7 +86,7 @@ def server(world, models):
     from emollama.media.source import MediaLimits
 
     examples = sorted((world / "unseen").iterdir())
-    reader = PreviewReader(config.load(str(world / "config.yaml"), OPTIONS), MediaLimits(max_seconds=60))
+    reader = PreviewReader(config.load(str(world / "config.yaml"), OPTIONS), MediaLimits(max_seconds=60), 60.0)
     server = AppServer(AppSettings(port=0, examples=examples), models, reader)
     with closing(reader), running(server, world / "temporary", server.run):
         wait_until(lambda: bool(models.engines))

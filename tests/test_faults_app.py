@@ -76,7 +76,7 @@ def server(world, models):
     from emollama.inference.app.server import AppServer, AppSettings
 
     settings = AppSettings(port=0, password=PASSWORD, max_file_mb=LIMIT_MB, examples=[world / "example.mp4"])
-    server = AppServer(settings, models, lambda path: None)
+    server = AppServer(settings, models, lambda path, is_over: None)
     with running(server, world / "temporary", server.run):
         yield server
     assert list((world / "temporary").iterdir()) == []
@@ -186,8 +186,10 @@ def test_an_example_can_be_read_by_all_sessions(client, folder):
 def test_a_question_is_only_about_files_of_its_session(path, client, world):
     path = path.format(secret=world / "secret.txt") if isinstance(path, str) else path
     reply = client.join(new_page(), None, {"path": path, "meta": {"_type": "gradio.FileData"}})
-    assert reply.status == 403
-    assert b"Upload it again" in reply.content
+    if isinstance(path, str):
+        assert reply.status == 403 and b"Upload it again" in reply.content
+    else:
+        assert reply.status == 400 and b"not one of this page" in reply.content
 
 
 @pytest.mark.parametrize(
@@ -361,6 +363,57 @@ def test_a_session_has_few_uploads_at_a_time(tmp_path):
         files.begin_upload("another session")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("..", b"x"), (None, b"x")],
+    ids=["a second file without a name", "a field in place of a file"],
+)
+def test_a_refused_upload_leaves_nothing(client, folder, name, content):
+    before = files_in(folder)
+    head = '--x\r\nContent-Disposition: form-data; name="files"'
+    second = head + ("" if name is None else f'; filename="{name}"') + "\r\n\r\n"
+    first = head + '; filename="ok.mp4"\r\n\r\nfirst\r\n'
+    body = first.encode() + second.encode() + content + b"\r\n--x--\r\n"
+    reply = client.send("POST", "/gradio_api/upload", body, Content_Type="multipart/form-data; boundary=x")
+    assert reply.status == 400
+    wait_until(lambda: files_in(folder) == before)
+
+
+def test_the_oldest_file_without_a_page_makes_room(tmp_path, monkeypatch):
+    from emollama.inference.app import session_files
+
+    monkeypatch.setattr(session_files, "MAX_FILES", 2)
+    files = session_files.SessionFiles(tmp_path, 60.0)
+    paths = [tmp_path / f"{number}/clip.mp4" for number in range(3)]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_bytes(b"x")
+    files._owners = {str(paths[0]): {"attended"}, str(paths[1]): {"unattended"}}
+    files.open_page("attended")
+    files.begin_upload("new")
+    assert [path.exists() for path in paths] == [True, False, True]
+    with pytest.raises(UserError, match="too many recordings"):
+        files.begin_upload("another")
+
+
+@pytest.mark.parametrize("headers", [{"Range": "bytes=0-1,2-3"}, {"Range": "bytes=--1"}, {"Range": "lines=1-2"}])
+def test_only_a_single_range_can_be_read(client, headers):
+    path = client.uploaded(b"a clip")
+    assert client.send("GET", f"/gradio_api/file={path}", Range="bytes=2-3").content == b"cl"
+    assert client.send("GET", f"/gradio_api/file={path}", **headers).status == 416
+
+
+def test_a_session_has_few_requests_at_a_time(client, other, monkeypatch):
+    monkeypatch.setattr("emollama.inference.app.guard.MAX_REQUESTS", 3)
+    with contextlib.ExitStack() as stack:
+        for number in range(3):
+            stack.enter_context(client.open_page(f"page{number}"))
+        assert client.send("GET", "/gradio_api/heartbeat/page9").status == 429
+        with other.open_page("other"):
+            pass
+    wait_until(lambda: client.read("x").status == 404)
+
+
 def test_a_request_that_is_not_complete_in_time_ends(client, folder, monkeypatch):
     from emollama.inference.app import guard
 
@@ -425,6 +478,29 @@ def test_listeners_count_events_without_connections():
         pass
 
 
+def test_a_page_gets_time_for_its_connection_with_each_event():
+    from emollama.inference.app.listeners import GRACE_SECONDS, Listeners
+
+    now = [0.0]
+    listeners = Listeners(lambda: now[0])
+    with listeners.listening("session", "page"):
+        pass
+    now[0] += GRACE_SECONDS - 0.1
+    listeners.add_event("session", "page")
+    limit = listeners.limit("page", seconds=60.0)
+    now[0] += 1.0
+    limit.require()
+    assert not limit.is_over()
+    now[0] += GRACE_SECONDS
+    with pytest.raises(UserError, match="does not receive the answer"):
+        limit.require()
+    with listeners.listening("session", "page"):
+        now[0] += 60.0
+        with pytest.raises(UserError, match="not complete after 60 seconds"):
+            limit.require()
+        assert limit.is_over()
+
+
 @pytest.mark.parametrize(
     ("seconds", "max_new_tokens", "message"),
     [(0.01, "", "not complete after 0.01 seconds"), (60.0, "5000", "maximum length is 5000. Enter at most 1024 tokens")],
@@ -439,7 +515,7 @@ def test_an_answer_is_limited(seconds, max_new_tokens, message, engine):
     models, listeners = Models(["tiny"], []), Listeners()
     models.engines = (engine,)
     listeners.add_event("session", "page")
-    events = Events(models, lambda path: None, listeners, seconds)
+    events = Events(models, lambda path, is_over: None, listeners, seconds)
     *_, last = events.analyze(SimpleNamespace(session_hash="page"), __file__, "", None, "Why?", max_new_tokens, "", "")
     assert message in last[1]
     assert all(pending.is_over for pending in engine.pending)
@@ -535,7 +611,12 @@ def test_connections_are_limited_as_those_of_the_api(server):
 def test_limits_are_positive():
     from emollama.inference.app.server import AppSettings
 
-    for name, option in (("max_file_mb", "--max-file-mb"), ("timeout", "--timeout"), ("body_timeout", "--body-timeout")):
+    for name, option in (
+        ("max_file_mb", "--max-file-mb"),
+        ("max_seconds", "--max-seconds"),
+        ("timeout", "--timeout"),
+        ("body_timeout", "--body-timeout"),
+    ):
         with pytest.raises(UserError, match=f"{option} is 0; it must be above 0 and finite"):
             AppSettings(**{name: 0})
 
@@ -556,4 +637,4 @@ def test_a_port_in_use_is_reported(server):
     from emollama.inference.app.server import AppServer, AppSettings
 
     with pytest.raises(UserError, match=f"another program listens on port {server.port}"):
-        AppServer(AppSettings(port=server.port), Models([], []), lambda path: None)
+        AppServer(AppSettings(port=server.port), Models([], []), lambda path, is_over: None)

@@ -174,6 +174,10 @@ def test_idle_connections_make_room_for_others_and_busy_ones_do_not(client, monk
             busy = stack.enter_context(begun(client, post_of(10, "Expect: 100-continue\r\n")))
             assert b" 100 " in busy.recv(1 << 16)
         assert b" 503 " in (response := health(client)) and b'"code": "too_many_connections"' in response
+        # One that is refused makes no room, although it has not sent anything yet.
+        for _ in range(4):
+            stack.enter_context(begun(client))
+            assert b" 503 " in health(client)
     wait_until(lambda: b" 200 " in health(client))
 
 

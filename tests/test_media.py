@@ -716,7 +716,7 @@ def test_all_openface_images_are_used_in_order(tmp_path, folder):
 
 def test_missing_and_unreadable_face_images_are_reported(tmp_path):
     source = Source("a", Path("absent.mp4"), tmp_path)
-    assert "no face image in" in reason(source, face_images)
+    assert "no face image of '" in reason(source, face_images)
     (tmp_path / "a").mkdir()
     for content in (b"", noise(100), b"BM" + noise(100)):
         (tmp_path / "a" / "1.bmp").write_bytes(content)

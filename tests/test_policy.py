@@ -233,7 +233,7 @@ LIBRARY_USERS = {
     "starlette": {
         f"inference.serve.{name}" for name in ("answering", "app", "bodies", "connections", "emotions", "guard", "outermost")
     }
-    | {f"inference.app.{name}" for name in ("bodies", "guard", "page")},
+    | {f"inference.app.{name}" for name in ("bodies", "guard", "host_guard", "page")},
     "pydantic": {f"inference.serve.{name}" for name in ("bodies", "emotions", "schema")},
     "uvicorn": {"inference.serve.connections", "inference.serve.listening", "inference.app.server"},
     "h11": {"inference.serve.connections", "inference.serve.downloads"},

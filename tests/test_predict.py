@@ -22,7 +22,7 @@ from emollama.datasets.custom import Custom
 from emollama.errors import UserError
 from emollama.inference.predict import dry_run, predict
 from emollama.inference.requests import Modality
-from emollama.inference.videos import VideoSources, plan_extraction, require_videos
+from emollama.inference.videos import UNNAMED, VideoSources, plan_extraction, require_videos
 
 
 @pytest.fixture(scope="module")
@@ -230,20 +230,20 @@ def test_a_video_of_the_extraction_has_its_clip_name_peak_frame_and_face_folder(
     cfg = config.load(str(world / "config.yaml"), options)
     paths = [videos / "sub/../sub/a.b.mp4", tmp_path / "a.b.mp4", tmp_path / "again/a.b.mp4", tmp_path / "line\nbreak.mp4"]
     sources = [VideoSources(cfg).source(path) for path in paths]
-    assert [source.name for source in sources] == ["sub/a.b", "a.b", "a.b", "video"]
+    assert [source.name for source in sources] == ["sub/a.b", "a.b", "a.b", UNNAMED]
     assert [source.peak for source in sources] == [3, None, None, None]
     assert {source.faces for source in sources} == {tmp_path}
 
 
 def test_another_video_with_the_file_name_of_a_clip_has_neither_its_peak_nor_its_faces(world, tmp_path):
-    (tmp_path / "peaks.csv").write_text("name,peak_index\nclip_000,3\nvideo,5\n")
+    (tmp_path / "peaks.csv").write_text("name,peak_index\nclip_000,3\n")
     options = [f"extraction.peak_index_path={tmp_path / 'peaks.csv'}", f"extraction.face_path={tmp_path}"]
     sources = VideoSources(config.load(str(world / "config.yaml"), options))
     clip, other = world / "videos/clip_000.mp4", tmp_path / "clip_000.mp4"
     other.write_bytes(clip.read_bytes())
     assert [sources.source(path).peak for path in (clip, other)] == [3, 3]
     other.write_bytes((world / "videos/clip_001.mp4").read_bytes())
-    assert (sources.source(other).name, sources.source(other).peak, sources.source(clip).peak) == ("video", None, 3)
+    assert (sources.source(other).name, sources.source(other).peak, sources.source(clip).peak) == (UNNAMED, None, 3)
 
 
 def test_the_block_of_another_extractor_needs_only_the_keys_that_all_extractors_have(world, tmp_path):

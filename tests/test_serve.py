@@ -48,9 +48,11 @@ def serving(root):
     import openai
 
     from emollama import config
-    from emollama.inference.serve.loading import load_engine, require_servable
+    from emollama.inference.serve.loading import load_engine
+    from emollama.inference.serve.served_model import trained_tasks
     from emollama.inference.serve.server import Server
     from emollama.inference.serve.settings import ServeSettings
+    from emollama.inference.start_checks import checked_checkpoints
 
     engines, cfg = [], config.load(str(root / "config.yaml"), OPTIONS)
 
@@ -59,7 +61,7 @@ def serving(root):
         return engines[0]
 
     settings = ServeSettings(port=0, model=MODEL, preload=True, allow_files=str(root / "videos"))
-    server = Server(settings, load, require_servable(cfg))
+    server = Server(settings, load, trained_tasks(checked_checkpoints(cfg)))
     with running(server) as client, openai.OpenAI(base_url=server.url, api_key="unused", max_retries=0, timeout=600) as sdk:
         yield Served(root, engines[0], client, sdk)
 

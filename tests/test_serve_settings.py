@@ -11,6 +11,7 @@ from ranks import HANG, ROOT
 from served_model import running, wait_until
 
 from emollama.errors import UserError
+from emollama.inference.serve.errors import ApiError
 
 
 @pytest.mark.parametrize(
@@ -164,10 +165,19 @@ def test_an_answer_has_warnings_about_tasks_of_no_training_and_still_images():
     ],
 )
 def test_the_tasks_of_a_training_are_those_of_the_configuration_in_its_checkpoint(blocks, tasks):
-    from emollama.inference.serve.loading import trained_tasks
+    from emollama.inference.serve.served_model import trained_tasks
 
-    assert trained_tasks({"datasets": blocks}) == tasks
-    assert trained_tasks(None) is None
+    content = {"config": {"datasets": blocks}}
+    assert trained_tasks([content]) == trained_tasks([content, content]) == tasks
+    assert trained_tasks([content, {}]) is trained_tasks([]) is None
+
+
+def test_a_model_without_label_probabilities_says_so_before_a_body_is_read():
+    from emollama.inference.serve.served_model import ServedModel
+
+    ServedModel("m", None).require_probabilities()
+    with pytest.raises(ApiError, match="Label probabilities are not available with --engine-url.*/v1/chat/completions"):
+        ServedModel("m", None, has_probabilities=False).require_probabilities()
 
 
 def answers(client):

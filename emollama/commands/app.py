@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ EXAMPLE = "emollama app --demo"
 DOCS = "docs/serving.md#the-page"
 MAX_EXAMPLES = 30
 MAX_PIXELS = 10_000_000  # of a frame; those of a 4K video are 8.3 million
+MAX_FRAMES = 18_000  # of a video, as in emollama serve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +79,7 @@ def _serve(arguments: argparse.Namespace, examples: str | None) -> None:
     from emollama.inference.app.models import Models, engine_loader, labels_of, require_same_labels
     from emollama.inference.app.previews import PreviewReader
     from emollama.inference.app.server import AppServer, AppSettings, read_password
+    from emollama.inference.start_checks import checked_checkpoints
     from emollama.logs.logger import set_up
     from emollama.media.source import MediaLimits
 
@@ -87,22 +90,36 @@ def _serve(arguments: argparse.Namespace, examples: str | None) -> None:
         allowed_hosts=arguments.allowed_host,
         insecure=arguments.insecure,
         max_file_mb=arguments.max_file_mb,
+        max_seconds=arguments.max_seconds,
         timeout=arguments.timeout,
         body_timeout=arguments.body_timeout,
         password=read_password(),
         examples=() if examples is None else _videos(examples),
     )
-    limits = MediaLimits(MAX_PIXELS, arguments.max_seconds)
+    limits = MediaLimits(MAX_PIXELS, settings.max_seconds, MAX_FRAMES)
     configs = _configurations(arguments)
     require_same_labels({name: labels_of(config) for name, config in configs.items()})
+    for config, key in zip(configs.values(), ("model.ckpt", "--compare-checkpoint"), strict=False):
+        # The checkpoint of another configuration is that of its file.
+        with _renamed("model.ckpt", "model.ckpt" if arguments.compare is not None else key):
+            checked_checkpoints(config)
     models = Models(list(configs), [engine_loader(config, limits) for config in configs.values()])
     (config, *_) = configs.values()
-    with closing(PreviewReader(config, limits)) as read_previews:
+    with closing(PreviewReader(config, limits, settings.timeout)) as read_previews:
         server = AppServer(settings, models, read_previews)
         server.run()
     if server.is_loading:
         # There is no way to end the thread that loads the models.
         leave(0)
+
+
+@contextmanager
+def _renamed(key: str, option: str) -> Iterator[None]:
+    """Name an option of this command in errors, in place of the key that it sets."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(key, option)) from None
 
 
 def _configurations(arguments: argparse.Namespace) -> dict[str, RunConfig]:
@@ -111,7 +128,8 @@ def _configurations(arguments: argparse.Namespace) -> dict[str, RunConfig]:
 
     first = load(arguments.cfg_path, arguments.options)
     if arguments.compare is not None:
-        other, path = load(arguments.compare, []), arguments.compare
+        with _renamed("--cfg-path", "--compare"):
+            other, path = load(arguments.compare, []), arguments.compare
     elif arguments.compare_checkpoint is not None:
         other, path = (
             load(arguments.cfg_path, [*arguments.options, f"model.ckpt={arguments.compare_checkpoint}"]),

@@ -74,9 +74,11 @@ def run(arguments: argparse.Namespace) -> None:
     from emollama.logs.logger import set_up
 
     require_extra("serve", "serve")
-    from emollama.inference.serve.loading import load_engine, require_servable
+    from emollama.inference.serve.loading import load_engine
+    from emollama.inference.serve.served_model import trained_tasks
     from emollama.inference.serve.server import Server
     from emollama.inference.serve.settings import ServeSettings, read_key
+    from emollama.inference.start_checks import checked_checkpoints
 
     settings = ServeSettings(
         host=arguments.host,
@@ -100,8 +102,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     config = load(arguments.cfg_path, [*arguments.options, *_options(arguments)])
     set_up(is_main=True)
-    trained_tasks = require_servable(config)
-    server = Server(settings, lambda: load_engine(config, settings), trained_tasks)
+    tasks = trained_tasks(checked_checkpoints(config, is_remote=settings.engine_url is not None))
+    server = Server(settings, lambda: load_engine(config, settings), tasks)
     server.run()
     if server.is_loading:
         # There is no way to end the thread that loads the model.

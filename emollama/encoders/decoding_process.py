@@ -101,6 +101,9 @@ class DecodingProcess:
                     results[label] = worker.load(label, source, is_over)
                 except CancelledError:
                     worker.stop()
+                    if not self._closed:
+                        # The next clip need not wait for all of its start.
+                        self._running()
                     raise
                 except _Crash as crash:
                     worker.stop()

@@ -6,18 +6,18 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from emollama import checkpoint
 from emollama.checkpoint_files import require_language_model
 from emollama.config import RunConfig
 from emollama.distributed import process_group
 from emollama.inference.engine import Engine
 from emollama.inference.prediction_block import PredictionBlock, find_prediction_block
 from emollama.inference.requests import Answer, Request
-from emollama.inference.videos import plan_extraction, require_encoders, require_videos
+from emollama.inference.start_checks import checked_checkpoints
+from emollama.inference.videos import plan_extraction, require_videos
 from emollama.logs.console import dry_run_summary
 from emollama.logs.logger import get_logger, set_up
 from emollama.precision import Precision
-from emollama.runners.build import checkpoint_paths, checkpoint_tensors, require_checkpoint
+from emollama.runners.build import checkpoint_paths, checkpoint_tensors
 
 
 def predict(
@@ -100,11 +100,7 @@ def _checked(config: RunConfig, videos: Sequence[str], task: str | None) -> Pred
     """Return the block to use, after all checks that are possible before encoding."""
     block = find_prediction_block(config, task)
     require_videos(videos)
-    require_encoders(config)
-    require_checkpoint(config.model)
-    # A damaged checkpoint must be detected before the videos are encoded, which is expensive.
-    for path in checkpoint_paths(config.model.ckpt):
-        checkpoint.read(path, "model.ckpt")
+    checked_checkpoints(config)
     return block
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,8 @@ import numpy as np
 
 from emollama.errors import UserError
 
+MAX_CHARACTERS = 100_000  # of the texts of a request together, which are several times the context of a language model
+MAX_SEED = 2**63 - 1
 Media: TypeAlias = str | os.PathLike[str] | bytes  # path of a file, or its content
 
 
@@ -65,18 +68,20 @@ class GenerationOptions:
         """Check the types.
 
         Raises:
-            RequestError: If a value is not a number.
+            RequestError: If a value is not a finite number, or the seed has more than 64 bits.
         """
         for name, kind, expected in (
             ("max_new_tokens", Integral, "a whole number"),
-            ("temperature", Real, "a number"),
-            ("top_p", Real, "a number"),
-            ("repetition_penalty", Real, "a number"),
+            ("temperature", Real, "a finite number"),
+            ("top_p", Real, "a finite number"),
+            ("repetition_penalty", Real, "a finite number"),
             ("seed", Integral, "a whole number"),
         ):
             value = getattr(self, name)
-            is_number = isinstance(value, kind) and not isinstance(value, bool)
+            is_number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
             _require(f"options.{name}", value, f"{expected} or None", is_valid=value is None or is_number)
+        if self.seed is not None and abs(self.seed) > MAX_SEED:
+            raise RequestError(f"options.seed: it must be from {-MAX_SEED} to {MAX_SEED}. Set another seed.", "options")
 
 
 @dataclass(frozen=True)
@@ -125,10 +130,10 @@ class Request:
     options: GenerationOptions = GenerationOptions()
 
     def __post_init__(self) -> None:
-        """Check the types, which otherwise fail in another thread.
+        """Check the types, which otherwise fail in another thread, and the length, because tokenizing long texts takes long.
 
         Raises:
-            RequestError: If a field has another type.
+            RequestError: If a field has another type, or the texts are too long.
         """
         for name in ("video", "image", "audio"):
             value = getattr(self, name)
@@ -143,6 +148,11 @@ class Request:
             for name in ("question", "answer"):
                 value = getattr(turn, name)
                 _require(f"history[{index}].{name}", value, "a str", is_valid=isinstance(value, str))
+        texts = [self.text or "", self.question or "", *(text for turn in self.history for text in (turn.question, turn.answer))]
+        if (characters := sum(map(len, texts))) > MAX_CHARACTERS:
+            field_name = "history" if self.history else "question" if self.question else "text"
+            text = f"the texts have {characters:,} characters, and at most {MAX_CHARACTERS:,} are possible"
+            raise RequestError(f"{field_name}: {text}. Shorten them, or start a new conversation.", field_name)
         _require_items("mask_slots", self.mask_slots, str, "str, the names of slots")
         _require("label_probabilities", self.label_probabilities, "a bool", is_valid=isinstance(self.label_probabilities, bool))
         is_options = isinstance(self.options, GenerationOptions)

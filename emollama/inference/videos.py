@@ -23,6 +23,8 @@ from emollama.media.frames import probe
 from emollama.media.source import Source, UnusableMedia
 from emollama.paths import data_folder_hint
 
+UNNAMED = "(another video)"  # a name without a peak frame and face images
+
 
 def require_videos(videos: Sequence[str]) -> None:
     """Open each video once.
@@ -60,9 +62,14 @@ class VideoSources:
         path = Path(video).absolute()
         name = _name(path, self._videos)
         clip = None if name is None else find_video(self._videos, name)
-        if name is None or (clip is not None and not filecmp.cmp(clip, path, shallow=False)):
-            return Source("video", path, self._faces)
+        if name is None or (clip is not None and not _is_same(clip, path)):
+            return Source(UNNAMED, path, self._faces)
         return Source(name, path, self._faces, self._peaks.get(name))
+
+
+def _is_same(clip: Path, video: Path) -> bool:
+    """Return whether two files are the same one, or have the same content."""
+    return clip.samefile(video) or filecmp.cmp(clip, video, shallow=False)
 
 
 def _problem(video: str) -> str | None:

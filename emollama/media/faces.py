@@ -64,7 +64,7 @@ def _face_image_paths(faces: Path, name: str) -> list[Path]:
         paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."))
         if paths:
             return paths
-    raise UnusableMedia(f"no face image in {faces / name} or {faces / name}_aligned")
+    raise UnusableMedia(f"no face image of '{name}' in the folder of face images (extraction.face_path)")
 
 
 def _read(path: Path, max_pixels: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -44,8 +45,8 @@ class ImageTextPretrainConfig:
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "max_new_tokens", "num_beams")
-        if self.temperature < 0 or self.repetition_penalty <= 0 or not 0 < self.top_p <= 1:
-            raise ValueError("temperature must be at least 0, repetition_penalty above 0, top_p above 0 and at most 1")
+        if not 0 <= self.temperature < math.inf or not self.repetition_penalty > 0 or not 0 < self.top_p <= 1:
+            raise ValueError("temperature must be at least 0 and finite, repetition_penalty above 0, top_p above 0 and at most 1")
         # Beyond these values, scores overflow.
         if 0 < self.temperature < 1e-3 or not 1e-2 <= self.repetition_penalty <= 100:
             raise ValueError("temperature must be 0 or at least 0.001, and repetition_penalty between 0.01 and 100")

@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 MAX_JSON = 1 << 20  # bytes
 INVALID = "The request is not one of this page. Reload it."
+FILE_META = {"_type": "gradio.FileData"}
 # The fields that Gradio's browser code sends, except those that this page does not use.
 FIELDS: dict[str, dict[str, type]] = {
     "join": {"session_hash": str, "fn_index": int, "data": list},
@@ -41,7 +42,7 @@ class Body:
 
     encoded: bytes
     page: str | None
-    paths: tuple[Any, ...]
+    paths: tuple[str, ...]
 
 
 @asynccontextmanager
@@ -77,9 +78,12 @@ async def read_body(request: Request, numbers_of_values: Mapping[int, int]) -> B
             raise Refused(413, f"The request is larger than {MAX_JSON:,} bytes. Shorten the question.")
     try:
         content = json.loads(body)
-        paths = tuple(_values(content, "path"))
+        files = tuple(_files(content))
     except (ValueError, RecursionError):
         raise Refused(400, "The request is not JSON.") from None
+    if not all(isinstance(file.get("path"), str) and file.get("meta") == FILE_META for file in files):
+        raise Refused(400, INVALID)
+    paths = tuple(file["path"] for file in files)
     kinds = FIELDS[request.scope["path"].rpartition("/")[2]]
     if not isinstance(content, dict) or any(type(content.get(name)) is not kind for name, kind in kinds.items()):
         raise Refused(400, INVALID)
@@ -88,17 +92,19 @@ async def read_body(request: Request, numbers_of_values: Mapping[int, int]) -> B
     if "data" in kinds and len(content["data"]) != numbers_of_values[content["fn_index"]]:
         raise Refused(400, f"data: {INVALID}")
     checked = {name: content[name] for name in kinds}
-    return Body(json.dumps(checked).encode(), checked.get("session_hash"), paths)
+    try:
+        encoded = json.dumps(checked, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise Refused(400, "The request contains characters that are not Unicode. Remove them.") from None
+    return Body(encoded, checked.get("session_hash"), paths)
 
 
-def _values(content: Any, key: str) -> Iterator[Any]:
-    """Yield the values of a key in all objects of a JSON document."""
-    if isinstance(content, dict):
-        for name, value in content.items():
-            if name == key:
-                yield value
-            else:
-                yield from _values(value, key)
-    elif isinstance(content, list):
-        for item in content:
-            yield from _values(item, key)
+def _files(content: Any) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSON document other than its top level, all of which have to be files."""
+    items = list(content.values()) if isinstance(content, dict) else [content]
+    while items:
+        item = items.pop()
+        if isinstance(item, list):
+            items += item
+        elif isinstance(item, dict):
+            yield item

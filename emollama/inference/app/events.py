@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from emollama.inference.app.answering import follow_answers
 from emollama.inference.app.conversation import Conversation
 from emollama.inference.app.failures import log_failure
 from emollama.inference.app.inputs import Inputs
-from emollama.inference.app.listeners import Listeners
+from emollama.inference.app.listeners import AnswerLimit, Listeners
 from emollama.inference.app.models import Models
-from emollama.inference.app.previews import Previews
+from emollama.inference.app.previews import ReadPreviews
 from emollama.inference.app.session_files import DELETED
 from emollama.inference.requests import Answer, Request
 
@@ -65,7 +66,7 @@ class Events:
         seconds: maximum time of an answer.
     """
 
-    def __init__(self, models: Models, read_previews: Callable[[str], Previews], listeners: Listeners, seconds: float) -> None:
+    def __init__(self, models: Models, read_previews: ReadPreviews, listeners: Listeners, seconds: float) -> None:
         self.models, self._read_previews = models, read_previews
         self._listeners, self._seconds = listeners, seconds
 
@@ -114,36 +115,32 @@ class Events:
 
     def analyze(self, request: gr.Request, *values: Any) -> Iterator[list[Any]]:
         """Start a conversation about a clip: previews, label probabilities and the first answer."""
-        inputs = Inputs(*values)
-        yield from _with_errors(self._limited(request, self._analyze(inputs)), inputs.video)
+        inputs, limit = Inputs(*values), self._limit(request)
+        yield from _with_errors(self._limited(limit, self._analyze(inputs, limit)), inputs.video)
 
     def ask(self, request: gr.Request, question: str, conversation: Conversation) -> Iterator[list[Any]]:
         """Answer a further question about the same clip."""
-        yield from _with_errors(self._limited(request, self._ask(question, conversation)), conversation.video)
+        yield from _with_errors(self._limited(self._limit(request), self._ask(question, conversation)), conversation.video)
 
     def mask(self, request: gr.Request, used: list[str], conversation: Conversation) -> Iterator[list[Any]]:
         """Compute the label probabilities without the modalities that the visitor cleared."""
-        yield from _with_errors(self._limited(request, self._mask(used, conversation)), conversation.video)
+        yield from _with_errors(self._limited(self._limit(request), self._mask(used, conversation)), conversation.video)
 
-    def _limited(self, request: gr.Request, steps: Generator[Shown, None, None]) -> Iterator[Shown]:
-        """Yield the steps of an answer until it takes too long, or its page receives nothing any more.
+    def _limit(self, request: gr.Request) -> AnswerLimit:
+        return self._listeners.limit(str(request.session_hash), self._seconds)
+
+    def _limited(self, limit: AnswerLimit, steps: Generator[Shown, None, None]) -> Iterator[Shown]:
+        """Yield the steps of an answer until it has to end.
 
         Raises:
             UserError: If the answer is not complete, or the session has too many answers at a time.
         """
-        page, deadline = str(request.session_hash), time.monotonic() + self._seconds
-        with closing(steps), self._listeners.answering(page):
+        with closing(steps), self._listeners.answering(limit.page):
             for shown in steps:
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        f"The answer was not complete after {self._seconds:g} seconds. Lower the maximum length under Options,"
-                        " or ask again later."
-                    )
-                if not self._listeners.is_listening(page):
-                    raise UserError("The page does not receive the answer. Reload it.")
+                limit.require()
                 yield shown
 
-    def _analyze(self, inputs: Inputs) -> Generator[Shown, None, None]:
+    def _analyze(self, inputs: Inputs, limit: AnswerLimit) -> Generator[Shown, None, None]:
         engines, conversation, question = self.models.ready(), inputs.conversation(), inputs.question.strip()
         has_labels = bool(engines[0].labels)
         requests = [
@@ -158,7 +155,9 @@ class Events:
             modalities=gr.update(value=self._slots(), interactive=False),
             conversation=conversation,
         )
-        yield Shown(previews=views.previews_view(self._read_previews(str(conversation.video))))
+        with suppress(CancelledError):
+            yield Shown(previews=views.previews_view(self._read_previews(str(conversation.video), limit.is_over)))
+        limit.require()
         answers = yield from self._follow(conversation, requests, question)
         yield self._complete(conversation.answered(question, answers), answers)
 

@@ -8,7 +8,9 @@ import binascii
 import hmac
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import parse_qs
 
@@ -20,46 +22,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from emollama.errors import UserError
 from emollama.inference.app.bodies import Refused, in_time, read_body
 from emollama.inference.app.failures import log_failure
+from emollama.inference.app.headers import HEADERS
 from emollama.inference.app.listeners import Listeners
 from emollama.inference.app.session_files import DELETED, SessionFiles
-from emollama.inference.serve.errors import ApiError
-from emollama.inference.serve.guard import Guard
 
 API = "/gradio_api"
 FILE, UPLOAD, HEARTBEAT = f"{API}/file=", f"{API}/upload", f"{API}/heartbeat/"
 JOIN, RESULTS = f"{API}/queue/join", f"{API}/queue/data"
 # Routes that every visitor may read. All others need the session that the page sets.
 PUBLIC = re.compile(
-    rf"/|/(?:assets|static)/[\w./-]+|/theme\.css|/favicon\.ico|/manifest\.json|{API}/(?:theme\.css|startup-events)"
+    rf"/|/(?:assets|static)/[\w./-]{{1,200}}|/theme\.css|/favicon\.ico|/manifest\.json|{API}/(?:theme\.css|startup-events)"
 )
+PROGRESS = f"{API}/upload_progress"
+MAX_QUERY = 100  # characters; Gradio keeps the identifiers of uploads
+RANGE = re.compile(r"|bytes=(?:\d{1,15}-\d{0,15}|-\d{1,15})", re.ASCII)
+FORM = re.compile(r"multipart/form-data; ?boundary=[\w'()+,./:=?-]{1,100}", re.ASCII)
 READ = re.compile(rf"{API}/(?:queue/data|upload_progress|heartbeat/\w+|file=.+)")
 WRITE = re.compile(rf"{API}/(?:queue/join|cancel|reset|upload)")
 PAGE = re.compile(r"[\w-]{1,64}", re.ASCII)  # identifier of a page, which Gradio chooses at random
+MAX_REQUESTS = 32  # of a session at a time; browsers open six connections to a server
 FORM_SLACK = 1 << 16  # bytes of a form in addition to its file
-# The browser sends no request to other servers, even if the page contains one. Gradio needs inline scripts and styles.
-CONTENT_SECURITY_POLICY = "; ".join(
-    (
-        "default-src 'self'",
-        "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",
-        "style-src 'self' 'unsafe-inline'",
-        "connect-src 'self' blob: data:",
-        "img-src 'self' data: blob:",
-        "media-src 'self' blob:",
-        "font-src 'self' data:",
-        "worker-src 'self' blob:",
-        "object-src 'none'",
-        "base-uri 'self'",
-        "form-action 'self'",
-        "frame-ancestors 'none'",
-    )
-)
-HEADERS = {
-    "content-security-policy": CONTENT_SECURITY_POLICY,
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    "cross-origin-resource-policy": "same-origin",
-}
 
 
 @dataclass(frozen=True)
@@ -96,6 +78,7 @@ class PageGuard:
         self._app, self._numbers_of_values = app, numbers_of_values
         self._files, self._listeners, self._options = files, listeners, options
         self._connections: set[asyncio.Future[None]] = set()
+        self._requests: Counter[str] = Counter()  # session -> requests that have not ended
         self._is_ending = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -153,12 +136,23 @@ class PageGuard:
         reads = method in ("GET", "HEAD")
         if reads and PUBLIC.fullmatch(path):
             # Gradio would read the state of a page from a folder that the query of the address names.
-            await self._app({**scope, "query_string": b""} if path == "/" else scope, request.receive, send)
+            async with in_time(self._options.seconds):
+                await self._app({**scope, "query_string": b""} if path == "/" else scope, request.receive, send)
             return
         if not (READ.fullmatch(path) if reads else method == "POST" and WRITE.fullmatch(path)):
             raise Refused(404, "There is no such page.")
         if session is None:
             raise Refused(403, "The session is unknown: cookies are blocked, or the server was restarted. Reload the page.")
+        with self._counted(session):
+            await self._pass_on_of(session, request, send)
+
+    async def _pass_on_of(self, session: str, request: Request, send: Send) -> None:
+        """Pass on a request of a session."""
+        scope, path = request.scope, request.scope["path"]
+        if not RANGE.fullmatch(request.headers.get("range", "")):
+            raise Refused(416, "Only a single range of bytes is supported.")
+        if path == PROGRESS and len(scope["query_string"]) > MAX_QUERY:
+            raise Refused(400, "The identifier of the upload is too long.")
         if path.startswith(FILE) and not self._files.may_read(session, path.removeprefix(FILE)):
             raise Refused(404, "There is no such file. It may have been deleted; upload it again.")
         if path == UPLOAD:
@@ -167,10 +161,21 @@ class PageGuard:
             await self._heartbeat(request, session, send)
         elif path == RESULTS:
             await self._results(request, session, send)
-        elif method == "POST":
+        elif scope["method"] == "POST":
             await self._app(scope, await self._checked_json(request, session), send)
         else:
             await self._app(scope, request.receive, send)
+
+    @contextmanager
+    def _counted(self, session: str) -> Iterator[None]:
+        """Count a request of a session in this context, so that no browser occupies all connections of the server."""
+        if self._requests[session] >= MAX_REQUESTS:
+            raise Refused(429, "Too many pages of this browser are open. Close some of them.", {"retry-after": "10"})
+        self._requests[session] += 1
+        try:
+            yield
+        finally:
+            self._requests -= Counter([session])
 
     async def _heartbeat(self, request: Request, session: str, send: Send) -> None:
         """Keep the files of a session while one of its pages is open."""
@@ -204,6 +209,8 @@ class PageGuard:
         length, max_bytes = request.headers.get("content-length", ""), self._options.max_bytes
         if not (length.isascii() and length.isdigit()):
             raise Refused(411, "An upload needs a Content-Length header.")
+        if not FORM.fullmatch(request.headers.get("content-type", "")):
+            raise Refused(415, "An upload has to be a form (multipart/form-data).")
         if int(length) > max_bytes + FORM_SLACK:
             raise Refused(413, f"The file is larger than {max_bytes >> 20} MiB. Upload a shorter or smaller recording.")
         body = bytearray()
@@ -213,7 +220,9 @@ class PageGuard:
             nonlocal status
             status = message.get("status", status)
             body.extend(message.get("body", b""))
-            await send(message)
+            # After a response with the status 500, Gradio raises the exception.
+            if status != 500:
+                await send(message)
 
         try:
             self._files.begin_upload(session)
@@ -222,8 +231,15 @@ class PageGuard:
         try:
             async with in_time(self._options.seconds):
                 await self._app(request.scope, request.receive, send_and_read)
+        except (AttributeError, TypeError, ValueError):
+            # Gradio expects the fields that its browser code sends.
+            raise Refused(400, "The form is not one of this page. Reload it.") from None
         finally:
-            self._files.end_upload(session, json.loads(body) if status == 200 else [])
+            # If the client went while it received the response, the body is not complete.
+            paths: list[str] = []
+            with suppress(ValueError):
+                paths = json.loads(body) if status == 200 else []
+            self._files.end_upload(session, paths)
 
     async def _checked_json(self, request: Request, session: str) -> Receive:
         """Read a JSON body, check its files and its page, and return a function from which the application reads it again."""
@@ -263,24 +279,3 @@ def _response(error: Refused, path: str) -> Response:
     if WRITE.fullmatch(path) and path != UPLOAD:
         return JSONResponse({"detail": str(error)}, error.status, error.headers)
     return PlainTextResponse(str(error), error.status, error.headers)
-
-
-class HostGuard:
-    """ASGI middleware that checks the Host and Origin headers as the server of the API does.
-
-    Args:
-        app: the application.
-        hosts: host names and addresses of the server, in lower case.
-        any_address: whether any numeric address may be the host.
-    """
-
-    def __init__(self, app: ASGIApp, *, hosts: set[str], any_address: bool) -> None:
-        self._guard = Guard(app, key=None, hosts=hosts, any_address=any_address)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check a request and pass it on."""
-        try:
-            await self._guard(scope, receive, send)
-        except ApiError as error:
-            response: Response = PlainTextResponse(str(error), error.status)
-            await response(scope, receive, send)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from emollama.errors import UserError
+from emollama.inference.app.bodies import INVALID
 from emollama.inference.app.conversation import Conversation
 from emollama.inference.requests import GenerationOptions
 
@@ -33,6 +34,8 @@ class Inputs:
         """
         if self.video is None:
             raise UserError(NO_VIDEO)
+        if not all(isinstance(value, str) for value in (self.video, self.text, self.question)):
+            raise UserError(INVALID)
         max_new_tokens = _number(self.max_new_tokens, "maximum length", int)
         if max_new_tokens is not None and max_new_tokens > MAX_NEW_TOKENS:
             raise UserError(f"Options: the maximum length is {max_new_tokens}. Enter at most {MAX_NEW_TOKENS} tokens.")

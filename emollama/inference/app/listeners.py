@@ -37,6 +37,39 @@ class _Page:
     unheard: int = 0
 
 
+@dataclass(frozen=True)
+class AnswerLimit:
+    """When an answer ends early: after some time, or when its page receives nothing any more.
+
+    Attributes:
+        listeners: the pages that receive answers.
+        page: the page of the answer.
+        seconds: maximum time of the answer.
+        deadline: end of this time.
+    """
+
+    listeners: Listeners
+    page: str
+    seconds: float
+    deadline: float
+
+    def require(self) -> None:
+        """Check that the answer may continue.
+
+        Raises:
+            UserError: If it may not.
+        """
+        if self.listeners.has_passed(self.deadline):
+            text = f"The answer was not complete after {self.seconds:g} seconds."
+            raise UserError(f"{text} Lower the maximum length under Options, or ask again later.")
+        if not self.listeners.is_listening(self.page):
+            raise UserError("The page does not receive the answer. Reload it.")
+
+    def is_over(self) -> bool:
+        """Return whether the answer has to end."""
+        return self.listeners.has_passed(self.deadline) or not self.listeners.is_listening(self.page)
+
+
 class Listeners:
     """The connections of pages for results. All methods are thread-safe.
 
@@ -61,7 +94,10 @@ class Listeners:
                 return
             if sum(each.unheard for each in pages.values() if each.session == session) >= MAX_UNHEARD:
                 raise UserError("The page does not receive the results of its events. Reload it, or try again later.")
-            pages.setdefault(page, _Page(session, self._clock())).unheard += 1
+            entry = pages.setdefault(page, _Page(session, self._clock()))
+            entry.unheard += 1
+            # The browser opens the connection for the results of this event now.
+            entry.since = self._clock()
 
     @contextmanager
     def listening(self, session: str, page: str) -> Iterator[None]:
@@ -102,6 +138,14 @@ class Listeners:
                 self._answers[session] -= 1
                 if not self._answers[session]:
                     del self._answers[session]
+
+    def limit(self, page: str, seconds: float) -> AnswerLimit:
+        """Return the limit of an answer to an event of a page that has just been sent."""
+        return AnswerLimit(self, page, seconds, self._clock() + seconds)
+
+    def has_passed(self, deadline: float) -> bool:
+        """Return whether a time has passed."""
+        return self._clock() > deadline
 
     def _recent_pages(self) -> dict[str, _Page]:
         """Forget the pages that receive no results any more, and return the others."""

@@ -6,6 +6,8 @@ Letters: H height, W width of an image.
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -52,26 +54,40 @@ class Previews:
     sound_problem: str
 
 
+# Decodes a clip for display: its path, and whether nobody wants the previews any more.
+ReadPreviews = Callable[[str, Callable[[], bool]], Previews]
+
+
 class PreviewReader:
     """Decodes clips for display in a separate process, which does no harm if a file crashes a decoder.
 
     Args:
         config: the configuration, which says where its face encoder looks for the face.
         limits: the largest clips that are decoded.
+        seconds: maximum time of decoding each part of a clip.
     """
 
-    def __init__(self, config: RunConfig, limits: MediaLimits) -> None:
+    def __init__(self, config: RunConfig, limits: MediaLimits, seconds: float) -> None:
         choices = (getattr(encoder, "face", None) for encoder in config.encoders.values())
         find: FaceChoice = next((choice for choice in choices if choice is not None), "detect")
         # The process calls these classes as it calls encoders.
         loader = cast("type[Encoder]", _PreviewLoader)
-        self._process = DecodingProcess({kind: (loader, (kind, find)) for kind in (FRAME, FACE, SOUND)}, DecodingLimits())
+        decoding = DecodingLimits(cpu_seconds=math.ceil(seconds), seconds=seconds)
+        self._process = DecodingProcess({kind: (loader, (kind, find)) for kind in (FRAME, FACE, SOUND)}, decoding)
         self._process.start()
         self._limits = limits
 
-    def __call__(self, video: str) -> Previews:
-        """Decode a clip. What cannot be decoded has a problem instead."""
-        loaded = self._process.load(Source("clip", Path(video), limits=self._limits), (FRAME, FACE, SOUND))
+    def __call__(self, video: str, is_over: Callable[[], bool]) -> Previews:
+        """Decode a clip. What cannot be decoded has a problem instead.
+
+        Args:
+            video: path of the clip.
+            is_over: whether nobody wants the previews any more.
+
+        Raises:
+            CancelledError: If nobody wants them any more.
+        """
+        loaded = self._process.load(Source("clip", Path(video), limits=self._limits), (FRAME, FACE, SOUND), is_over)
         problems = {kind: str(result) for kind, result in loaded.items() if isinstance(result, UnusableMedia)}
         arrays = {kind: result.numpy() for kind, result in loaded.items() if isinstance(result, Tensor)}
         return Previews(

@@ -12,7 +12,7 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,21 +21,22 @@ import uvicorn
 
 from emollama.errors import Interrupted, UserError
 from emollama.inference.app.failures import tracebacks_without_messages
-from emollama.inference.app.guard import GuardOptions, HostGuard, PageGuard
+from emollama.inference.app.guard import GuardOptions, PageGuard
+from emollama.inference.app.host_guard import HostGuard
 from emollama.inference.app.listeners import Listeners
 from emollama.inference.app.models import Models
 from emollama.inference.app.session_files import SessionFiles
-from emollama.inference.serve.connections import server_config
-from emollama.inference.serve.listening import SignalledServer, bind
+from emollama.inference.serve.connections import BACKLOG, server_config
+from emollama.inference.serve.listening import SignalledServer, bind, listening_errors
 from emollama.inference.serve.private_folder import private_temporary_folder
 from emollama.inference.serve.settings import MEBIBYTE, is_loopback
 from emollama.logs.logger import get_logger
 
 if TYPE_CHECKING:
-    from emollama.inference.app.previews import Previews
+    from emollama.inference.app.previews import ReadPreviews
 
 PASSWORD = "EMOLLAMA_APP_PASSWORD"
-LIMITS = ("max_file_mb", "timeout", "body_timeout")
+LIMITS = ("max_file_mb", "max_seconds", "timeout", "body_timeout")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class AppSettings:
         allowed_hosts: further names of the server in Host headers.
         insecure: listen on other addresses than those of loopback without a password.
         max_file_mb: maximum size of a recording, in MiB.
+        max_seconds: maximum length of a recording, in seconds.
         timeout: maximum time of an answer, in seconds.
         body_timeout: maximum time of receiving a recording or a question, in seconds.
         password: the password; None requires none.
@@ -59,6 +61,7 @@ class AppSettings:
     allowed_hosts: Sequence[str] = ()
     insecure: bool = False
     max_file_mb: int = 100
+    max_seconds: float = 120.0
     timeout: float = 120.0
     body_timeout: float = 60.0
     password: str | None = None
@@ -120,7 +123,7 @@ class AppServer:
         UserError: If the address cannot be used.
     """
 
-    def __init__(self, settings: AppSettings, models: Models, read_previews: Callable[[str], Previews]) -> None:
+    def __init__(self, settings: AppSettings, models: Models, read_previews: ReadPreviews) -> None:
         self._settings, self._models, self._read_previews = settings, models, read_previews
         self._socket = bind(settings.host, settings.port)
         self.host, self.port = self._socket.getsockname()[:2]
@@ -145,6 +148,8 @@ class AppServer:
             self._server = server = _PageServer(server_config(guard, grace_seconds=seconds, lifespan="auto"), app)
             # Before anybody can learn the address, so that a signal ends the server properly from then on.
             with server.capture_signals():
+                with listening_errors(self.host, self.port):
+                    self._socket.listen(BACKLOG)
                 get_logger().info("open the page at %s", self.url)
                 self._loader = threading.Thread(target=self._load, name="emollama: load the models", daemon=True)
                 self._loader.start()

@@ -81,7 +81,7 @@ class SessionFiles:
         """
         if self._uploads[session] >= MAX_PER_SESSION:
             raise UserError(f"{MAX_PER_SESSION} recordings are already being uploaded. Wait for one of them.")
-        if len(self._owners) + self._uploads.total() >= MAX_FILES:
+        if len(self._owners) + self._uploads.total() >= MAX_FILES and not self._release_oldest_unattended():
             raise UserError("The server has too many recordings at the moment. Try again later.")
         self._uploads[session] += 1
 
@@ -101,13 +101,26 @@ class SessionFiles:
             asyncio.get_running_loop().call_later(UNATTENDED_SECONDS, self._release_unattended, session)
         self._delete_parts()
 
+    def _release_oldest_unattended(self) -> bool:
+        """Delete the oldest file of sessions without an open page; return whether there was one."""
+        for path, sessions in self._owners.items():
+            if not any(self._open_pages[session] for session in sessions):
+                for session in list(sessions):
+                    self._release(session, path)
+                return True
+        return False
+
     def _delete_parts(self) -> None:
-        """Delete what is left of failed uploads: complete files are in folders named after their digests."""
-        # A part that is still being written has changed since then.
+        """Delete what is left of failed uploads: files without an owner."""
+        # A file that is still being written, or is not registered yet, has changed since then.
         oldest = time.time() - 2 * self._seconds
-        for part in self._folder.iterdir():
-            if part.is_file() and (not self._uploads or part.stat().st_mtime < oldest):
+        for part in list(self._folder.rglob("*")):
+            is_part = part.is_file() and str(part) not in self._owners and str(part) not in self._examples
+            if is_part and (not self._uploads or part.stat().st_mtime < oldest):
                 part.unlink()
+                if part.parent != self._folder:
+                    with suppress(OSError):
+                        part.parent.rmdir()
 
     def open_page(self, session: str) -> None:
         """Register a page that a browser has opened."""

@@ -136,6 +136,7 @@ class Routes:
     async def emotions(self, request: Request) -> Response:
         """Return the distribution of labels and the reasoning about one clip."""
         services, engine = self._services, self._services.loader.ready()
+        services.model.require_probabilities()
         with services.bodies.admitted(request) as admission:
             body, media = await emotions.read_body(admission, services.media)
             if body.model is not None:

@@ -68,10 +68,9 @@ class LimitedConnection(H11Protocol):
             return
         others = [cast(LimitedConnection, other) for other in self.connections if other is not self]
         idle = min((other for other in others if other.is_idle), key=lambda other: other._opened, default=None)
-        if idle is None:
-            # An error that is sent before the client has sent anything is lost when its request arrives.
-            self._refused = True
-        else:
+        # An error that is sent before the client has sent anything is lost when its request arrives.
+        self._refused = idle is None or idle._refused
+        if idle is not None:
             idle.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:

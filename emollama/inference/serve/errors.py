@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from typing import Any
 
@@ -42,7 +43,8 @@ class ApiError(Exception):
         if self.status == 429:
             kind = "rate_limit_error"
         # OpenAI's clients show only the message.
-        message = str(self) if self.param is None or self.param in str(self) else f"{self.param}: {self}"
+        named = self.param is None or re.search(rf"(?<!\w){re.escape(self.param)}(?!\w)", str(self))
+        message = str(self) if named else f"{self.param}: {self}"
         return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
 
 

@@ -82,5 +82,7 @@ def listening_errors(host: str, port: int) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise UserError(f"--port: another program listens on port {port} of {host}. Set another port, or end it.") from None
+            raise UserError(
+                f"--port: another program listens on port {port} of {host}. Set another port, or end that program."
+            ) from None
         raise UserError(f"--host {host} --port {port}: cannot listen there: {error.strerror}. Set another address.") from None

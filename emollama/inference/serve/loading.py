@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from emollama.config import RunConfig
 from emollama.inference.serve.errors import unavailable
+from emollama.inference.serve.served_model import LABELLED
 from emollama.inference.serve.settings import ServeSettings
 from emollama.logs.logger import get_logger
 from emollama.media.source import MediaLimits
@@ -72,40 +73,6 @@ class EngineLoader:
             self.engine.close(drain=True)
 
 
-def require_servable(config: RunConfig) -> list[str] | None:
-    """Check what can be checked before the model is loaded: the checkpoint, and that there are encoders.
-
-    Returns:
-        The tasks of the training of the checkpoint; None if it does not record them.
-
-    Raises:
-        UserError: If a checkpoint is missing or damaged, or no encoder computes features of videos.
-    """
-    from emollama import checkpoint
-    from emollama.inference.videos import require_encoders
-    from emollama.runners.build import checkpoint_paths, require_checkpoint
-
-    require_checkpoint(config.model)
-    require_encoders(config)
-    pools = [trained_tasks(checkpoint.read(path, "model.ckpt").get("config")) for path in checkpoint_paths(config.model.ckpt)]
-    if not pools or None in pools:
-        return None
-    return list(dict.fromkeys(task for pool in pools for task in pool or ()))
-
-
-def trained_tasks(stored: object) -> list[str] | None:
-    """Return the tasks in the configuration that a checkpoint contains; None if it does not list them all."""
-    blocks = stored.get("datasets") if isinstance(stored, dict) else None
-    pools = [block.get("task_pool") if isinstance(block, dict) else None for block in (blocks or {}).values()]
-    tasks: dict[str, None] = {}
-    for pool in pools:
-        names = [pool] if isinstance(pool, str) else list(pool or ())
-        if not names or any(not isinstance(name, str) or "${" in name for name in names):
-            return None
-        tasks |= {name: None for name in names if not isinstance(pool, dict) or pool[name] != 0}
-    return list(tasks) or None
-
-
 def load_engine(config: RunConfig, settings: ServeSettings) -> Engine:
     """Load the engine of a server, and log which inputs the model gets.
 
@@ -127,5 +94,7 @@ def load_engine(config: RunConfig, settings: ServeSettings) -> Engine:
     blocks = {slot: f"encoders.{label}" for label in config.encoders for slot in config.encoder_class(f"encoders.{label}").SLOTS}
     for slot in engine.slots:
         log.info("slot %s: %s", slot, blocks.get(slot, "no block under 'encoders'"))
-    log.info("loaded %s, tasks: %s", ", ".join(engine.checkpoint.files), ", ".join(engine.tasks))
+    # The labels are read from the data now, because this can take a while.
+    labels = ", ".join(engine.labels if LABELLED in engine.tasks else []) or "none"
+    log.info("loaded %s, tasks: %s, labels: %s", ", ".join(engine.checkpoint.files), ", ".join(engine.tasks), labels)
     return engine

@@ -124,7 +124,7 @@ class Server:
     def _app(self) -> FastAPI:
         settings = self._settings
         bodies = Bodies(settings.max_bytes, settings.body_timeout, settings.max_waiting + settings.max_batch_size)
-        model = ServedModel(settings.model, self._trained_tasks)
+        model = ServedModel(settings.model, self._trained_tasks, has_probabilities=settings.engine_url is None)
         services = Services(self._loader, bodies, self._media, self._metrics, model, settings.timeout)
         address = ipaddress.ip_address(self.address[0])
         hosts = {settings.host.lower(), self.address[0], *(name.lower() for name in settings.allowed_hosts)}
