@@ -200,12 +200,13 @@ def require_equal(values, reference):
 
 
 @pytest.mark.parametrize(
-    ("accumulate", "batch", "checkpointing"), [pytest.param(4, 1, True, marks=pytest.mark.slow), (4, 1, False), (1, 4, False)]
+    ("accumulate", "batch", "checkpointing", "max_tokens"),
+    [pytest.param(4, 1, True, None, marks=pytest.mark.slow), (4, 1, False, None), (1, 4, False, 150)],
 )
 def test_losses_with_dropout_do_not_depend_on_micro_batches_and_recomputation(
-    reference, tmp_path, accumulate, batch, checkpointing
+    reference, tmp_path, accumulate, batch, checkpointing, max_tokens
 ):
-    worker.train_only(str(config(tmp_path, batch, accumulate, checkpointing)))
+    worker.train_only(str(config(tmp_path, batch, accumulate, checkpointing, max_tokens=max_tokens)))
     require_equal(losses(tmp_path), losses(reference))
 
 
@@ -224,5 +225,5 @@ def test_losses_with_dropout_of_four_processes_are_those_of_one(reference, tmp_p
 
 def test_a_run_resumes_with_another_split_of_the_global_batch(reference, tmp_path, ranks):
     stored = str(reference / "out/run/checkpoint_0.pth")
-    ranks(worker.train_only, str(config(tmp_path, 1, 2, True, resume_ckpt_path=stored)))
+    ranks(worker.train_only, str(config(tmp_path, 1, 2, True, resume_ckpt_path=stored, max_tokens=150)))
     require_equal(losses(tmp_path), losses(reference)[EPOCH:])
