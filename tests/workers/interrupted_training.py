@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from emollama import checkpoint
 from emollama.distributed.process_group import Parallel
+from emollama.hashed_file import HashedFile
 from emollama.runners.evaluation import Evaluation
 from emollama.runners.partial_answers import PartialAnswers
 from emollama.runners.runner_base import RunnerBase
@@ -22,7 +22,7 @@ from emollama.runners.runner_base import RunnerBase
 POINTS: dict[str, tuple[Any, str]] = {
     "step": (RunnerBase, "_step"),
     "gradients": (Parallel, "clip_grad_norm"),
-    "save": (checkpoint, "sha256"),
+    "save": (HashedFile, "hexdigest"),
     "answers": (PartialAnswers, "append"),
     "scores": (Evaluation, "_score"),
     "build": (RunnerBase, "_build"),
