@@ -9,10 +9,15 @@ To use the folder of a training run, specify its config.yaml with ``--cfg-path``
 from __future__ import annotations
 
 import argparse
+import gc
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emollama.commands.arguments import add_run_arguments
 from emollama.commands.requirements import require_extra
+
+if TYPE_CHECKING:
+    from emollama.inference.engine import Engine
 
 HELP = "serve the model over HTTP, with OpenAI-compatible routes"
 EXAMPLE = "emollama serve --cfg-path train_configs/demo_videos.yaml --options model.ckpt=demo_videos/trained/checkpoint_2.pth"
@@ -103,7 +108,15 @@ def run(arguments: argparse.Namespace) -> None:
     config = load(arguments.cfg_path, [*arguments.options, *_options(arguments)])
     set_up(is_main=True)
     tasks = trained_tasks(checked_checkpoints(config, is_remote=settings.engine_url is not None))
-    server = Server(settings, lambda: load_engine(config, settings), tasks)
+
+    def load_frozen() -> Engine:
+        engine = load_engine(config, settings)
+        # The collector then looks only at the objects of requests. Otherwise it runs so rarely that their memory adds up.
+        gc.collect()
+        gc.freeze()
+        return engine
+
+    server = Server(settings, load_frozen, tasks)
     server.run()
     if server.is_loading:
         # There is no way to end the thread that loads the model.
