@@ -591,7 +591,9 @@ def test_an_unreachable_judge_stops_the_command_which_resumes_where_it_stopped(
         assert "2 of 4" in message and "run the same command again" in message.casefold()
         assert not (tmp_path / "out").exists()
         scored(*arguments, "--output", tmp_path / "out")
-    assert len(server.calls) == 5
+    # The question after the refused one may already be under way when the command stops.
+    asked = [json.dumps(call.data, sort_keys=True) for call in server.calls]
+    assert len(set(asked)) == 4 and asked.count(asked[0]) == asked.count(asked[1]) == 1
     assert values(read_scores(tmp_path / "out")[0], "")["perfect"] == {"clue_overlap": 5.5}
 
 
