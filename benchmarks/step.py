@@ -41,7 +41,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gpu_check_files import FULL, make_runner, write_files
-from step_variants import HFOptions, ImageEncoder, Step, hf_step, packed_step, set_dropout
+from step_variants import HFOptions, ImageEncoder, Step, hf_step, packed_step, without_dropout
 from torch.profiler import ProfilerActivity, profile
 
 from emollama.data.batch import IGNORED, Sample
@@ -168,7 +168,7 @@ def require_equal(runner: RunnerBase, variants: dict[str, Step], dtype: str) -> 
     limit = {"float32": 1e-5, "bfloat16": 3e-2}[dtype]
     first: tuple[float, torch.Tensor] | None = None
     for name, variant in variants.items():
-        with set_dropout(runner, enabled=False):
+        with without_dropout(runner):
             loss = variant.gradients()
         gradient = torch.cat([p.grad.flatten().float() for p in runner.model.parameters() if p.grad is not None])
         runner.optimizer.zero_grad(set_to_none=True)

@@ -139,12 +139,12 @@ class ImageEncoder:
 
 
 @contextmanager
-def set_dropout(runner: RunnerBase, *, enabled: bool) -> Iterator[None]:
-    """Inside ``with``, dropout modules have their probability, or none; recomputation needs the model in training mode."""
+def without_dropout(runner: RunnerBase) -> Iterator[None]:
+    """Inside ``with``, nothing is dropped, although the model is in training mode, which recomputation needs."""
     modules = [module for module in runner.model.modules() if isinstance(module, nn.Dropout)]
     before = [module.p for module in modules]
-    for module, p in zip(modules, before, strict=True):
-        module.p = p if enabled else 0.0
+    for module in modules:
+        module.p = 0.0
     try:
         yield
     finally:

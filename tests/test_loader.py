@@ -6,7 +6,6 @@ import gc
 import os
 import random
 from collections import Counter
-from itertools import chain
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from helpers import NAMES
 
 from emollama.data.loader import BatchLayout, TrainingSamples, WorkerOptions, step_batches, training_loader
 from emollama.data.sampling import MIXING_WINDOW, DatasetSampling, MixtureSampler
-from emollama.data.token_budget import group_by_tokens, split_groups
+from emollama.data.token_budget import group_by_tokens
 from emollama.errors import UserError
 
 
@@ -127,13 +126,6 @@ def test_groups_contain_each_sample_once_and_at_most_the_tokens_and_few_are_not_
 
 def test_a_sample_with_more_tokens_than_the_maximum_is_alone():
     assert group_by_tokens([300, 10, 20], 100) == [[0], [1, 2]]
-
-
-@pytest.mark.parametrize("count", [2, 3, 5])
-def test_groups_are_split_until_there_are_as_many_as_on_the_other_processes(count):
-    groups = split_groups([[0, 2, 4], [1, 3]], count)
-    assert len(groups) == count and sorted(chain.from_iterable(groups)) == [0, 1, 2, 3, 4]
-    assert all(set(group) <= {0, 2, 4} or set(group) <= {1, 3} for group in groups)
 
 
 @pytest.mark.parametrize("max_tokens", [100, 250, 10_000])

@@ -99,12 +99,12 @@ def _serve(arguments: argparse.Namespace, examples: str | None) -> None:
     limits = MediaLimits(MAX_PIXELS, settings.max_seconds, MAX_FRAMES)
     configs = _configurations(arguments)
     require_same_labels({name: labels_of(config) for name, config in configs.items()})
-    for config, key in zip(configs.values(), ("model.ckpt", "--compare-checkpoint"), strict=False):
-        # The checkpoint of another configuration is that of its file.
-        with _renamed("model.ckpt", "model.ckpt" if arguments.compare is not None else key):
-            checked_checkpoints(config)
+    (config, *others) = configs.values()
+    checked_checkpoints(config)
+    for other in others:
+        with _renamed("model.ckpt", "model.ckpt" if arguments.compare_checkpoint is None else "--compare-checkpoint"):
+            checked_checkpoints(other)
     models = Models(list(configs), [engine_loader(config, limits) for config in configs.values()])
-    (config, *_) = configs.values()
     with closing(PreviewReader(config, limits, settings.timeout)) as read_previews:
         server = AppServer(settings, models, read_previews)
         server.run()

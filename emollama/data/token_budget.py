@@ -28,22 +28,3 @@ def group_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
             groups[group].append(index)
             space[group] -= lengths[index]
     return [sorted(group) for group in groups]
-
-
-def split_groups(groups: Sequence[Sequence[int]], count: int) -> list[list[int]]:
-    """Split groups until there are this many, so that all processes run the same number of micro-batches.
-
-    Args:
-        groups: at most ``count`` groups, with at least ``count`` samples in total.
-        count: number of groups to return.
-
-    Returns:
-        The groups. Each is a group of the argument or a part of one.
-    """
-    result = [list(group) for group in groups]
-    while len(result) < count:
-        largest = max(range(len(result)), key=lambda index: (len(result[index]), -index))
-        whole = result[largest]
-        assert len(whole) > 1, "there are fewer samples than groups"
-        result[largest : largest + 1] = [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
-    return result

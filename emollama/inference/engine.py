@@ -32,7 +32,7 @@ from emollama.inference.generation_stage import GenerationStage, SequenceGenerat
 from emollama.inference.pending import AnswerStream, PendingAnswer
 from emollama.inference.prediction_block import find_prediction_block, prediction_blocks
 from emollama.inference.remote_support import require_supported
-from emollama.inference.requests import Answer, Checkpoint, EngineClosed, QueueFull, Request
+from emollama.inference.requests import EMOTION, Answer, Checkpoint, EngineClosed, QueueFull, Request
 from emollama.inference.videos import VideoSources
 from emollama.media.source import DEFAULT_LIMITS, MediaLimits, Source
 from emollama.paths import sha256
@@ -179,7 +179,7 @@ class Engine:
     @property
     def labels(self) -> list[str]:
         """The labels of the task emotion; empty if its block has none."""
-        return list(self._records.block("emotion").block.dataset.labels)
+        return list(self._records.block(EMOTION).block.dataset.labels)
 
     @property
     def tasks(self) -> list[str]:

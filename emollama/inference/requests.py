@@ -14,6 +14,7 @@ import numpy as np
 
 from emollama.errors import UserError
 
+EMOTION = "emotion"  # the task whose answers are labels
 MAX_CHARACTERS = 100_000  # of the texts of a request together, which are several times the context of a language model
 MAX_SEED = 2**63 - 1
 Media: TypeAlias = str | os.PathLike[str] | bytes  # path of a file, or its content

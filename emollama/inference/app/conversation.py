@@ -11,10 +11,9 @@ from typing import Any
 
 from emollama import __version__
 from emollama.inference.intended_use import INTENDED_USE
-from emollama.inference.requests import Answer, GenerationOptions, Request, Turn
+from emollama.inference.requests import EMOTION, Answer, GenerationOptions, Request, Turn
 
 Probabilities = Mapping[str, float]  # label -> probability among the labels
-EMOTION = "emotion"  # the task whose answers are labels
 
 
 @dataclass(frozen=True)

@@ -59,15 +59,19 @@ class AnswerLimit:
         Raises:
             UserError: If it may not.
         """
-        if self.listeners.has_passed(self.deadline):
-            text = f"The answer was not complete after {self.seconds:g} seconds."
-            raise UserError(f"{text} Lower the maximum length under Options, or ask again later.")
-        if not self.listeners.is_listening(self.page):
-            raise UserError("The page does not receive the answer. Reload it.")
+        if (reason := self._reason()) is not None:
+            raise UserError(reason)
 
     def is_over(self) -> bool:
         """Return whether the answer has to end."""
-        return self.listeners.has_passed(self.deadline) or not self.listeners.is_listening(self.page)
+        return self._reason() is not None
+
+    def _reason(self) -> str | None:
+        """Return why the answer has to end; None if it may continue."""
+        if self.listeners.has_passed(self.deadline):
+            text = f"The answer was not complete after {self.seconds:g} seconds."
+            return f"{text} Lower the maximum length under Options, or ask again later."
+        return None if self.listeners.is_listening(self.page) else "The page does not receive the answer. Reload it."
 
 
 class Listeners:

@@ -8,8 +8,8 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 from emollama.errors import UserError
-from emollama.inference.app.conversation import EMOTION
 from emollama.inference.prediction_block import find_prediction_block
+from emollama.inference.requests import EMOTION
 from emollama.media.source import MediaLimits
 
 if TYPE_CHECKING:

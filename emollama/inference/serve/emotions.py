@@ -14,12 +14,11 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
-from emollama.inference.requests import Answer, Request, Timings
+from emollama.inference.requests import EMOTION, Answer, Request, Timings
 from emollama.inference.serve.bodies import Admission, invalid_body, media_type, read_json
 from emollama.inference.serve.errors import ApiError, ClientGone
 from emollama.inference.serve.media_inputs import KINDS, MediaInputs, MediaKind, declared_kind, require_type
 from emollama.inference.serve.schema import EmotionsBody
-from emollama.inference.serve.served_model import LABELLED
 
 FORM = "multipart/form-data"
 ANY_KIND = "file"  # the field of a file whose declared media type tells its kind
@@ -166,15 +165,15 @@ def engine_requests(body: EmotionsBody, media: dict[MediaKind, bytes], tasks: Se
     Raises:
         ApiError: If the configuration has no task with labels.
     """
-    if LABELLED not in tasks:
-        message = f"The configuration of the server has no task '{LABELLED}'. Use /v1/chat/completions."
+    if EMOTION not in tasks:
+        message = f"The configuration of the server has no task '{EMOTION}'. Use /v1/chat/completions."
         raise ApiError(400, message, code="no_labels")
     labels = Request(
         video=media.get("video"),
         image=media.get("image"),
         audio=media.get("audio"),
         text=body.text,
-        task=LABELLED,
+        task=EMOTION,
         mask_slots=body.mask_slots,
         label_probabilities=True,
     )

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from emollama.config import RunConfig
+from emollama.inference.requests import EMOTION
 from emollama.inference.serve.errors import unavailable
-from emollama.inference.serve.served_model import LABELLED
 from emollama.inference.serve.settings import ServeSettings
 from emollama.logs.logger import get_logger
 from emollama.media.source import MediaLimits
@@ -95,6 +95,6 @@ def load_engine(config: RunConfig, settings: ServeSettings) -> Engine:
     for slot in engine.slots:
         log.info("slot %s: %s", slot, blocks.get(slot, "no block under 'encoders'"))
     # The labels are read from the data now, because this can take a while.
-    labels = ", ".join(engine.labels if LABELLED in engine.tasks else []) or "none"
+    labels = ", ".join(engine.labels if EMOTION in engine.tasks else []) or "none"
     log.info("loaded %s, tasks: %s, labels: %s", ", ".join(engine.checkpoint.files), ", ".join(engine.tasks), labels)
     return engine

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from emollama.inference.remote_support import NO_LIKELIHOODS
-from emollama.inference.requests import Answer, Request
+from emollama.inference.requests import EMOTION, Answer, Request
 from emollama.inference.serve.errors import ApiError
 
 if TYPE_CHECKING:
     from emollama.inference.engine import Engine
-
-LABELLED = "emotion"  # the task whose answers are labels
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class ServedModel:
         """Return the extension field of the model; None while the engine is loaded."""
         if engine is None:
             return None
-        labels = engine.labels if LABELLED in engine.tasks else []
+        labels = engine.labels if EMOTION in engine.tasks else []
         return {"tasks": engine.tasks, "trained_tasks": self.trained_tasks, "labels": labels, "slots": engine.slots}
 
     def warnings(self, engine: Engine, request: Request, answer: Answer) -> list[str]:
