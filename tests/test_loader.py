@@ -14,7 +14,7 @@ from helpers import NAMES
 
 from emollama.data.loader import BatchLayout, TrainingSamples, WorkerOptions, step_batches, training_loader
 from emollama.data.sampling import MIXING_WINDOW, DatasetSampling, MixtureSampler
-from emollama.data.token_budget import group_by_tokens
+from emollama.data.token_budget import group_by_tokens, split_into
 from emollama.errors import UserError
 
 
@@ -138,6 +138,27 @@ def test_a_step_has_the_same_samples_with_any_maximum(samples, max_tokens):
     for step, first in zip(steps, (0, 3), strict=True):
         names = [name for batch in step for name in batch.names]
         assert sorted(names) == sorted(name for batch in without[first : first + 3] for name in batch.names)
+
+
+@pytest.mark.parametrize("number", [2, 3, 6])
+def test_the_parts_of_a_split_micro_batch_have_its_samples(samples, number):
+    (whole,) = batches(samples, BatchLayout(6, 1, 1, 0, 10_000), end=1)
+    parts = split_into([whole], number)
+    assert len(parts) == number
+    for name in ("names", "tasks", "cache_key"):
+        assert sum((getattr(part, name) for part in parts), ()) == getattr(whole, name)
+    for name in ("input_ids", "labels", "loss_weights", "position_ids", "dropout_seeds"):
+        assert torch.cat([getattr(part, name) for part in parts]).equal(getattr(whole, name))
+    for slot, packed in whole.slots.items():
+        assert torch.cat([part.slots[slot].values for part in parts]).equal(packed.values)
+    assert sum(part.tokens_cut for part in parts) == whole.tokens_cut
+
+
+def test_the_micro_batch_with_the_most_tokens_is_split(samples):
+    small, large = (batches(samples, BatchLayout(size, 1, 1, 0), end=1)[0] for size in (2, 4))
+    assert [len(part.names) for part in split_into([small, large], 3)] == [2, 2, 2]
+    single = batches(samples, BatchLayout(1, 1, 1, 0), end=1)[0]
+    assert [len(part.names) for part in split_into([single, small], 3)] == [1, 1, 1]
 
 
 # Loader

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from emollama.data.batch import Batch, Sample, collate
+
 
 def group_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Group samples into as few micro-batches as the first-fit decreasing heuristic finds.
@@ -28,3 +30,47 @@ def group_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
             groups[group].append(index)
             space[group] -= lengths[index]
     return [sorted(group) for group in groups]
+
+
+def split_into(batches: Sequence[Batch], number: int) -> list[Batch]:
+    """Split micro-batches until there are ``number``: each time the one with the most tokens that has several samples.
+
+    Processes of a run whose samples fit into fewer micro-batches than those of another process split them, so that all
+    processes run the same number of forward and backward passes in a step. They would otherwise wait for the others.
+
+    Args:
+        batches: micro-batches with at least ``number`` samples.
+        number: number of micro-batches.
+    """
+    result = list(batches)
+    while len(result) < number:
+        _, negative_index = max((len(batch.input_ids), -index) for index, batch in enumerate(result) if len(batch.names) > 1)
+        index = -negative_index
+        samples = _samples(result[index])
+        middle = len(samples) // 2
+        halves = [collate(samples[:middle]), collate(samples[middle:])]
+        is_pinned = result[index].input_ids.is_pinned()
+        result[index : index + 1] = [half.pin_memory() for half in halves] if is_pinned else halves
+    return result
+
+
+def _samples(batch: Batch) -> list[Sample]:
+    """Return the samples of a micro-batch, the inverse of :func:`~emollama.data.batch.collate`."""
+    ids, labels, weights = (values.split(list(batch.lengths)) for values in (batch.input_ids, batch.labels, batch.loss_weights))
+    vectors = {slot: packed.split() for slot, packed in batch.slots.items()}
+    seeds = [None] * len(ids) if batch.dropout_seeds is None else batch.dropout_seeds.tolist()
+    return [
+        Sample(
+            name=name,
+            task=batch.tasks[index],
+            input_ids=ids[index],
+            labels=labels[index],
+            loss_weights=weights[index],
+            slots={slot: parts[index] for slot, parts in vectors.items()},
+            # A batch has the sum of all samples, and so have its parts.
+            tokens_cut=0 if index else batch.tokens_cut,
+            cache_key=batch.cache_key[index],
+            dropout_seed=seeds[index],
+        )
+        for index, name in enumerate(batch.names)
+    ]

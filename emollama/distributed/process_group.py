@@ -1,6 +1,7 @@
 """The process group: torchrun's environment, communication between ranks, and the wrapper of the model.
 
-gloo is used on the CPU and nccl on GPUs. Without torchrun there is a single process and no group.
+Tensors on GPUs are communicated by nccl, tensors on the CPU and Python objects by gloo, so that ranks can agree on a number
+without waiting for their GPUs. Without torchrun there is a single process and no group.
 """
 
 from __future__ import annotations
@@ -54,10 +55,18 @@ class World:
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum a tensor over all ranks, in place."""
+        """Sum a tensor over all ranks, in place. A tensor on the CPU does not wait for work on a GPU."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def max(self, *values: int) -> list[int]:
+        """Return the maximum of each integer over all ranks, without waiting for work on a GPU."""
+        if self.size == 1:
+            return list(values)
+        maxima = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(maxima, dist.ReduceOp.MAX)
+        return maxima.tolist()
 
     def gather(self, value: T) -> list[T]:
         """Return every rank's value, in the order of ranks, on every rank. The value must be picklable."""
@@ -121,7 +130,7 @@ class World:
 
     def any(self, condition: bool) -> bool:
         """Return whether a condition is true on any rank."""
-        return bool(self.sum(torch.tensor(float(condition), device=self.device)))
+        return bool(self.max(condition)[0])
 
     def user_error(self, message: str) -> UserError:
         """Return the error to raise if all ranks detect the same problem; only rank 0 prints it."""
@@ -189,7 +198,7 @@ def start(device: str = "auto", key: str = "run.device") -> World:
     if use_cuda:
         torch.cuda.set_device(where)
     if size > 1 and not dist.is_initialized():
-        backend = "nccl" if use_cuda else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
         store, rank, size = next(rendezvous("env://", timeout=WAIT))
         # After a restart by torchrun, the store still contains the keys of the attempt before.
         store = PrefixStore(attempt(), store)

@@ -41,8 +41,9 @@ class RunnerConfig:
     """Micro-batches per iteration on each process (gradient accumulation)."""
     max_tokens: int | None = None
     """Maximum number of tokens of a micro-batch. If it is set, the batch_size x accum_grad_iters samples of an iteration on a
-    process are grouped by their lengths into as few micro-batches as possible; the samples and the loss of an iteration do not
-    change. A longer sample gets a micro-batch of its own. If null, each micro-batch has batch_size samples."""
+    process are grouped by their lengths into as few micro-batches as possible, equally many on all processes; the samples and the
+    loss of an iteration do not change. A longer sample gets a micro-batch of its own. If null, each micro-batch has batch_size
+    samples."""
     num_workers: int = 4
     """Data loader processes for each training process; they read features and tokenize."""
     lr_sched: str = "linear_warmup_cosine_lr"

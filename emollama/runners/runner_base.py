@@ -18,6 +18,7 @@ from emollama import checkpoint, lr_schedules, optim
 from emollama.config import RunConfig, write_yaml
 from emollama.data.batch import Batch
 from emollama.data.loader import TrainingSamples, WorkerOptions, mix_seed, step_batches, training_loader
+from emollama.data.token_budget import split_into
 from emollama.data.workers import worker_errors
 from emollama.distributed import process_group
 from emollama.distributed.process_group import World
@@ -253,7 +254,9 @@ class RunnerBase:
         """Return an iterator over the micro-batches of each remaining step."""
         options = WorkerOptions(self.cfg.num_workers, self.world.device.type == "cuda", hang_seconds(self.cfg))
         loader = training_loader(self.samples, self.layout, options, first_step=self.first_step, end_step=self.total_steps)
-        return step_batches(loader, self.layout.loads_per_step)
+        steps = step_batches(loader, self.layout.loads_per_step)
+        equal = (split_into(batches, *self.world.max(len(batches))) for batches in steps)
+        return steps if self.layout.max_tokens is None else equal
 
     def _maybe_stop(self, completed_steps: int) -> None:
         """Save a checkpoint and stop if a process was asked to stop before the run is complete."""

@@ -13,6 +13,21 @@ def train_only(path: str) -> None:
     config.runner_class(config).train()
 
 
+def forward_passes(path: str) -> list[int]:
+    """Train one configuration. Returns the number of forward passes of each step."""
+    config = load(path)
+    runner = config.runner_class(config)
+    numbers, gradients = [], runner._gradients
+
+    def counted(step, batches):
+        numbers.append(len(batches))
+        return gradients(step, batches)
+
+    runner._gradients = counted
+    runner.train()
+    return numbers
+
+
 def train(paths: list[str]) -> None:
     """Write <config's folder>/gradients_<rank>.pt for each configuration, then train it."""
     import torch
