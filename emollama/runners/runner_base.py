@@ -255,8 +255,7 @@ class RunnerBase:
         options = WorkerOptions(self.cfg.num_workers, self.world.device.type == "cuda", hang_seconds(self.cfg))
         loader = training_loader(self.samples, self.layout, options, first_step=self.first_step, end_step=self.total_steps)
         steps = step_batches(loader, self.layout.loads_per_step)
-        equal = (split_into(batches, *self.world.max(len(batches))) for batches in steps)
-        return steps if self.layout.max_tokens is None else equal
+        return (split_into(batches, *self.world.max(len(batches))) for batches in steps) if self.layout.max_tokens else steps
 
     def _maybe_stop(self, completed_steps: int) -> None:
         """Save a checkpoint and stop if a process was asked to stop before the run is complete."""
