@@ -31,7 +31,7 @@ def test_ids_labels_and_weights_are_joined_in_order_without_padding(samples):
 
 def test_a_batch_has_the_lengths_of_its_samples_and_offsets_for_all_tokens(samples):
     batch = collate(samples)
-    lengths = [len(sample.input_ids) for sample in samples]
+    lengths = tuple(len(sample.input_ids) for sample in samples)
     assert len(set(lengths)) > 2
     assert batch.lengths == lengths and batch.max_length == max(lengths)
     assert batch.cu_seqlens.dtype == torch.int32 and batch.cu_seqlens[0] == 0
@@ -53,13 +53,19 @@ def test_feature_vectors_of_each_slot_are_packed_with_the_boundaries_of_samples(
             assert packed.values[packed.offsets[index] : packed.offsets[index + 1]].equal(sample.slots[slot])
 
 
+def test_label_positions_are_those_of_all_labels(samples):
+    batch = collate(samples)
+    assert (batch.labels[batch.label_positions] != IGNORED).all()
+    assert len(batch.label_positions) == sum(int((sample.labels != IGNORED).sum()) for sample in samples)
+
+
 def test_cut_tokens_are_summed(samples):
     assert collate([replace(sample, tokens_cut=count) for count, sample in enumerate(samples)]).tokens_cut == 15
 
 
 def test_a_batch_of_one_sample_equals_the_sample(samples):
     batch = collate(samples[:1])
-    assert batch.lengths == [len(samples[0].input_ids)] and batch.input_ids.equal(samples[0].input_ids)
+    assert batch.lengths == (len(samples[0].input_ids),) and batch.input_ids.equal(samples[0].input_ids)
 
 
 def test_moving_a_batch_to_a_device_preserves_its_values(samples):

@@ -18,13 +18,14 @@ from emollama.models.fusion.linear import ImageProjection
 from emollama.models.llm import load_tokenizer
 
 ROWS = 5
-FIRST_ID = 800
+EMBEDDING_ROWS = 800
 PROMPTS = ("<Img><ImageHere></Img> Describe it.", "See <ImageHere> and tell.", "<ImageHere>")
 
 
 def make_prompt(template="[INST] {} [/INST] ", end="</s>", *, prompts=PROMPTS, max_txt_len=160, max_context_len=3800):
     style = PromptStyle(template, True, end, max_txt_len, max_context_len)
-    feature_tokens = FeatureTokenLayout(ImageProjection.layout(ImageProjection.Config(), {"image": SlotShape(4, 8)}), FIRST_ID)
+    layout = ImageProjection.layout(ImageProjection.Config(), {"image": SlotShape(4, 8)})
+    feature_tokens = FeatureTokenLayout(layout, EMBEDDING_ROWS)
     cfg = MiniGPT4Format.Config(prompts=list(prompts))
     return MiniGPT4Format(cfg, tokenizer=load_tokenizer(str(GOLDEN / "llama")), style=style, feature_tokens=feature_tokens)
 
@@ -40,7 +41,7 @@ def ids(prompt, text):
 def test_the_feature_tokens_are_between_the_texts_before_and_after_the_mark():
     prompt = make_prompt()
     sample = prompt.tokenize(record())
-    begin = [prompt.tokenizer.bos_token_id, *ids(prompt, "[INST] <Img>"), *[FIRST_ID] * ROWS]
+    begin = [prompt.tokenizer.bos_token_id, *ids(prompt, "[INST] <Img>"), *[-1] * ROWS]
     prompt_ids = begin + ids(prompt, "</Img> Describe it. [/INST] ")
     answer = ids(prompt, "two dogs run</s>")
     assert sample.input_ids.tolist() == prompt_ids + answer
@@ -50,7 +51,7 @@ def test_the_feature_tokens_are_between_the_texts_before_and_after_the_mark():
 def test_a_prompt_of_the_placeholder_alone_without_a_template_has_no_text():
     prompt = make_prompt("{}")
     sample = prompt.tokenize(record("<ImageHere>"), for_generation=True)
-    assert sample.input_ids.tolist() == [prompt.tokenizer.bos_token_id, *[FIRST_ID] * ROWS]
+    assert sample.input_ids.tolist() == [prompt.tokenizer.bos_token_id, *[-1] * ROWS]
 
 
 def test_a_sample_contains_the_vicuna_template_and_its_end_symbol():

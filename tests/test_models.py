@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from helpers import GOLDEN, TASKS, golden_tree, loaded
 from torch import zeros
 
-from emollama.data.batch import IGNORED, PackedFeatures, Record, collate
+from emollama.data.batch import IGNORED, PackedFeatures, Record, Sample, collate
 from emollama.data.slots import SlotShape
 from emollama.decoding.generate import generate
 from emollama.decoding.sampling_params import SamplingParams
 from emollama.errors import UserError
 from emollama.models import llm, llm_weights
-from emollama.models.fusion.feature_tokens import place_feature_tokens
+from emollama.models.fusion.feature_tokens import joined_feature_tokens
 from emollama.models.fusion.linear import LinearFusion
 from emollama.optim import trainable
 
@@ -141,16 +141,17 @@ def test_a_number_of_image_vectors_that_is_not_a_multiple_of_four_is_refused(cou
 
 
 def test_feature_tokens_replace_their_placeholders():
-    ids = torch.tensor([1, 11, 10, 2, 11])
+    ids = torch.tensor([1, -2, -1, 2, -2])
+    batch = collate([Sample("clip", "emotion", ids, ids, zeros(5), {})])
     features = {"a": torch.full((1, 2), 5.0), "b": torch.tensor([[6.0, 6.0], [7.0, 7.0]])}
-    placed = place_feature_tokens(zeros(5, 2), ids, features, first_id=10)
-    assert placed[:, 0].tolist() == [0, 6, 5, 0, 7]
+    joined = joined_feature_tokens(features, batch.feature_counts)
+    assert zeros(5, 2).index_copy(0, batch.feature_positions, joined)[:, 0].tolist() == [0, 6, 5, 0, 7]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_differing_numbers_of_feature_tokens_and_placeholders_are_refused(count):
     with pytest.raises(ValueError, match=f"2 placeholders for 'a', but the fusion module returned {count} feature tokens"):
-        place_feature_tokens(zeros(3, 2), torch.tensor([10, 1, 10]), {"a": zeros(count, 2)}, first_id=10)
+        joined_feature_tokens({"a": zeros(count, 2)}, (2,))
 
 
 def test_a_batch_with_a_missing_feature_vector_is_refused_with_both_numbers(golden_model, samples):

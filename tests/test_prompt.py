@@ -42,8 +42,8 @@ def placeholder_counts(prompt, sample):
 
 
 def text_of(prompt, ids):
-    """Decode the ids below the first placeholder, with special tokens."""
-    return prompt.tokenizer.decode([int(i) for i in ids if i < prompt.feature_tokens.first_id])
+    """Decode the ids of text, with special tokens."""
+    return prompt.tokenizer.decode([int(i) for i in ids if i >= 0])
 
 
 def golden_ids(prompt, sequence):
@@ -124,7 +124,7 @@ def test_a_long_context_loses_only_the_start_of_the_user_text(golden_prompt, lay
     assert text.endswith("[reason] Which clues are there?  [/INST] yes</s>")
     assert "</feature>" in text and "</video>" in text and text.count("<video>") == 1
     assert cut.tokens_cut == len(whole.input_ids) - len(cut.input_ids) > 0
-    text_tokens = int((cut.input_ids < golden_prompt.feature_tokens.first_id).sum()) - int((cut.labels != IGNORED).sum())
+    text_tokens = int((cut.input_ids >= 0).sum()) - int((cut.labels != IGNORED).sum())
     beginnings = 2 if layout == "upstream_eval" else 1
     assert 60 <= text_tokens <= 60 + beginnings
 
@@ -174,10 +174,10 @@ def test_special_tokens_in_user_texts_or_answers_are_text(golden_prompt, part, s
     assert special.replace(" ", "") in squeezed
 
 
-def test_placeholder_ids_are_unique_and_outside_the_embedding_table(golden_prompt):
+def test_placeholder_ids_are_unique_and_negative(golden_prompt):
     feature_tokens = golden_prompt.feature_tokens
     ids = [feature_tokens.id_of(name) for name in feature_tokens.fusion.parts]
-    assert ids == list(range(800, 805)) and len(golden_prompt.tokenizer) <= 800
+    assert ids == [-1, -2, -3, -4, -5]
 
 
 def test_a_number_of_image_vectors_that_is_not_a_multiple_of_four_is_refused_by_sample(golden_prompt):

@@ -23,7 +23,7 @@ from emollama.data.prompts.prompt import FeatureTokenLayout
 from emollama.errors import UserError
 from emollama.registry import PROMPT_FORMATS
 
-FIRST_ID = 800
+EMBEDDING_ROWS = 800
 OUTPUTS = {"multi": ("multi",), "audio": ("audio",), "video": ("face", "frame")}
 AFFECTGPT = """
 type: template
@@ -43,7 +43,7 @@ def build(golden_prompt, block, outputs=OUTPUTS, **style):
     """Return the format of a ``prompt_format`` block with the tokenizer of the golden Llama."""
     format_class, cfg = PROMPT_FORMATS.configured(yaml.safe_load(block) if isinstance(block, str) else block, "prompt_format")
     style = dataclasses.replace(golden_prompt.style, **{"template": "###Human: {}###Assistant: ", "end_sym": "###"} | style)
-    feature_tokens = FeatureTokenLayout(FusionLayout(outputs, lambda counts: dict(counts)), FIRST_ID)
+    feature_tokens = FeatureTokenLayout(FusionLayout(outputs, lambda counts: dict(counts)), EMBEDDING_ROWS)
     return format_class(cfg, tokenizer=golden_prompt.tokenizer, style=style, feature_tokens=feature_tokens)
 
 
@@ -54,7 +54,7 @@ def record(text=TEXT, answer="happy, sad", **counts):
 
 
 def text_of(prompt, ids):
-    return prompt.tokenizer.decode([int(token) for token in ids if token < FIRST_ID])
+    return prompt.tokenizer.decode([int(token) for token in ids if token >= 0])
 
 
 # Formats in YAML
@@ -63,7 +63,7 @@ def text_of(prompt, ids):
 def test_a_turn_is_tokenized_at_once_as_with_one_special_word_for_each_feature_token(golden_prompt):
     prompt = build(golden_prompt, AFFECTGPT)
     tokenizer = copy.deepcopy(golden_prompt.tokenizer)
-    words = {"<MultiHere>": 800, "<AudioHere>": 801, "<FaceHere>": 802}
+    words = {"<MultiHere>": -1, "<AudioHere>": -2, "<FaceHere>": -3}
     tokenizer.add_tokens(list(words), special_tokens=True)
     turn = (
         "###Human: The audio and video merged info is: <Multi><MultiHere></Multi>. The audio content is as follows:"
@@ -84,7 +84,7 @@ def test_optional_sections_are_left_out_if_their_outputs_have_no_tokens(golden_p
     prompt = build(golden_prompt, AFFECTGPT)
     sample = prompt.tokenize(record(multi=0, face=0), for_generation=True)
     assert text_of(prompt, sample.input_ids).startswith("###Human: The audio content is as follows: <Audio></Audio>. The sub")
-    assert (sample.input_ids == 801).sum() == (sample.input_ids >= FIRST_ID).sum() == 2
+    assert (sample.input_ids == -2).sum() == (sample.input_ids < 0).sum() == 2
     assert prompt.body(record(multi=0, face=0)) == (
         f"The audio content is as follows: <Audio><AudioHere></Audio>. The subtitle of this video is: <Subtitle>{TEXT} "
     )
@@ -123,7 +123,7 @@ def test_text_may_follow_the_user_text_and_braces_are_doubled(golden_prompt):
     sample = prompt.tokenize(record("Why?"), for_generation=True)
     tokenizer = golden_prompt.tokenizer
     texts = [tokenizer(text, add_special_tokens=False).input_ids for text in ("[", " a {b} Why? c ", " d]")]
-    assert sample.input_ids.tolist() == [*texts[0], 800, 801, 801, *texts[1], 802, 802, 802, *texts[2]]
+    assert sample.input_ids.tolist() == [*texts[0], -1, -2, -2, *texts[1], -3, -3, -3, *texts[2]]
     assert prompt.body(record("Why?")) == "<MultiHere><AudioHere> a {b} Why? c <VideoHere> d"
 
 
@@ -133,7 +133,7 @@ def test_an_output_can_be_inserted_at_the_tag_of_the_user_text(golden_prompt):
     assert prompt.body(record("")) == "<MultiHere><VideoHere>Hear <ImageHere>?"
     ids = prompt.tokenize(record(""), for_generation=True).input_ids.tolist()
     before, after = (golden_prompt.tokenizer(text, add_special_tokens=False).input_ids for text in ("Hear ", "?###Assistant: "))
-    assert ids[-len(before + after) - 2 :] == [*before, 801, 801, *after]
+    assert ids[-len(before + after) - 2 :] == [*before, -2, -2, *after]
     assert prompt.apply_instruction("What?", np.random.default_rng(0)) == "<ImageHere>What?"
 
 
@@ -201,10 +201,10 @@ def test_no_text_of_a_data_file_becomes_structure(golden_prompt, name, seed):
     text, answer = ("".join(rng.choice(STRUCTURE, size=rng.integers(1, 9))) for _ in range(2))
     sample = prompt.tokenize(record(text, answer))
     plain = prompt.tokenize(record("x", "x"))
-    structural = [*range(FIRST_ID, FIRST_ID + 4), *golden_prompt.tokenizer.all_special_ids]
+    structural = [*range(-4, 0), *golden_prompt.tokenizer.all_special_ids]
     for token in structural:
         assert (sample.input_ids == token).sum() == (plain.input_ids == token).sum(), (text, answer, token)
-    assert int(sample.input_ids.max()) < FIRST_ID + 4
+    assert int(sample.input_ids.min()) >= -4 and int(sample.input_ids.max()) < EMBEDDING_ROWS
     shown = text_of(prompt, sample.input_ids)
     for part in (text, answer):
         assert re.sub(r"\s", "", part) in re.sub(r"\s", "", shown)
@@ -214,7 +214,7 @@ def test_an_image_tag_in_a_transcript_is_not_the_position_of_the_image(golden_pr
     prompt = build(golden_prompt, {"type": "minigpt4"}, {"image": ("image",)})
     text = user_text("emotion", "Look at <ImageHere>. Which?", "She says <ImageHere>")
     sample = prompt.tokenize(Record("clip", "emotion", [(text, None)], {"image": zeros(2, 4)}))
-    first = sample.input_ids.tolist().index(FIRST_ID)
+    first = sample.input_ids.tolist().index(-1)
     assert text_of(prompt, sample.input_ids[:first]).endswith("She says < ImageHere>.  [emotion] Look at ")
 
 

@@ -81,7 +81,7 @@ def prompt_of(
         },
         "outputs": list(prompt.feature_tokens.outputs),
         "parts": [{key: item[key] for key in ("slot", "output", "group")} for item in projections],
-        "first_placeholder": prompt.feature_tokens.first_id,
+        "first_placeholder": prompt.feature_tokens.embedding_rows,
         "layouts": {name: _layout(layout) for name, layout in cfg.parsed_layouts.items()},
         "layout": training["layout"],
         "tokenize": cfg.tokenize,

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class Sample:
     Attributes:
         name: the name of the clip or image.
         task: the task's name.
-        input_ids: (T,) int64; an id outside the embedding table is a placeholder for one feature token of the fusion module.
+        input_ids: (T,) int64; a negative id is a placeholder for one feature token of the fusion module.
         labels: (T,) int64, ``IGNORED`` outside the answers.
         loss_weights: (T,) float32, 0 where labels are ignored.
         slots: slot -> feature vectors (n, D).
@@ -104,8 +105,11 @@ class Batch:
         names, tasks: B strings.
         input_ids, labels, position_ids: (T,) int64; positions restart at 0 with each sample.
         loss_weights: (T,) float32.
+        lengths: number of tokens of each sample.
         cu_seqlens: (B + 1,) int32, the first token of each sample, and T.
-        max_length: tokens of the longest sample.
+        label_positions: (L,) int64, the tokens with a label.
+        feature_positions: (F,) int64, the tokens with a placeholder id: first those of the id -1, then those of -2, and so on.
+        feature_counts: number of tokens with each placeholder id, from -1 on.
         slots: slot -> :class:`PackedFeatures`, for every slot of the model; a sample without features has 0 vectors.
         tokens_cut: number of text tokens of all samples that exceeded the length limits.
         cache_key: the cache key or None of each of the B records.
@@ -118,17 +122,26 @@ class Batch:
     labels: Tensor
     loss_weights: Tensor
     position_ids: Tensor
+    lengths: tuple[int, ...]
     cu_seqlens: Tensor
-    max_length: int
+    label_positions: Tensor
+    feature_positions: Tensor
+    feature_counts: tuple[int, ...]
     slots: dict[str, PackedFeatures]
     tokens_cut: int
     cache_key: tuple[str | None, ...]
     dropout_seeds: Tensor | None = None
 
     @property
-    def lengths(self) -> list[int]:
-        """Number of tokens of each sample."""
-        return [int(length) for length in self.cu_seqlens.diff()]
+    def max_length(self) -> int:
+        """Number of tokens of the longest sample."""
+        return max(self.lengths)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of the batch except for its features, by the names of the attributes."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device; the copy is asynchronous if the memory is pinned."""
@@ -139,31 +152,32 @@ class Batch:
         return self._mapped(lambda tensor: tensor.pin_memory())
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        return dataclasses.replace(
-            self,
-            input_ids=function(self.input_ids),
-            labels=function(self.labels),
-            loss_weights=function(self.loss_weights),
-            position_ids=function(self.position_ids),
-            cu_seqlens=function(self.cu_seqlens),
-            slots={slot: PackedFeatures(function(packed.values), packed.offsets) for slot, packed in self.slots.items()},
-            dropout_seeds=None if self.dropout_seeds is None else function(self.dropout_seeds),
-        )
+        changes: dict[str, Any] = {name: function(tensor) for name, tensor in self.tensors.items()}
+        slots = {slot: PackedFeatures(function(packed.values), packed.offsets) for slot, packed in self.slots.items()}
+        return dataclasses.replace(self, slots=slots, **changes)
 
 
 def collate(samples: list[Sample]) -> Batch:
     """Pack samples into one sequence without padding; each slot's feature vectors are concatenated in the same order."""
     seeds = [sample.dropout_seed for sample in samples if sample.dropout_seed is not None]
-    lengths = torch.tensor([0] + [len(sample.input_ids) for sample in samples], dtype=torch.int32)
+    lengths = tuple(len(sample.input_ids) for sample in samples)
+    input_ids = torch.cat([sample.input_ids for sample in samples])
+    labels = torch.cat([sample.labels for sample in samples])
+    # The model would have to wait for the device to find these positions.
+    placeholders = (input_ids < 0).nonzero().squeeze(1)
+    order = input_ids[placeholders].sort(descending=True, stable=True)
     return Batch(
         names=tuple(sample.name for sample in samples),
         tasks=tuple(sample.task for sample in samples),
-        input_ids=torch.cat([sample.input_ids for sample in samples]),
-        labels=torch.cat([sample.labels for sample in samples]),
+        input_ids=input_ids,
+        labels=labels,
         loss_weights=torch.cat([sample.loss_weights for sample in samples]),
-        position_ids=torch.cat([torch.arange(len(sample.input_ids)) for sample in samples]),
-        cu_seqlens=lengths.cumsum(0, dtype=torch.int32),
-        max_length=int(lengths.max()),
+        position_ids=torch.cat([torch.arange(length) for length in lengths]),
+        lengths=lengths,
+        cu_seqlens=torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32),
+        label_positions=(labels != IGNORED).nonzero().squeeze(1),
+        feature_positions=placeholders[order.indices],
+        feature_counts=tuple((-1 - order.values).bincount().tolist()),
         slots={slot: PackedFeatures.pack([sample.slots[slot] for sample in samples]) for slot in samples[0].slots},
         tokens_cut=sum(sample.tokens_cut for sample in samples),
         cache_key=tuple(sample.cache_key for sample in samples),

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from emollama.data.batch import Batch
 from emollama.distributed.stop_requests import STOP_REQUESTS
@@ -67,9 +66,8 @@ def check_shared_memory(
 
 def _shared_bytes(batch: Batch) -> int:
     """Return the size of a batch's tensors in whole pages."""
-    tensors: list[Tensor | None] = [batch.input_ids, batch.labels, batch.loss_weights, batch.position_ids, batch.cu_seqlens]
-    tensors += [batch.dropout_seeds, *(packed.values for packed in batch.slots.values())]
-    return sum(-(-tensor.nbytes // _PAGE) * _PAGE for tensor in tensors if tensor is not None)
+    tensors = [*batch.tensors.values(), *(packed.values for packed in batch.slots.values())]
+    return sum(-(-tensor.nbytes // _PAGE) * _PAGE for tensor in tensors)
 
 
 def _mib(size: int) -> str:

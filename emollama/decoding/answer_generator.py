@@ -127,7 +127,7 @@ class AnswerGenerator:
         self.prompt_format = prompt_format
         self._running = RunningBatch(members, prompt_format.is_finished)
         self._sequences: dict[int, _Sequence] = {}
-        self._prefixes = PrefixCache(num_prefixes, prompt_format.feature_tokens.first_id) if num_prefixes else None
+        self._prefixes = PrefixCache(num_prefixes) if num_prefixes else None
 
     def __len__(self) -> int:
         """Number of unfinished sequences."""

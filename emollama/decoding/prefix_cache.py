@@ -31,11 +31,10 @@ class PrefixCache:
 
     Args:
         capacity: number of sequences. Each needs the memory of the keys and values of its tokens.
-        first_placeholder: the first id that stands for a feature token.
     """
 
-    def __init__(self, capacity: int, first_placeholder: int) -> None:
-        self._capacity, self._first_placeholder = capacity, first_placeholder
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
         self._states: OrderedDict[Key, list[DecodingState]] = OrderedDict()
 
     def longest(self, sample: Sample) -> Prefix | None:
@@ -47,7 +46,7 @@ class PrefixCache:
         best, best_length = None, 0
         for key, states in self._states.items():
             length = min(_common_length(key[1], ids), len(ids) - 1) if key[0] == features else 0
-            if length > best_length and max(ids[length:]) < self._first_placeholder:
+            if length > best_length and min(ids[length:]) >= 0:
                 best, best_length = (key, states), length
         if best is None:
             return None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 
@@ -92,12 +92,17 @@ def token_keys_of(batch: Batch) -> Tensor | None:
     return _mixed(seeds ^ _mixed(batch.position_ids.int()))
 
 
-def split_keys(lengths: list[int]) -> list[Tensor | None]:
+def keys_at(positions: Tensor) -> Tensor | None:
+    """Return the current keys of the tokens at these positions, (N,); None if there are no keys."""
+    return None if _STATE.keys is None else _STATE.keys.flatten()[positions]
+
+
+def split_keys(lengths: Sequence[int]) -> list[Tensor | None]:
     """Return the current keys of each sample, which has this number of tokens; None for each if there are no keys."""
-    return [None] * len(lengths) if _STATE.keys is None else list(_STATE.keys.flatten().split(lengths))
+    return [None] * len(lengths) if _STATE.keys is None else list(_STATE.keys.flatten().split(list(lengths)))
 
 
-def padded_keys(lengths: list[int]) -> Tensor | None:
+def padded_keys(lengths: Sequence[int]) -> Tensor | None:
     """Return the current keys for samples that are padded on the right, (B, W), where W is the longest length."""
     parts = [part for part in split_keys(lengths) if part is not None]
     return nn.utils.rnn.pad_sequence(parts, batch_first=True) if parts else None

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emollama.data.batch import IGNORED, Batch, PackedFeatures
+from emollama.data.batch import Batch, PackedFeatures
 from emollama.data.fusion_layout import FusionLayout
 from emollama.data.prompts import tokenizer_check
 from emollama.data.prompts.prompt import PromptFormat
@@ -24,7 +24,7 @@ from emollama.decoding_state import DecodingState
 from emollama.errors import UserError
 from emollama.models import checkpoint_names, dropout, frames, llm, padded
 from emollama.models.fusion.build import FusionKey, build_fusion, fusion_layout
-from emollama.models.fusion.feature_tokens import MIN_GEMM_ROWS, place_feature_tokens
+from emollama.models.fusion.feature_tokens import MIN_GEMM_ROWS, joined_feature_tokens
 from emollama.models.kv_cache import empty_cache, left_padded_state, unpacked_state
 from emollama.stores.manifest import Manifest
 
@@ -72,7 +72,6 @@ class PackedLLM(nn.Module, ABC):
         build = embedding_table.build if embeddings_only else llm_weights.build
         self.llama_model: Any = build(options, self.llm_config, dtype=frozen_dtype, device=device)
         dropout.replace_dropout(self.llama_model)
-        self.first_placeholder = llm.embedding_rows(self.llm_config)
         slots = without_pixels(self.slot_shapes(cfg))
         # In a few models, such as some of OPT, the embedding table is narrower than the layers.
         width = self.llama_model.get_input_embeddings().weight.shape[1]
@@ -180,7 +179,7 @@ class PackedLLM(nn.Module, ABC):
     def forward(self, batch: Batch) -> Tensor:
         """Return the cross-entropy of each labelled token, (L,) float32, in the batch's order."""
         self._require_length(batch.max_length)
-        positions = (batch.labels != IGNORED).nonzero().squeeze(1)
+        positions = batch.label_positions
         # Logits are computed only where a label follows: those of all tokens, (T, V), would need far more memory.
         with dropout.use_keys(dropout.token_keys_of(batch)):
             if self.packing.is_packed:
@@ -242,7 +241,7 @@ class PackedLLM(nn.Module, ABC):
         self._require_length(batch.max_length + options.get("max_new_tokens", 0))
         if not prompt.ends_with_eos:
             options = {"stop_strings": [self.cfg.end_sym], "tokenizer": prompt.tokenizer, **options}
-        pieces = list(self._embed(batch).split(batch.lengths))
+        pieces = list(self._embed(batch).split(list(batch.lengths)))
         # Most models that cannot be packed compute wrong values if generate() of transformers gets a padded batch.
         groups = [pieces] if self.packing.is_packed else [[piece] for piece in pieces]
         eos = prompt.tokenizer.eos_token_id
@@ -268,12 +267,12 @@ class PackedLLM(nn.Module, ABC):
         """Return the next-token logits after these positions of a packed batch, which the language model reads padded."""
         rows = torch.searchsorted(batch.cu_seqlens[1:].long(), positions, right=True)
         columns = positions - batch.cu_seqlens.long()[rows]
-        sequences = embeddings.split(batch.lengths)
+        sequences = embeddings.split(list(batch.lengths))
         return padded.logits_at(self._llm, sequences, rows, columns, batched=self.packing.batched, cache=cache)
 
     def _padded_prefill(self, batch: Batch, last: Tensor) -> tuple[Tensor, DecodingState]:
         embeddings = self._embed(batch)
-        sequences = embeddings.split(batch.lengths)
+        sequences = embeddings.split(list(batch.lengths))
         if self.packing.cache == "sequence":
             logits, state = padded.prefill_sequences(self._llm, sequences)
             return logits.float(), state
@@ -286,13 +285,12 @@ class PackedLLM(nn.Module, ABC):
 
     def _embed(self, batch: Batch) -> Tensor:
         """Return the input embeddings (T, H): text embeddings, and feature tokens at placeholder ids."""
-        table = self.llama_model.get_input_embeddings()
-        is_text = batch.input_ids < self.first_placeholder
-        text = table(batch.input_ids.where(is_text, 0))
+        text: Tensor = self.llama_model.get_input_embeddings()(batch.input_ids.clamp(min=0))
         tokens = self.fusion({slot: packed.float() for slot, packed in self.features_for_fusion(batch).items()})
-        tokens = {part: tokens[part] for part in self._parts}
-        embeddings = place_feature_tokens(text, batch.input_ids, tokens, self.first_placeholder)
-        return torch.where(is_text[:, None], text, self.dropout(embeddings))
+        joined = joined_feature_tokens({part: tokens[part] for part in self._parts}, batch.feature_counts)
+        with dropout.use_keys(dropout.keys_at(batch.feature_positions)):
+            joined = self.dropout(joined.to(text.dtype))
+        return text.index_copy(0, batch.feature_positions, joined)
 
 
 def _pad_positions(positions: Tensor) -> Tensor:

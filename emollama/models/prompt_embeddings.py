@@ -17,4 +17,4 @@ def prompt_embeddings(model: PackedLLM, batch: Batch) -> list[Tensor]:
         model: a model, of whose language model only the embedding table is used.
         batch: B prompts without answers.
     """
-    return list(model._embed(batch).split(batch.lengths))
+    return list(model._embed(batch).split(list(batch.lengths)))

@@ -33,7 +33,7 @@ class ImageTextPretrain:
 
     def loss(self, model: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
         """Return the weighted sum of the answer tokens' cross-entropies, a scalar to be divided by the step's total weight."""
-        weights: Tensor = batch.loss_weights[batch.labels != IGNORED]
+        weights: Tensor = batch.loss_weights[batch.label_positions]
         return (model(batch) * weights).sum(dtype=torch.float64)
 
     def evaluation_items(self, dataset: SampleDataset, cfg: ImageTextPretrainConfig) -> list[EvaluationItem]:
@@ -129,8 +129,9 @@ def _losses(generator: AnswerGenerator, records: list[Record]) -> dict[int, floa
     if not scored:
         return {}
     members = generator.members
-    batch = collate([generator.prompt_format.tokenize(records[index]) for index in scored]).to(members[0].device)
-    counts = [int((labels != IGNORED).sum()) for labels in batch.labels.split(batch.lengths)]
+    samples = [generator.prompt_format.tokenize(records[index]) for index in scored]
+    counts = [int((sample.labels != IGNORED).sum()) for sample in samples]
+    batch = collate(samples).to(members[0].device)
     by_member = torch.stack([member(batch) for member in members])  # (members, labelled tokens)
     losses = math.log(len(members)) - by_member.neg().logsumexp(0)
     return dict(zip(scored, [part.mean().item() for part in losses.split(counts)], strict=True))

@@ -57,7 +57,7 @@ class TemplateFormat:
         self.feature_tokens = feature_tokens
         self.loss_average = loss_average
         self._check_outputs()
-        rows, is_whole = feature_tokens.first_id, cfg.tokenize == "whole"
+        rows, is_whole = feature_tokens.embedding_rows, cfg.tokenize == "whole"
         self._texts = SegmentTokenizer(tokenizer, feature_tokens.outputs, rows=rows, whole=is_whole)
         self.bos_id, self.bos_text = self._bos()
         self._eos_ids = self._eos()
@@ -103,8 +103,9 @@ class TemplateFormat:
 
     def _require_row(self, text: str, token: int, key: str) -> None:
         """Check that a special token is in the embedding table."""
-        if token >= self.feature_tokens.first_id:
-            raise UserError(f"{key}: {outside(text, token, self.feature_tokens.first_id)}. {REMEDY}.")
+        rows = self.feature_tokens.embedding_rows
+        if token >= rows:
+            raise UserError(f"{key}: {outside(text, token, rows)}. {REMEDY}.")
 
     def _check_openings(self) -> None:
         """Check the ids of every text of a first turn: all are in the embedding table, and the BOS token is not repeated."""

@@ -23,17 +23,16 @@ from emollama.errors import UserError
 class FeatureTokenLayout:
     """The outputs of a fusion module, and the placeholder ids of their feature tokens.
 
-    A placeholder id is an id outside the LLM's embedding table. There is one for each feature token, which replaces it in the
-    model.
+    There is a placeholder id for each feature token, which replaces it in the model. Placeholder ids are negative, so that none
+    of them is the id of a token: -1 is that of the first part of all outputs, -2 that of the second one.
 
     Attributes:
         fusion: names and numbers of the feature tokens.
-        first_id: the first placeholder id, which is the size of the LLM's embedding table. The placeholder id of a part is
-            ``first_id`` plus its index among the parts of all outputs.
+        embedding_rows: number of rows of the LLM's embedding table. Ids of text are below it.
     """
 
     fusion: FusionLayout
-    first_id: int
+    embedding_rows: int
 
     @property
     def outputs(self) -> Mapping[str, tuple[str, ...]]:
@@ -42,7 +41,7 @@ class FeatureTokenLayout:
 
     def id_of(self, part: str) -> int:
         """Return the placeholder id of the feature tokens of a part."""
-        return self.first_id + self.fusion.parts.index(part)
+        return -1 - self.fusion.parts.index(part)
 
     def placeholder_ids(self, record: Record) -> dict[str, list[int]]:
         """Return the placeholder ids of a record's feature tokens by output.
@@ -54,7 +53,7 @@ class FeatureTokenLayout:
             counts = self.fusion.num_feature_tokens({slot: len(vectors) for slot, vectors in record.features.items()})
         except ValueError as error:
             raise UserError(f"sample '{record.name}': {error}") from None
-        ids = {part: [self.first_id + index] * counts[part] for index, part in enumerate(self.fusion.parts)}
+        ids = {part: [-1 - index] * counts[part] for index, part in enumerate(self.fusion.parts)}
         return {output: [token for part in parts for token in ids[part]] for output, parts in self.outputs.items()}
 
 

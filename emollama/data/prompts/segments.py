@@ -64,7 +64,7 @@ class SegmentTokenizer:
     Args:
         tokenizer: a Hugging Face tokenizer, which is not changed.
         outputs: names of the outputs.
-        rows: number of rows of the embedding table. Larger ids are placeholder ids, so texts must not contain them.
+        rows: number of rows of the embedding table. Texts must not contain larger ids.
         whole: whether a turn is tokenized at once.
     """
 

@@ -1,13 +1,14 @@
-"""What fusion modules and models share: projections of feature vectors, and the positions of feature tokens in a sequence.
+"""What fusion modules and models share: projections of feature vectors, and the order of feature tokens.
 
 Shape letters: n = feature vectors of a slot in the whole micro-batch, D = size of a feature vector of the slot, H = hidden size
-of the language model, T = tokens of a packed micro-batch.
+of the language model, F = feature tokens of a packed micro-batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 # CPU libraries multiply matrices with fewer rows by a different routine, which sums in a different order. Smaller inputs are
@@ -22,23 +23,18 @@ def project(layer: nn.Module, vectors: Tensor) -> Tensor:
     return projected[: len(vectors)]
 
 
-def place_feature_tokens(text: Tensor, ids: Tensor, tokens: Mapping[str, Tensor], first_id: int) -> Tensor:
-    """Replace the embeddings at placeholder ids by feature tokens.
+def joined_feature_tokens(tokens: Mapping[str, Tensor], counts: Sequence[int]) -> Tensor:
+    """Return the feature tokens of all parts in the order of their placeholder ids, (F, H).
 
     Args:
-        text: (T, H) embeddings of the text; the values at placeholder ids are not used.
-        ids: (T,) token ids; ``first_id + j`` is the placeholder id of a feature token of the j-th entry of ``tokens``.
         tokens: part of a fusion module's output -> (count, H), in the order of their placeholder ids.
-        first_id: the first placeholder id, which is the number of rows of the embedding table.
+        counts: number of placeholders of each part; without its last numbers if they are 0.
 
     Raises:
-        ValueError: If the numbers of placeholder ids and of feature tokens differ.
+        ValueError: If the numbers of placeholders and of feature tokens of a part differ.
     """
-    for index, (part, value) in enumerate(tokens.items()):
-        positions = (ids == first_id + index).nonzero().squeeze(1)
-        if len(positions) != len(value):
-            raise ValueError(
-                f"{len(positions)} placeholders for '{part}', but the fusion module returned {len(value)} feature tokens"
-            )
-        text = text.index_copy(0, positions, value.to(text.dtype))
-    return text
+    assert len(counts) <= len(tokens), "a placeholder id belongs to no part"
+    for (part, value), count in zip(tokens.items(), [*counts, *[0] * (len(tokens) - len(counts))], strict=True):
+        if len(value) != count:
+            raise ValueError(f"{count} placeholders for '{part}', but the fusion module returned {len(value)} feature tokens")
+    return torch.cat(list(tokens.values()))
