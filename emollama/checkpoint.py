@@ -8,7 +8,6 @@ Checkpoints load with ``weights_only=True``. A file ``<name>.sha256`` is next to
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import os
 import pickle
 import re
@@ -24,10 +23,10 @@ from torch import Tensor
 from emollama import disk
 from emollama.checkpoint_files import other_architecture, require_checkpoint_file
 from emollama.errors import UserError
-from emollama.hashed_file import HashedFile
+from emollama.file_digests import DamagedError, HashedFile, digest_path, read_once, require_intact, stored_digests
 from emollama.listing import listing
 from emollama.optim import HasParameters, trainable
-from emollama.paths import PATHS, atomic_write
+from emollama.paths import atomic_write
 
 LAST, BEST = "checkpoint_last.pth", "checkpoint_best.pth"
 RESUME_FIELDS_KEY = "facts"  # historical name of this entry of a checkpoint
@@ -48,12 +47,11 @@ def copy(source: Path, target: Path) -> None:
     """Copy a checkpoint with its digest; the target is replaced as by :func:`save`.
 
     Raises:
-        UserError: If the source does not match its digest, or the target cannot be written.
+        DamagedError: If the source does not match its digest.
+        UserError: If the target cannot be written.
     """
-    content, intact = _open(source)
-    if intact is False:
-        raise UserError(damage(source))
-    with content, _replaced(target) as file:
+    require_intact(source)
+    with source.open("rb") as content, _replaced(target) as file:
         shutil.copyfileobj(content, file)
 
 
@@ -68,7 +66,7 @@ def _replaced(path: Path) -> Iterator[HashedFile]:
             file.flush()
             os.fsync(file.fileno())
         line = f"{hashed.hexdigest()}  {path.name}\n"
-        earlier = "".join(f"{stored}  {path.name}\n" for stored in _stored_digests(digest))
+        earlier = "".join(f"{stored}  {path.name}\n" for stored in stored_digests(digest))
         # The file contains both digests while the checkpoint is replaced, so that one of them fits at any moment.
         with atomic_write(digest) as lines:
             lines.write(earlier + line)
@@ -87,93 +85,47 @@ def _replaced(path: Path) -> Iterator[HashedFile]:
         raise UserError(f"{text} Earlier checkpoints are intact.") from error
 
 
-def digest_path(path: str | Path) -> Path:
-    """Return the path of a checkpoint's digest."""
-    return Path(f"{path}.sha256")
-
-
-def is_intact(path: str | Path) -> bool | None:
-    """Return whether a file matches its digest, or None if it has no digest.
-
-    Raises:
-        OSError: If the file cannot be read.
-    """
-    file, intact = _open(path)
-    file.close()
-    return intact
-
-
-def _open(path: str | Path) -> tuple[IO[bytes], bool | None]:
-    """Open a checkpoint, which a training may replace at any moment, and close it if it does not match its digest."""
-    while True:
-        file: Any = PATHS.open(str(path), "rb")
-        intact = None
-        if os.path.lexists(digest_path(path)):
-            intact = hashlib.file_digest(file, "sha256").hexdigest() in _stored_digests(digest_path(path))
-            file.seek(0)
-        if intact is not False:
-            return file, intact
-        with file:
-            # The digest of a file that was replaced meanwhile is that of the new file.
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file, intact
-
-
-def damage(path: str | Path) -> str:
-    """Return a message about a file for which :func:`is_intact` returns False."""
-    digest = digest_path(path)
-    if _stored_digests(digest):
-        return f"{path} was changed after it was saved: its SHA-256 differs from {digest}. Use another checkpoint."
-    return (
-        f"{path}: {digest} is damaged, because it contains no SHA-256. If you know that the checkpoint is intact, delete"
-        " that file. Otherwise use another checkpoint."
-    )
-
-
-def _stored_digests(digest: Path) -> list[str]:
-    """Return the digests in a file of digests; an empty list if it does not exist or is damaged."""
-    try:
-        lines = digest.read_bytes().splitlines()
-    except (FileNotFoundError, IsADirectoryError):
-        return []
-    return [match[1].decode() for line in lines if (match := re.match(rb"([0-9a-f]{64})\b", line))]
-
-
 def read(path: str, key: str) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
+    """Read a checkpoint onto the CPU, and compare it with its digest meanwhile.
 
     Args:
         path: a file with at least the entry ``model``.
         key: the configuration key or option with the path, for messages.
 
     Raises:
-        UserError: If the file does not exist, is truncated, does not match its digest, or contains anything other than tensors
-            and plain values.
+        DamagedError: If the file does not match its digest.
+        UserError: If the file does not exist, is truncated, or contains anything other than tensors and plain values.
     """
     require_checkpoint_file(path, key)
     try:
-        file, intact = _open(path)
+        intact, content = read_once(path, _load)
     except OSError as error:
         raise disk.unreadable(error.filename or path, key, error) from None
     if intact is False:
-        raise UserError(f"{key}: {damage(path)}")
-    try:
-        with file:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        unsafe = re.search(r"GLOBAL (\S+)", str(error))
-        if unsafe is None:
-            raise UserError(f"{key}: {path} is truncated or not a checkpoint. Copy it again, or specify another file.") from None
-        raise UserError(
-            f"{key}: {path} contains an object of type {unsafe[1]} and was not loaded, because it could run code. Ask its author"
-            " for a file that torch.load(weights_only=True) can read."
-        ) from None
-    except Exception as error:  # torch.load raises many types of exceptions for damaged files
-        reason = f"{type(error).__name__} {error}".partition("\n")[0].rstrip(". ")
-        raise UserError(f"{key}: {path} is truncated or not a checkpoint: {reason}. Copy it again.") from None
+        raise DamagedError(key, path)
+    if isinstance(content, Exception):
+        raise _unusable(path, key, content) from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f"{key}: {path} is not a checkpoint: expected a dictionary with an entry 'model' that contains tensors")
     return content
+
+
+def _load(file: IO[bytes]) -> Any:
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _unusable(path: str, key: str, error: Exception) -> UserError:
+    """Return the error for a file that torch.load cannot read; it raises many types of exceptions for damaged files."""
+    if not isinstance(error, pickle.UnpicklingError):
+        reason = f"{type(error).__name__} {error}".partition("\n")[0].rstrip(". ")
+        return UserError(f"{key}: {path} is truncated or not a checkpoint: {reason}. Copy it again.")
+    unsafe = re.search(r"GLOBAL (\S+)", str(error))
+    if unsafe is None:
+        return UserError(f"{key}: {path} is truncated or not a checkpoint. Copy it again, or specify another file.")
+    return UserError(
+        f"{key}: {path} contains an object of type {unsafe[1]} and was not loaded, because it could run code. Ask its author"
+        " for a file that torch.load(weights_only=True) can read."
+    )
 
 
 def by_stored_name(stored: Mapping[str, Any], stored_name: Callable[[str], str], path: str) -> dict[str, Tensor]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pickle
 import random
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import GOLDEN, golden_tree, loaded
 
-from emollama import checkpoint
+from emollama import checkpoint, file_digests
 from emollama.errors import UserError
 from emollama.models import checkpoint_names
 from emollama.optim import trainable
@@ -202,6 +204,12 @@ def saved(folder, content, name="checkpoint_0.pth"):
     return path
 
 
+def newest(folder):
+    """The path of the newest checkpoint, which is read, and the problems of the others."""
+    content, problems = checkpoints.newest(folder)
+    return content and Path(content["path"]), problems
+
+
 def test_a_missing_file_is_reported_with_its_key():
     assert refusal(checkpoint.read, "none.pth", "model.ckpt").startswith("model.ckpt: no file 'none.pth' (current directory: ")
 
@@ -213,7 +221,7 @@ def test_a_truncated_file_is_refused_with_and_without_its_digest(tmp_path, store
     raw = path.read_bytes()
     path.write_bytes(raw[: int(len(raw) * share)])
     if not digest:
-        checkpoint.digest_path(path).unlink()
+        file_digests.digest_path(path).unlink()
     message = refusal(checkpoint.read, str(path), "model.ckpt")
     assert message.startswith("model.ckpt: ") and str(path) in message
 
@@ -263,7 +271,7 @@ def test_a_bare_pickle_is_refused_and_never_executed(tmp_path):
     proof, path = tmp_path / "executed", tmp_path / "bad.pth"
     path.write_bytes(pickle.dumps({"model": {}, "config": Payload(proof)}))
     refusal(checkpoint.read, str(path), "model.ckpt")
-    assert checkpoints.newest(tmp_path)[0] is None
+    assert newest(tmp_path)[0] is None
     assert not proof.exists()
 
 
@@ -306,13 +314,13 @@ def test_a_corrupted_file_is_either_read_or_refused_with_a_user_error(tmp_path):
 def test_files_that_are_not_checkpoints_are_never_the_newest_checkpoint(tmp_path, content):
     path = saved(tmp_path, {"model": {}, "step": 5})
     torch.save(content, tmp_path / "checkpoint_1.pth")
-    assert checkpoints.newest(tmp_path)[0] == path
+    assert newest(tmp_path)[0] == path
 
 
 def test_the_epoch_checkpoint_is_preferred_to_the_best_checkpoint_of_the_same_step(tmp_path):
     for name in ("checkpoint_best.pth", "checkpoint_3.pth"):
         saved(tmp_path, {"model": {}, "step": 5}, name)
-    assert checkpoints.newest(tmp_path)[0].name == "checkpoint_3.pth"
+    assert newest(tmp_path)[0].name == "checkpoint_3.pth"
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -323,7 +331,7 @@ def test_a_corrupted_file_does_not_disturb_the_search_for_the_newest_checkpoint(
     for raw in broken_files():
         broken.write_bytes(raw)
         try:
-            assert checkpoints.newest(tmp_path)[0] == path
+            assert newest(tmp_path)[0] == path
         except Exception as error:
             crashes.setdefault(type(error).__name__, str(error)[:80])
     assert crashes == {}
@@ -335,9 +343,9 @@ def test_a_corrupted_file_does_not_disturb_the_search_for_the_newest_checkpoint(
 def test_the_newest_checkpoint_is_the_one_with_the_highest_step(tmp_path):
     for name, step in (("0", 100), ("10", 300), ("9", 200), ("last", 250)):
         saved(tmp_path, {"model": {}, "step": step}, f"checkpoint_{name}.pth")
-    assert checkpoints.newest(tmp_path)[0] == tmp_path / "checkpoint_10.pth"
+    assert newest(tmp_path)[0] == tmp_path / "checkpoint_10.pth"
     saved(tmp_path, {"model": {}, "step": 301}, "checkpoint_last.pth")
-    assert checkpoints.newest(tmp_path)[0] == tmp_path / "checkpoint_last.pth"
+    assert newest(tmp_path)[0] == tmp_path / "checkpoint_last.pth"
 
 
 def test_damaged_files_are_never_the_newest_checkpoint_and_are_listed(tmp_path, stored):
@@ -348,21 +356,21 @@ def test_damaged_files_are_never_the_newest_checkpoint_and_are_listed(tmp_path, 
     raw = bytearray(flipped.read_bytes())
     raw[len(raw) // 2] ^= 1
     flipped.write_bytes(raw)
-    newest, problems = checkpoints.newest(tmp_path)
-    assert newest == tmp_path / "checkpoint_0.pth" and set(problems) == {truncated, flipped}
+    path, problems = newest(tmp_path)
+    assert path == tmp_path / "checkpoint_0.pth" and set(problems) == {truncated, flipped}
 
 
 def test_the_newest_checkpoint_may_lack_its_digest(tmp_path, stored):
     for name, step in (("checkpoint_0.pth", 1), ("checkpoint_1.pth", 2)):
         path = saved(tmp_path, {"model": stored, "step": step}, name)
-    checkpoint.digest_path(path).unlink()
-    assert checkpoints.newest(tmp_path) == (path, {})
+    file_digests.digest_path(path).unlink()
+    assert newest(tmp_path) == (path, {})
 
 
 def test_an_empty_or_missing_folder_has_no_newest_checkpoint(tmp_path):
-    assert checkpoints.newest(tmp_path)[0] is None and checkpoints.newest(tmp_path / "none")[0] is None
+    assert newest(tmp_path)[0] is None and newest(tmp_path / "none")[0] is None
     (tmp_path / "checkpoint_notes.pth.txt").write_text("x")
-    assert checkpoints.newest(tmp_path)[0] is None
+    assert newest(tmp_path)[0] is None
 
 
 def test_keep_last_deletes_older_epochs_with_their_digests_and_never_best_or_last(tmp_path):
@@ -380,6 +388,44 @@ def test_keep_last_above_the_number_of_checkpoints_deletes_nothing(tmp_path):
     assert (tmp_path / "checkpoint_1.pth").exists()
 
 
+class CountingFile(io.FileIO):
+    """A file that counts the bytes that are read."""
+
+    bytes_read = 0
+
+    def readinto(self, buffer):
+        count = super().readinto(buffer)
+        CountingFile.bytes_read += count
+        return count
+
+    def read(self, size=-1):
+        data = super().read(size)
+        CountingFile.bytes_read += len(data)
+        return data
+
+
+def test_resuming_reads_the_checkpoint_once_although_it_is_compared_with_its_digest(tmp_path, monkeypatch):
+    tensors = {f"{index}": torch.full((50_000,), float(index)) for index in range(5)}
+    path = saved(tmp_path, {"model": tensors, "step": 5})
+    monkeypatch.setattr(file_digests.PATHS, "open", lambda path, mode: CountingFile(path))
+    monkeypatch.setattr(CountingFile, "bytes_read", 0)
+    content = checkpoints.content_to_resume("auto", tmp_path)
+    assert content["model"]["4"].eq(4).all()
+    assert path.stat().st_size <= CountingFile.bytes_read < 1.02 * path.stat().st_size
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_hash_of_a_file_does_not_depend_on_the_order_of_reading(tmp_path, seed):
+    generator, path = random.Random(seed), tmp_path / "file"
+    path.write_bytes(generator.randbytes(3 * file_digests.LARGEST_GAP))
+    with path.open("rb") as opened:
+        file = file_digests.HashingReader(opened)
+        for _ in range(9):
+            file.seek(generator.randrange(path.stat().st_size))
+            file.read(generator.randrange(2 * file_digests.LARGEST_GAP))
+        assert file.hexdigest() == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 # Writing
 
 
@@ -394,7 +440,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary_file(tmp_path, monk
     with pytest.raises(UserError, match="checkpoint_0.pth could not be written: no space"):
         checkpoint.save(path, {"model": {}, "step": 2})
     monkeypatch.undo()
-    assert checkpoint.read(str(path), "x")["step"] == 1 and checkpoints.newest(tmp_path)[0] == path
+    assert checkpoint.read(str(path), "x")["step"] == 1 and newest(tmp_path)[0] == path
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["checkpoint_0.pth", "checkpoint_0.pth.sha256"]
 
 
@@ -416,7 +462,7 @@ def test_a_write_that_is_killed_at_any_moment_leaves_an_intact_checkpoint(tmp_pa
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(path, {"model": {}, "step": 3})
     monkeypatch.undo()
-    assert checkpoints.newest(tmp_path)[0] == path
+    assert newest(tmp_path)[0] == path
     assert checkpoint.read(str(path), "x")["step"] == (3 if moment == 2 else 2)
 
 

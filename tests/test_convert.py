@@ -18,7 +18,7 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from emollama import checkpoint
+from emollama import checkpoint, file_digests
 from emollama.convert import formats
 from emollama.convert.inspection import diff, inspect
 from emollama.convert.weights import Weights, read
@@ -116,7 +116,7 @@ def folder(origin, file, tmp_path):
 def without_config(path):
     """The same file as another program writes it: only tensors, without a digest."""
     torch.save({"model": torch.load(path, weights_only=True)["model"]}, path)
-    checkpoint.digest_path(path).unlink()
+    file_digests.digest_path(path).unlink()
     return path
 
 
@@ -227,7 +227,7 @@ def test_conversion_to_peft_and_back_is_bit_exact(tmp_path, dtype):
     for name, tensor in before.items():
         assert (after[name].dtype, after[name].shape) == (tensor.dtype, tensor.shape)
         assert after[name].equal(tensor)
-    assert checkpoint.is_intact(tmp_path / "b.pth")
+    assert file_digests.is_intact(tmp_path / "b.pth")
     assert content["config"]["model"]["lora_alpha"] == 16 and content["config"]["model"]["lora_r"] == 64
 
 
@@ -594,14 +594,14 @@ def test_a_peft_folder_without_adapter_tensors_is_refused(folder):
 def test_tensors_beyond_plain_lora_are_refused_by_name(folder):
     path = folder / "adapter_model.safetensors"
     save_file(load_file(path) | {"base_model.model.lm_head.weight": torch.zeros(2)}, path)
-    checkpoint.digest_path(path).unlink()
+    file_digests.digest_path(path).unlink()
     assert "base_model.model.lm_head.weight" in refusal(read, str(folder), "inspect")
 
 
 def test_tensors_in_both_files_are_refused_by_name(folder):
     path = folder / "projectors.safetensors"
     save_file({f"{LAYER}.q_proj.lora_A.weight": torch.zeros(2)}, path)
-    checkpoint.digest_path(path).unlink()
+    file_digests.digest_path(path).unlink()
     assert f"1 tensor: {LAYER}.q_proj.lora_A.weight" in refusal(read, str(folder), "inspect")
 
 
@@ -623,7 +623,7 @@ def test_a_truncated_file_without_a_digest_is_refused(folder, tmp_path, name, sh
     path = tmp_path / name
     raw = path.read_bytes()
     path.write_bytes(raw[: int(len(raw) * share)])
-    checkpoint.digest_path(path).unlink()
+    file_digests.digest_path(path).unlink()
     assert "is truncated" in refusal(read, str(folder if name.startswith("peft") else path), "inspect")
 
 
@@ -752,7 +752,7 @@ def test_an_average_contains_weights_and_configuration_but_no_training_state(tmp
     content = checkpoint.read(str(tmp_path / "mean.pth"), "x")
     assert content.keys() == {"model", "config", "epoch", "averaged"}
     assert (content["epoch"], content["averaged"], content["config"]["model"]["lora_r"]) == ([4, 5], files, 64)
-    assert checkpoint.is_intact(tmp_path / "mean.pth")
+    assert file_digests.is_intact(tmp_path / "mean.pth")
 
 
 def test_an_average_can_start_a_run_but_cannot_be_resumed_from(saved_checkpoint, tmp_path):
@@ -879,7 +879,7 @@ def test_an_inspection_reports_adapters_groups_the_digest_and_unused_tensors(fil
     assert report["parameters"] == 32768 + 64 * (704 + 3 * 1024 + 176 + 5)
     assert len(report["set_aside"]) == 38 and report["not_finite"] == []
     (file_report,) = report["files"]
-    assert file_report["as_written"] is True and file_report["sha256"] == checkpoint.digest_path(file).read_text().split()[0]
+    assert file_report["as_written"] is True and file_report["sha256"] == file_digests.digest_path(file).read_text().split()[0]
     groups = {row["name"]: row for row in report["groups"]}
     row = groups["llama_model.base_model.model.model.layers.*.self_attn.q_proj.lora_A.weight"]
     assert (row["shape"], row["dtype"], row["tensors"], row["parameters"]) == ([64, 64], "float32", 2, 8192)

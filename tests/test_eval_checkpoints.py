@@ -19,7 +19,7 @@ from helpers import GOLDEN, golden_tree, loaded, write
 from PIL import Image
 from plots import WHITE_PIXEL
 
-from emollama import checkpoint
+from emollama import checkpoint, file_digests
 from emollama.cli import parse_run
 from emollama.commands import eval as evaluation
 from emollama.commands import eval_checkpoints as command
@@ -220,7 +220,7 @@ def test_new_and_replaced_checkpoints_are_evaluated(again, capsys):
 
 def test_another_configuration_is_evaluated_again_and_never_shown_with_the_old_one(again, capsys):
     run_folder, cfg = again
-    checkpoint.digest_path(run_folder / "checkpoint_0.pth").unlink()
+    file_digests.digest_path(run_folder / "checkpoint_0.pth").unlink()
     (run_folder / "checkpoint_0.pth").unlink()
     before = mtimes(run_folder / "sweep_config")
     text = evaluate(capsys, run_folder, cfg, "--options", "evaluation_datasets.words.metrics=[war]")

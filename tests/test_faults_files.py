@@ -22,7 +22,7 @@ from running import read_jsonl
 from small_disks import small_disk
 from torch.utils.data import DataLoader
 
-from emollama import checkpoint
+from emollama import checkpoint, file_digests
 from emollama.config import loading
 from emollama.errors import UserError
 from emollama.evaluation.judges.cache import Reply, ReplyCache
@@ -362,7 +362,7 @@ def test_a_checkpoint_that_does_not_fit_ends_the_run_and_leaves_the_earlier_one(
             " another run.output_dir. Earlier checkpoints are intact."
         ) in completed.stderr
         run = disk / "out/run"
-        assert checkpoint.is_intact(run / "checkpoint_0.pth") and not (run / "checkpoint_1.pth").exists()
+        assert file_digests.is_intact(run / "checkpoint_0.pth") and not (run / "checkpoint_1.pth").exists()
         assert not list(run.glob(".*"))
 
 
@@ -592,9 +592,9 @@ def test_a_data_worker_that_ends_during_a_save_is_not_a_problem_of_the_disk(tmp_
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("function", [checkpoint.is_intact, lambda path: checkpoint.read(path, "model.ckpt")])
+@pytest.mark.parametrize("function", [file_digests.is_intact, lambda path: checkpoint.read(path, "model.ckpt")])
 def test_a_checkpoint_that_a_training_replaces_while_it_is_read_is_not_damaged(tmp_path, monkeypatch, function):
-    path, stored, replacements = tmp_path / "checkpoint_last.pth", checkpoint._stored_digests, [2.0]
+    path, stored, replacements = tmp_path / "checkpoint_last.pth", file_digests.stored_digests, [2.0]
     checkpoint.save(path, {"model": {"a": torch.tensor(1.0)}})
 
     def replaced_before(digest):
@@ -602,7 +602,7 @@ def test_a_checkpoint_that_a_training_replaces_while_it_is_read_is_not_damaged(t
             checkpoint.save(path, {"model": {"a": torch.tensor(replacements.pop())}})
         return stored(digest)
 
-    monkeypatch.setattr(checkpoint, "_stored_digests", replaced_before)
+    monkeypatch.setattr(file_digests, "stored_digests", replaced_before)
     assert function(str(path)) in (True, {"model": {"a": 2.0}}) and not replacements
 
 
@@ -623,7 +623,7 @@ def test_an_interrupted_copy_leaves_a_checkpoint_with_its_digest(tmp_path, monke
     monkeypatch.setattr(os, "replace", interrupted)
     with suppress(KeyboardInterrupt):
         checkpoint.copy(source, target)
-    assert checkpoint.is_intact(target) and len(renames) == min(completed, 3)
+    assert file_digests.is_intact(target) and len(renames) == min(completed, 3)
     assert checkpoint.read(str(target), "model.ckpt")["model"]["a"] == (1 if completed < 2 else 2)
 
 
@@ -653,7 +653,7 @@ def test_a_best_checkpoint_that_does_not_fit_is_copied_after_a_step_with_space(t
         completed = emollama("train", "--cfg-path", write(tmp_path, training(tmp_path, **settings)))
         assert completed.returncode == 0, completed.stderr
         assert completed.stderr.count("checkpoint_best.pth could not be written: No space left on device") == 1
-        assert steps == [3] and checkpoint.is_intact(best)
+        assert steps == [3] and file_digests.is_intact(best)
 
 
 def test_a_stop_checkpoint_that_does_not_fit_is_an_error(tmp_path, emollama, during):

@@ -23,7 +23,7 @@ from helpers import FOLDERS, GOLDEN, NAMES, golden_tree, loaded, write
 from ranks import environment
 from small_disks import small_disk
 
-from emollama import checkpoint
+from emollama import checkpoint, file_digests
 from emollama.data.features import Features
 from emollama.data.shard_properties import download_shards
 from emollama.data.slots import SlotShape
@@ -757,7 +757,7 @@ def test_a_checkpoint_of_an_earlier_version_has_no_digests_of_values_and_is_resu
         for name in values:
             del fields[name]
         torch.save(content, path)
-        checkpoint.digest_path(path).unlink()
+        file_digests.digest_path(path).unlink()
     tree = json.loads(json.dumps(tree))
     tree["run"]["output_dir"] = str(tmp_path / "root/out")
     config = loaded(tmp_path, tree, "run.max_epoch=2", "run.accum_grad_iters=2")

@@ -68,8 +68,8 @@ IMPORTS = {
     "checkpoint_files": "component_configs disk errors paths registry",
     "config.packaged": "errors listing paths suggestions variables",
     "lr_schedules": "registry suggestions",
-    "hashed_file": "",
-    "checkpoint": "checkpoint_files disk errors hashed_file listing optim paths",
+    "file_digests": "errors paths",
+    "checkpoint": "checkpoint_files disk errors file_digests listing optim paths",
     "config": "config.omegaconf_errors config.packaged disk errors field_texts listing paths registration registry suggestions",
     "data": "config.packaged data.batch disk distributed.stop_requests dtypes errors field_texts json_io listing logs.console"
     " memory paths remote stores suggestions text_encoding",
@@ -88,18 +88,18 @@ IMPORTS = {
     " logs logs.console media paths stores",
     "models": "checkpoint_files component_errors config data data.batch decoding_state dtypes encoders errors field_texts"
     " json_io listing paths registry stores suggestions tensor_files",
-    "convert": "__init__ checkpoint checkpoint_average config data errors json_io listing logs models paths registry run_folder"
-    " stores tensor_files",
+    "convert": "__init__ checkpoint checkpoint_average config data errors file_digests json_io listing logs models paths"
+    " registry run_folder stores tensor_files",
     "decoding": "components data data.batch decoding_state",
     "runners": "__init__ checkpoint checkpoint_average checkpoint_files component_errors components config data data.batch"
     " decoding disk distributed.process_group distributed.stop_requests distributed.worker_variables dtypes encoders errors"
-    " evaluation field_texts folder_lock heartbeat interface_check listing logs logs.console lr_schedules memory optim paths"
-    " planning precision registry run_folder stores suggestions variables",
+    " evaluation field_texts file_digests folder_lock heartbeat interface_check listing logs logs.console lr_schedules memory"
+    " optim paths planning precision registry run_folder stores suggestions variables",
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning remote runners",
     "tasks": "components data data.batch decoding errors evaluation field_texts run_folder",
     "inference": "__init__ checkpoint checkpoint_files component_configs config data data.batch decoding"
-    " distributed.process_group encoders errors evaluation extraction folder_lock json_io listing logs logs.console media memory"
-    " models optim paths precision remote reporting run_folder runners suggestions tasks text_encoding variables",
+    " distributed.process_group encoders errors evaluation extraction file_digests folder_lock json_io listing logs logs.console"
+    " media memory models optim paths precision remote reporting run_folder runners suggestions tasks text_encoding variables",
     "commands": "__init__ checks config convert data demo demo.folder disk distributed.launcher distributed.stop_requests"
     " distributed.watchdog distributed.worker_variables entry errors evaluation folder_lock importers inference json_io listing"
     " logs logs.console logs.verbosity media models paths planning registry reporting run_folder runners starter stores"

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from emollama import checkpoint, checkpoint_average
+from emollama import checkpoint, checkpoint_average, file_digests
 from emollama.convert.inspection import layout_difference
 from emollama.convert.weights import ADAPTERS, ADAPTERS_CONFIG, PROJECTORS, Weights, read
 from emollama.errors import UserError
@@ -178,4 +178,4 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         save_tensors(_own_memory(tensors), path, {"format": "pt"})
     except SafetensorError as error:
         raise OSError(str(error)) from None
-    checkpoint.digest_path(path).write_text(f"{sha256(path)}  {path.name}\n", encoding="utf-8")
+    file_digests.digest_path(path).write_text(f"{sha256(path)}  {path.name}\n", encoding="utf-8")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emollama import checkpoint
+from emollama import file_digests
 from emollama.convert.weights import Weights
 from emollama.models import adapters, checkpoint_names
 from emollama.paths import sha256
@@ -67,7 +67,7 @@ def dtype_name(tensor: Tensor) -> str:
 
 def _file_info(path: Path) -> dict[str, Any]:
     """Return path, size and digest of a file, and whether the digest matches the .sha256 file (None if there is none)."""
-    return {"file": str(path), "bytes": path.stat().st_size, "sha256": sha256(path), "as_written": checkpoint.is_intact(path)}
+    return {"file": str(path), "bytes": path.stat().st_size, "sha256": sha256(path), "as_written": file_digests.is_intact(path)}
 
 
 def _lora_info(weights: Weights) -> dict[str, Any] | None:

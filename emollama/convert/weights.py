@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from emollama import checkpoint
+from emollama import checkpoint, file_digests
 from emollama.errors import UserError
 from emollama.listing import listing
 from emollama.models import adapters, checkpoint_names
@@ -74,8 +74,7 @@ def read(path: str, key: str) -> Weights:
 def _read_safetensors(path: Path, key: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise not_a_file(key, path)
-    if checkpoint.is_intact(path) is False:
-        raise UserError(f"{key}: {checkpoint.damage(path)}")
+    file_digests.require_intact(path, key)
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

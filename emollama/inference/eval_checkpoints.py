@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from emollama import checkpoint
+from emollama import checkpoint, file_digests
 from emollama.config import RunConfig
 from emollama.distributed import process_group
 from emollama.distributed.process_group import World
@@ -266,6 +266,5 @@ def _digest_of(path: str, label: str) -> str:
     """
     if not Path(path).is_file():
         raise not_found(label, path, f"Correct the path, or specify another file with --checkpoints {label}=FILE.")
-    if checkpoint.is_intact(path) is False:
-        raise UserError(f"{label}: {checkpoint.damage(path)}")
+    file_digests.require_intact(path, label)
     return sha256(path)

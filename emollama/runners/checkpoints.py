@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
 
-from emollama import checkpoint, disk
+from emollama import checkpoint, disk, file_digests
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.listing import abbreviated
 from emollama.logs.logger import get_logger
 from emollama.run_folder import CONFIG, LOG
+
+T = TypeVar("T")
 
 
 class RunCheckpoints:
@@ -112,15 +115,18 @@ class RunCheckpoints:
         return saved
 
 
-def checkpoint_to_resume(configured: str | None, folder: Path) -> str | None:
-    """Return the checkpoint from which a run starts; None for a new run.
+def content_to_resume(configured: str | None, folder: Path) -> dict[str, Any] | None:
+    """Read the checkpoint from which a run starts; None for a new run.
 
     Args:
         configured: ``run.resume_ckpt_path``.
         folder: the folder of the run.
 
+    Returns:
+        The content of the checkpoint, with its ``path``.
+
     Raises:
-        UserError: If the folder contains another run, or checkpoints that ``auto`` cannot use.
+        UserError: If the folder contains another run, checkpoints that ``auto`` cannot use, or a damaged file is configured.
     """
     if configured != "auto":
         resumes_it = configured is not None and Path(configured).resolve().parent == folder.resolve()
@@ -132,9 +138,9 @@ def checkpoint_to_resume(configured: str | None, folder: Path) -> str | None:
                 f"{folder} contains another run. Resume it with --options run.resume_ckpt_path=auto, or choose another run.job_id"
                 " for this run."
             )
-        return configured
-    path, problems = newest(folder)
-    if path is None and problems:
+        return None if configured is None else read_to_resume(configured)
+    content, problems = newest(folder)
+    if content is None and problems:
         reasons = abbreviated((f"{skipped.name}: {problem}" for skipped, problem in problems.items()), "; ")
         raise UserError(
             f"run.resume_ckpt_path: auto: no checkpoint in {folder} can be used ({reasons}). Copy a checkpoint of this run there,"
@@ -142,15 +148,21 @@ def checkpoint_to_resume(configured: str | None, folder: Path) -> str | None:
         )
     for skipped, problem in problems.items():
         get_logger().warning("%s is skipped: %s", skipped, problem)
-    if path is None:
+    if content is None:
         _require_own_start(folder)
         get_logger().info("resume_ckpt_path: auto: no checkpoint in %s, starting a new run", folder)
         return None
-    if checkpoint.is_intact(path) is None:
+    path = content["path"]
+    if not os.path.lexists(file_digests.digest_path(path)):
         text = "%s has no digest (%s), so it is unknown whether it was changed after it was saved"
-        get_logger().warning(text, path, checkpoint.digest_path(path).name)
+        get_logger().warning(text, path, file_digests.digest_path(path).name)
     get_logger().info("resume_ckpt_path: auto: resuming from %s", path)
-    return str(path)
+    return content
+
+
+def read_to_resume(path: str | Path) -> dict[str, Any]:
+    """Read the checkpoint from which a run continues, and add its ``path``."""
+    return checkpoint.read(str(path), "run.resume_ckpt_path") | {"path": str(path)}
 
 
 def _require_own_start(folder: Path) -> None:
@@ -170,15 +182,16 @@ def _require_own_start(folder: Path) -> None:
         )
 
 
-def newest(folder: Path) -> tuple[Path | None, dict[Path, str]]:
-    """Return the checkpoint with the highest step in a run's folder, and why other files cannot be used.
+def newest(folder: Path) -> tuple[dict[str, Any] | None, dict[Path, str]]:
+    """Read the checkpoint with the highest step in a run's folder, and return why other files cannot be used.
 
     A checkpoint without a digest can be used, because copying a run often leaves the digests behind.
 
     Returns:
-        The checkpoint, or None, and path -> problem for files that cannot be read and for damaged checkpoints of later steps.
+        The content with its ``path``, or None, and path -> problem for files that cannot be read and for damaged checkpoints of
+        later steps.
     """
-    return _newest_of(folder.glob("checkpoint_*.pth"))
+    return _newest_of(folder.glob("checkpoint_*.pth"), read_to_resume)
 
 
 def best_or_newest(folder: Path) -> Path:
@@ -188,7 +201,7 @@ def best_or_newest(folder: Path) -> Path:
         UserError: If the folder has no checkpoint, or it cannot be used. No other checkpoint replaces a damaged one.
     """
     best = folder / checkpoint.BEST
-    path, problems = _newest_of([best] if best.is_file() else folder.glob("checkpoint_*.pth"))
+    path, problems = _newest_of([best] if best.is_file() else folder.glob("checkpoint_*.pth"), _intact)
     if problems:
         reasons = abbreviated((f"{damaged.name}: {problem}" for damaged, problem in problems.items()), "; ")
         raise UserError(f"{folder}: {reasons}. Copy the file again, or specify the checkpoint to use.")
@@ -197,13 +210,20 @@ def best_or_newest(folder: Path) -> Path:
     return path
 
 
-def _newest_of(paths: Iterable[Path]) -> tuple[Path | None, dict[Path, str]]:
+def _intact(path: Path) -> Path:
+    file_digests.require_intact(path)
+    return path
+
+
+def _newest_of(paths: Iterable[Path], use: Callable[[Path], T]) -> tuple[T | None, dict[Path, str]]:
+    """Call a function with the checkpoint of the highest step, and with the next one if it raises a DamagedError."""
     steps = {path: step_of(path) for path in sorted(paths)}
     problems = {path: "it is truncated, or contains no step of a run" for path, step in steps.items() if step < 0}
     for path in sorted(steps.keys() - problems.keys(), key=lambda path: (-steps[path], path.name == checkpoint.BEST)):
-        if checkpoint.is_intact(path) is not False:
-            return path, problems
-        problems[path] = checkpoint.damage(path).rstrip(".")
+        try:
+            return use(path), problems
+        except file_digests.DamagedError as error:
+            problems[path] = error.problem.rstrip(".")
     return None, problems
 
 
@@ -220,7 +240,7 @@ def drop_old(folder: Path, keep_last: int) -> None:
     epochs = {int(match[1]): path for path in folder.iterdir() if (match := re.fullmatch(r"checkpoint_(\d+)\.pth", path.name))}
     for epoch in sorted(epochs)[: -keep_last or None]:
         epochs[epoch].unlink()
-        checkpoint.digest_path(epochs[epoch]).unlink(missing_ok=True)
+        file_digests.digest_path(epochs[epoch]).unlink(missing_ok=True)
 
 
 def set_aside_later(folder: Path, step: int) -> None:
@@ -233,7 +253,7 @@ def set_aside_later(folder: Path, step: int) -> None:
             target = folder / "superseded"
             target.mkdir(exist_ok=True)
             number = next(number for number in itertools.count(1) if not (target / f"{number}_{path.name}").exists())
-            for file in (checkpoint.digest_path(path), path):
+            for file in (file_digests.digest_path(path), path):
                 if file.exists():
                     file.rename(target / f"{number}_{file.name}")
             get_logger().info("%s was moved to %s, because this run resumes from an earlier step", path.name, target)

@@ -22,7 +22,7 @@ from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.listing import abbreviated
 from emollama.precision import Precision
-from emollama.runners.checkpoints import checkpoint_to_resume
+from emollama.runners.checkpoints import content_to_resume, read_to_resume
 
 # Keys that can differ between a stored run and the run that resumes it: paths, intervals, workers, the number of epochs, and the
 # split of the global batch.
@@ -207,19 +207,26 @@ def resume_content(config: RunConfig, folder: Path, fields: dict[str, Any], worl
         config: the resolved configuration; ``run.resume_ckpt_path`` is a file, ``auto``, or None.
         folder: folder of the run, in which ``auto`` searches.
         fields: values that must be equal in the checkpoint (:func:`run_fields`).
-        world: the processes; rank 0 chooses the checkpoint, and every rank reads it.
+        world: the processes; rank 0 chooses the checkpoint, and every rank reads it once.
 
     Raises:
         UserError: If a new run would write into a folder with checkpoints, or the checkpoint belongs to a different run.
     """
-    path = world.on_rank_zero(lambda: checkpoint_to_resume(config.run.resume_ckpt_path, folder))
+    contents: list[dict[str, Any] | None] = []  # of rank 0, which reads a checkpoint to choose it
+
+    def choose() -> str | None:
+        content = content_to_resume(config.run.resume_ckpt_path, folder)
+        contents.append(content)
+        return None if content is None else str(content["path"])
+
+    path = world.on_rank_zero(choose)
     if path is None:
         return None
 
     def read() -> dict[str, Any]:
-        content = checkpoint.read(path, "run.resume_ckpt_path")
+        content = (contents and contents[0]) or read_to_resume(path)
         _check_same_run(content, config, fields, path)
-        return content | {"path": path}
+        return content
 
     return world.rank_zero_first(read)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from emollama.distributed.process_group import Parallel
-from emollama.hashed_file import HashedFile
+from emollama.file_digests import HashedFile
 from emollama.runners.evaluation import Evaluation
 from emollama.runners.partial_answers import PartialAnswers
 from emollama.runners.runner_base import RunnerBase

@@ -1,0 +1,117 @@
+"""Time saving and loading a checkpoint with its SHA-256, next to torch.save and torch.load and a separate SHA-256.
+
+    python benchmarks/checkpoint.py [--megabytes 400] [--rounds 5] [--json]
+
+The checkpoint has the tensors of LoRA adapters and two moments of their optimizer, with random values. It is written to memory
+(/dev/shm, if there is one) and read from there. One process runs these in turn, several rounds:
+
+    torch             torch.save and torch.load alone, which detect no flipped bit
+    torch + sha256    the same, and the SHA-256 of the file, for which it is read once more
+    emollama          emollama.checkpoint.save and read
+    auto              the search for the newest checkpoint of a folder (run.resume_ckpt_path: auto), and reading it
+
+The script prints the time of each, its ratio to "torch + sha256", and the bytes that it read, in sizes of the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from emollama import checkpoint
+from emollama.runners.checkpoints import content_to_resume
+
+NAME = "checkpoint_0.pth"
+
+
+def main() -> None:
+    """Time all variants in turn, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=400, help="size of the checkpoint (default: 400)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        rows = measure(Path(folder), content(arguments.megabytes * 1_000_000), arguments.rounds)
+    if arguments.json:
+        sys.stdout.write(json.dumps(rows) + "\n")
+        return
+    sys.stdout.write(f"{'':24s}{'s':>8s}{'x torch + sha256':>18s}{'x file read':>13s}\n")
+    for name, row in rows.items():
+        sys.stdout.write(f"{name:24s}{row['seconds']:8.2f}{row['of_plain']:18.2f}{row['read']:13.2f}\n")
+
+
+def content(size: int) -> dict[str, Any]:
+    """Return a checkpoint of about this many bytes: adapters of rank 64 of a hidden size of 4,096, and two moments each."""
+    layers = max(1, size // (3 * 2 * 64 * 4096 * 4))
+    adapters = {f"layers.{layer}.{name}": torch.randn(64, 4096) for layer in range(layers) for name in ("lora_A", "lora_B")}
+    state = {index: {"exp_avg": tensor / 2, "exp_avg_sq": tensor**2} for index, tensor in enumerate(adapters.values())}
+    return {"model": adapters, "optimizer": {"state": state}, "step": 1}
+
+
+def measure(folder: Path, values: dict[str, Any], rounds: int) -> dict[str, dict[str, float]]:
+    """Return variant -> its figures."""
+    plain, ours = folder / "plain" / NAME, folder / "ours" / NAME
+    plain.parent.mkdir()
+    works: dict[str, Callable[[], object]] = {
+        "save torch": lambda: save_plain(plain, values),
+        "save torch + sha256": lambda: (save_plain(plain, values), digest(plain)),
+        "save emollama": lambda: checkpoint.save(ours, values),
+        "load torch": lambda: torch.load(plain, map_location="cpu", weights_only=True),
+        "load torch + sha256": lambda: (digest(plain), torch.load(plain, map_location="cpu", weights_only=True)),
+        "load emollama": lambda: checkpoint.read(str(ours), "model.ckpt"),
+        "load auto": lambda: content_to_resume("auto", ours.parent),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    read = {}
+    for _ in range(rounds + 1):
+        for name, work in works.items():
+            before, start = bytes_read(), time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - start)
+            read[name] = (bytes_read() - before) / plain.stat().st_size
+    # The first round warms up.
+    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    return {
+        name: {"seconds": median, "of_plain": median / medians[f"{name.split()[0]} torch + sha256"], "read": read[name]}
+        for name, median in medians.items()
+    }
+
+
+def save_plain(path: Path, values: dict[str, Any]) -> None:
+    """Write a checkpoint to the disk, as checkpoint.save does."""
+    with path.open("wb") as file:
+        torch.save(values, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def bytes_read() -> float:
+    """Return the bytes that this process has read from files, as Linux counts them; NaN on other systems."""
+    try:
+        return float(Path("/proc/self/io").read_text(encoding="utf-8").split()[1])
+    except OSError:
+        return float("nan")
+
+
+if __name__ == "__main__":
+    main()
