@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import TracebackType
 from typing import Any
 
 
@@ -93,3 +94,36 @@ def require_at_least(minimum: float, cfg: Any, *keys: str) -> None:
         value = getattr(cfg, key)
         if value is not None and not minimum <= value < math.inf:
             raise ValueError(f"{key} is {value}; it must be at least {minimum} and finite")
+
+
+class ErrorCollector:
+    """Collects the errors of independent checks; as a context manager, it catches a :class:`UserError` of its body."""
+
+    def __init__(self) -> None:
+        self._errors: dict[str, UserError] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._errors)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, error_class: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        if not isinstance(error, UserError):
+            return False
+        self._errors.setdefault(str(error), error)
+        return True
+
+    def raise_all(self) -> None:
+        """Raise a single error with all messages if any error was collected.
+
+        Raises:
+            UserError: If an error was collected.
+            RemoteUserError: If all collected errors are those of another rank.
+        """
+        if not self._errors:
+            return
+        texts = list(self._errors)
+        are_remote = all(isinstance(error, RemoteUserError) for error in self._errors.values())
+        text = texts[0] if len(texts) == 1 else f"{len(texts)} problems:\n- " + "\n- ".join(texts)
+        raise (RemoteUserError if are_remote else UserError)(text)

@@ -21,6 +21,7 @@ from emollama.remote.manager import is_remote
 from emollama.runners import provenance
 from emollama.runners.build import missing_files
 from emollama.runners.datasets import batch_size, slot_shapes_of_run, unfilled_slot_problems
+from emollama.runners.step_layout import samples_per_step
 
 
 def check(config: RunConfig, *, deep: bool = False) -> CheckReport:
@@ -124,7 +125,9 @@ class _DataCheck:
         size = self._attempt("batch_size", "", lambda: batch_size(self._trained)) if self._trained else None
         if size is None:
             return
-        self.report.training = forecast.training_forecast(self._config, self._trained, size)
+        self.report.training = forecast.training_forecast(
+            self._config, self._trained, samples_per_step(self._config.run, size, processes=1)
+        )
         self._add(*filter(None, [forecast.disk_finding(self.report.training)]))
 
     def _attempt(self, kind: str, block: str, step: Callable[[], Any]) -> Any:

@@ -8,14 +8,15 @@ from emollama.checks import forecast
 from emollama.config import RunConfig
 from emollama.data.dataset import SampleDataset
 from emollama.distributed import process_group
-from emollama.errors import UserError
+from emollama.errors import ErrorCollector, UserError
 from emollama.listing import abbreviated
 from emollama.logs.console import dry_run_summary
 from emollama.logs.logger import get_logger, set_up
 from emollama.planning import Plan, plan
 from emollama.runners.build import checkpoint_paths, checkpoint_tensors
 from emollama.runners.datasets import batch_size
-from emollama.runners.preparation import ErrorCollector, Preparation
+from emollama.runners.preparation import Preparation
+from emollama.runners.step_layout import samples_per_step
 from emollama.runners.summary import feature_rows
 
 
@@ -76,8 +77,9 @@ def _training(preparation: Preparation, problems: ErrorCollector) -> list[tuple[
     """Return the number of steps, and add a problem if the checkpoints do not fit on the disk."""
     rows = []
     with problems:
-        training = forecast.training_forecast(preparation.config, preparation.datasets, batch_size(preparation.datasets))
-        samples = training.samples_a_step * preparation.processes
+        config, datasets = preparation.config, preparation.datasets
+        samples = samples_per_step(config.run, batch_size(datasets), preparation.processes)
+        training = forecast.training_forecast(config, datasets, samples)
         rows.append(("training", f"{training.steps:,} steps of {samples:,} samples"))
         if finding := forecast.disk_finding(training):
             raise UserError(finding.text)

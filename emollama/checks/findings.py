@@ -113,7 +113,7 @@ class TrainingForecast:
 
     Attributes:
         steps: optimizer steps of the run.
-        samples_a_step: samples per step, batch_size x accum_grad_iters.
+        samples_a_step: samples per step over all processes.
         passes: label of the block -> number of passes over its samples.
         trained_parameters: number of trained parameters; None if the language model's config.json cannot be read.
         checkpoint_bytes: estimated size of a checkpoint; None if the number of parameters is None.

@@ -20,16 +20,16 @@ CHECKPOINT_BYTES_PER_PARAMETER = 12  # the float32 value and the two moments of 
 GIB = 2**30
 
 
-def training_forecast(config: RunConfig, datasets: Mapping[str, SampleDataset], batch_size: int) -> TrainingForecast:
-    """Return the forecast of a training run with one process.
+def training_forecast(config: RunConfig, datasets: Mapping[str, SampleDataset], samples: int) -> TrainingForecast:
+    """Return the forecast of a training run.
 
     Args:
         config: the resolved configuration.
         datasets: label -> dataset for all blocks under ``datasets``; at least one.
-        batch_size: the common batch size of the datasets.
+        samples: samples per step over all processes.
     """
     run = config.run
-    steps, samples = run.max_epoch * run.iters_per_epoch, batch_size * run.accum_grad_iters
+    steps = run.max_epoch * run.iters_per_epoch
     ratios = {label: dataset.sampling().ratio for label, dataset in datasets.items()}
     samples_by_block = {label: steps * samples * ratio / sum(ratios.values()) for label, ratio in ratios.items()}
     parameters = trained_parameters(config)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor
@@ -24,7 +23,7 @@ from emollama.data.workers import check_shared_memory
 from emollama.decoding.answer_generator import AnswerGenerator
 from emollama.distributed.process_group import World
 from emollama.distributed.worker_variables import integer
-from emollama.errors import RemoteUserError, UserError
+from emollama.errors import ErrorCollector
 from emollama.folder_lock import FolderLock, new_run_folder, released_after_error
 from emollama.logs import tracking
 from emollama.logs.logger import get_logger
@@ -38,43 +37,11 @@ from emollama.runners.evaluation import EvaluationSet, build_blocks, warn_of_tra
 from emollama.runners.folder_check import check_run_folder
 from emollama.runners.prediction_runner import PredictionRunner
 from emollama.runners.resume import require_job_id, resume_content, run_fields, sampling_fields
+from emollama.runners.step_layout import step_layout
 from emollama.runners.validation import monitored_metric
 from emollama.variables import JOB_ID
 
 NEW_RUN = "new run"  # stands for the name of a run without a name in a dry run, which creates no folder
-
-
-class ErrorCollector:
-    """Collects the errors of independent checks; as a context manager, it catches a :class:`UserError` of its body."""
-
-    def __init__(self) -> None:
-        self._errors: dict[str, UserError] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._errors)
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, error_class: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
-        if not isinstance(error, UserError):
-            return False
-        self._errors.setdefault(str(error), error)
-        return True
-
-    def raise_all(self) -> None:
-        """Raise a single error with all messages if any error was collected.
-
-        Raises:
-            UserError: If an error was collected.
-            RemoteUserError: If all collected errors are those of another rank.
-        """
-        if not self._errors:
-            return
-        texts = list(self._errors)
-        are_remote = all(isinstance(error, RemoteUserError) for error in self._errors.values())
-        text = texts[0] if len(texts) == 1 else f"{len(texts)} problems:\n- " + "\n- ".join(texts)
-        raise (RemoteUserError if are_remote else UserError)(text)
 
 
 class Preparation:
@@ -267,8 +234,8 @@ class Preparation:
     def _prepare_steps(self) -> None:
         """Prepare the layout of a step, the order of the samples, and the checkpoint to resume from."""
         run = self.config.run
-        size = self.world.rank_zero_first(lambda: batch_size(self.datasets))
-        self.layout = BatchLayout(size, run.accum_grad_iters, self.processes, self.world.rank, run.max_tokens)
+        rank, processes = self.world.rank, self.processes
+        self.layout = self.world.rank_zero_first(lambda: step_layout(run, batch_size(self.datasets), processes, rank))
         samplings = [dataset.sampling() for dataset in self.datasets.values()]
         samples_per_epoch = self.layout.global_batch * run.iters_per_epoch
         names = tuple(f"datasets.{name}" for name in self.datasets)

@@ -53,6 +53,7 @@ RESUMABLE_OVERRIDES = (
     # The samples of a step must be as many as before; sampling_fields compares them.
     "datasets.*.batch_size",
     "run.accum_grad_iters",
+    "run.global_batch",
     "run.max_tokens",
     "run.max_epoch",
     "run.log_freq",

@@ -39,11 +39,13 @@ class RunnerConfig:
     """Iterations per epoch."""
     accum_grad_iters: int = 1
     """Micro-batches per iteration on each process (gradient accumulation)."""
+    global_batch: int | None = None
+    """Samples per iteration over all processes, in place of accum_grad_iters, which then follows from batch_size and the number
+    of processes. With max_tokens, batch_size has no effect, either. If null, it is processes x batch_size x accum_grad_iters."""
     max_tokens: int | None = None
-    """Maximum number of tokens of a micro-batch. If it is set, the batch_size x accum_grad_iters samples of an iteration on a
-    process are grouped by their lengths into as few micro-batches as possible, equally many on all processes; the samples and the
-    loss of an iteration do not change. A longer sample gets a micro-batch of its own. If null, each micro-batch has batch_size
-    samples."""
+    """Maximum number of tokens of a micro-batch. If it is set, the samples of an iteration on a process are grouped by their
+    lengths into as few micro-batches as possible, equally many on all processes; the loss of an iteration does not change. A
+    longer sample gets a micro-batch of its own. If null, each micro-batch has batch_size samples."""
     num_workers: int = 4
     """Data loader processes for each training process; they read features and tokenize."""
     lr_sched: str = "linear_warmup_cosine_lr"
@@ -131,7 +133,14 @@ class RunnerConfig:
         LR_SCHEDULES.require(self.lr_sched, "lr_sched")
         self.max_epoch = lr_schedules.total_epochs(self.stages, self.max_epoch)
         require_at_least(1, self, "max_epoch", "iters_per_epoch", "accum_grad_iters", "log_freq", "max_skipped_steps")
-        require_at_least(1, self, "max_tokens", "keep_last", "save_every_iters", "eval_epoch_interval", "early_stop_patience")
+        if self.global_batch is not None and self.accum_grad_iters > 1:
+            raise ValueError(
+                f"global_batch is {self.global_batch}, and accum_grad_iters is {self.accum_grad_iters}: the number of accumulated"
+                " micro-batches follows from global_batch. Remove one of them."
+            )
+        require_at_least(
+            1, self, "global_batch", "max_tokens", "keep_last", "save_every_iters", "eval_epoch_interval", "early_stop_patience"
+        )
         require_at_least(0.01, self, "hang_minutes", "stop_after_minutes")
         require_at_least(0, self, "num_workers", "warmup_steps", "seed", "show_clips")
         require_at_least(0, self, "init_lr", "min_lr", "warmup_lr", "weight_decay", "lr_decay_rate")

@@ -9,8 +9,9 @@ from typing import Protocol
 from emollama.components import Model
 from emollama.config import RunConfig
 from emollama.distributed.process_group import World
+from emollama.errors import ErrorCollector
 from emollama.runners.evaluation import EvaluationSet
-from emollama.runners.preparation import ErrorCollector, Preparation
+from emollama.runners.preparation import Preparation
 from emollama.runners.provenance import ProvenanceFields
 
 # Writes the report of the run in a folder, and returns its path; None if there is no report.

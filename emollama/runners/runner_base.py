@@ -23,7 +23,7 @@ from emollama.data.workers import worker_errors
 from emollama.distributed import process_group
 from emollama.distributed.process_group import World
 from emollama.distributed.stop_requests import STOP_REQUESTS
-from emollama.errors import Stopped
+from emollama.errors import ErrorCollector, Stopped
 from emollama.folder_lock import released_after_error
 from emollama.heartbeat import beat
 from emollama.logs.logger import get_logger, log_metrics, set_up
@@ -32,7 +32,7 @@ from emollama.runners import out_of_memory, summary
 from emollama.runners.build import checkpoint_paths
 from emollama.runners.checkpoints import RunCheckpoints
 from emollama.runners.evaluation import Evaluation, answer_settings
-from emollama.runners.preparation import ErrorCollector, Preparation
+from emollama.runners.preparation import Preparation
 from emollama.runners.run_config import RunnerConfig, hang_seconds
 from emollama.runners.runner import WriteReport, no_report
 from emollama.runners.skipped_steps import SkippedSteps

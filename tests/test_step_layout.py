@@ -1,0 +1,41 @@
+"""How the samples of a step are divided among processes and micro-batches, from the configuration."""
+
+from __future__ import annotations
+
+import pytest
+
+from emollama.data.loader import BatchLayout
+from emollama.errors import UserError
+from emollama.runners.run_config import RunnerConfig
+from emollama.runners.step_layout import samples_per_step, step_layout
+
+
+@pytest.mark.parametrize(("batch_size", "processes", "accumulate"), [(1, 1, 8), (2, 2, 2), (1, 8, 1), (8, 1, 1)])
+def test_the_accumulation_follows_from_the_global_batch(batch_size, processes, accumulate):
+    run = RunnerConfig(global_batch=8)
+    assert step_layout(run, batch_size, processes, 0) == BatchLayout(batch_size, accumulate, processes, 0)
+    assert samples_per_step(run, batch_size, processes) == 8
+
+
+def test_with_a_maximum_of_tokens_the_global_batch_does_not_depend_on_the_batch_size():
+    layouts = [step_layout(RunnerConfig(global_batch=6, max_tokens=500), size, 2, 1) for size in (1, 5)]
+    assert layouts[0] == layouts[1]
+    assert [len(indices) for indices in layouts[0].sample_indices(0, 2)] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("keys", "batch_size", "message"),
+    [
+        ({}, 4, "run.global_batch 6 is not a multiple of 2 processes x batch_size 4."),
+        ({"global_batch": 7, "max_tokens": 100}, 4, "run.global_batch 7 is not a multiple of 2 processes. Set it to a multiple."),
+    ],
+)
+def test_a_global_batch_that_cannot_be_divided_is_rejected(keys, batch_size, message):
+    with pytest.raises(UserError) as error:
+        step_layout(RunnerConfig(**{"global_batch": 6} | keys), batch_size, 2, 0)
+    assert message in str(error.value)
+
+
+def test_a_global_batch_excludes_accum_grad_iters():
+    with pytest.raises(ValueError, match=r"global_batch is 8, and accum_grad_iters is 2: .* Remove one of them\."):
+        RunnerConfig(global_batch=8, accum_grad_iters=2)
