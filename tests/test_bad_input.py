@@ -405,6 +405,11 @@ def test_a_resumed_run_may_replace_an_environment_variable_with_its_value(tmp_pa
         assert config.runner_class(config).first_step == 1
 
 
+def test_a_maximum_of_tokens_below_the_longest_sample_is_refused(tmp_path, tree):
+    assert "run.max_tokens is 60, but the sample '" in refusal(tmp_path, tree, "run.max_tokens=60")
+    assert not (tmp_path / "out").exists()
+
+
 def test_resuming_with_another_global_batch_size_is_refused(tmp_path, tree, stored_run):
     stored_run(facts={"samples of a step (processes x batch_size x accum_grad_iters)": 6})
     message = refusal(tmp_path, tree, "run.resume_ckpt_path=auto")

@@ -91,9 +91,9 @@ IMPORTS = {
     "convert": "__init__ checkpoint checkpoint_average config data errors file_digests json_io listing logs models paths"
     " registry run_folder stores tensor_files",
     "decoding": "components data data.batch decoding_state",
-    "runners": "__init__ checkpoint checkpoint_average checkpoint_files component_errors components config data data.batch"
-    " decoding disk distributed.process_group distributed.stop_requests distributed.worker_variables dtypes encoders errors"
-    " evaluation field_texts file_digests folder_lock heartbeat interface_check listing logs logs.console lr_schedules memory"
+    "runners": "__init__ checkpoint checkpoint_average checkpoint_files component_configs component_errors components config data"
+    " data.batch decoding disk distributed.process_group distributed.stop_requests distributed.worker_variables dtypes encoders"
+    " errors evaluation field_texts file_digests folder_lock heartbeat interface_check listing logs logs.console lr_schedules memory"
     " optim paths planning precision registry run_folder stores suggestions variables",
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning remote runners",
     "tasks": "components data data.batch decoding errors evaluation field_texts run_folder",

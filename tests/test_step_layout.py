@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from emollama.data.loader import BatchLayout
 from emollama.errors import UserError
+from emollama.runners.longest_samples import require_fitting_samples
 from emollama.runners.run_config import RunnerConfig
 from emollama.runners.step_layout import samples_per_step, step_layout
 
@@ -39,3 +42,32 @@ def test_a_global_batch_that_cannot_be_divided_is_rejected(keys, batch_size, mes
 def test_a_global_batch_excludes_accum_grad_iters():
     with pytest.raises(ValueError, match=r"global_batch is 8, and accum_grad_iters is 2: .* Remove one of them\."):
         RunnerConfig(global_batch=8, accum_grad_iters=2)
+
+
+@pytest.fixture(scope="module")
+def longest(golden_dataset, golden_prompt):
+    """(tokens, name) of the longest sample with any task and instruction."""
+    pool, places = golden_dataset.pool, range(len(golden_dataset))
+    pairs = [(task, text) for task in pool.tasks for text in pool.instructions[task]]
+    samples = [golden_prompt.tokenize(golden_dataset.record(index, *pair)) for index in places for pair in pairs]
+    return max((len(sample.input_ids), sample.name) for sample in samples)
+
+
+@pytest.fixture
+def check(golden_config, golden_dataset, golden_prompt):
+    """A function that checks the golden corpus with a maximum number of tokens."""
+    model, shapes = golden_config.model, golden_config.model_class.slot_shapes(golden_config.model)
+    return partial(require_fitting_samples, {"clips": golden_dataset}, golden_prompt, model, shapes)
+
+
+def test_samples_of_at_most_the_maximum_are_accepted_without_reading_features(check, golden_dataset, longest, monkeypatch):
+    monkeypatch.setattr(golden_dataset, "record", None)
+    check(longest[0])
+
+
+def test_a_sample_with_more_tokens_than_the_maximum_is_named(check, longest):
+    tokens, name = longest
+    with pytest.raises(UserError) as error:
+        check(tokens - 1)
+    start = f"run.max_tokens is {tokens - 1}, but the sample '{name}' of datasets.clips has {tokens} tokens (task "
+    assert str(error.value).startswith(start) and f"Set it to at least {tokens}, " in str(error.value)

@@ -14,7 +14,8 @@ def group_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
     Args:
         lengths: number of tokens of each sample.
-        max_tokens: maximum number of tokens of a micro-batch. A longer sample gets one of its own.
+        max_tokens: maximum number of tokens of a micro-batch. A longer sample, whose length was not known at the start of the
+            run, gets one of its own.
 
     Returns:
         The indices of the samples of each micro-batch, ascending.

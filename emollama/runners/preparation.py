@@ -32,9 +32,10 @@ from emollama.precision import Precision
 from emollama.run_folder import RESULT
 from emollama.runners import provenance
 from emollama.runners.build import build_models, checkpoint_paths, checkpoint_tensors
-from emollama.runners.datasets import batch_size, build_datasets, training_blocks, warn_of_untrained_slots
+from emollama.runners.datasets import batch_size, build_datasets, slot_shapes_of_run, training_blocks, warn_of_untrained_slots
 from emollama.runners.evaluation import EvaluationSet, build_blocks, warn_of_training_samples
 from emollama.runners.folder_check import check_run_folder
+from emollama.runners.longest_samples import require_fitting_samples
 from emollama.runners.prediction_runner import PredictionRunner
 from emollama.runners.resume import require_job_id, resume_content, run_fields, sampling_fields
 from emollama.runners.step_layout import step_layout
@@ -236,6 +237,9 @@ class Preparation:
         run = self.config.run
         rank, processes = self.world.rank, self.processes
         self.layout = self.world.rank_zero_first(lambda: step_layout(run, batch_size(self.datasets), processes, rank))
+        if run.max_tokens is not None:
+            check = partial(require_fitting_samples, self.datasets, self.prompt, self.config.model)
+            self.world.on_rank_zero(partial(check, slot_shapes_of_run(self.config), run.max_tokens))
         samplings = [dataset.sampling() for dataset in self.datasets.values()]
         samples_per_epoch = self.layout.global_batch * run.iters_per_epoch
         names = tuple(f"datasets.{name}" for name in self.datasets)

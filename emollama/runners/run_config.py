@@ -44,8 +44,8 @@ class RunnerConfig:
     of processes. With max_tokens, batch_size has no effect, either. If null, it is processes x batch_size x accum_grad_iters."""
     max_tokens: int | None = None
     """Maximum number of tokens of a micro-batch. If it is set, the samples of an iteration on a process are grouped by their
-    lengths into as few micro-batches as possible, equally many on all processes; the loss of an iteration does not change. A
-    longer sample gets a micro-batch of its own. If null, each micro-batch has batch_size samples."""
+    lengths into as few micro-batches as possible, equally many on all processes; the loss of an iteration does not change.
+    It must be at least the tokens of the longest sample. If null, each micro-batch has batch_size samples."""
     num_workers: int = 4
     """Data loader processes for each training process; they read features and tokenize."""
     lr_sched: str = "linear_warmup_cosine_lr"
