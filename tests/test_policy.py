@@ -93,8 +93,8 @@ IMPORTS = {
     "decoding": "components data data.batch decoding_state",
     "runners": "__init__ checkpoint checkpoint_average checkpoint_files component_configs component_errors components config data"
     " data.batch decoding disk distributed.process_group distributed.stop_requests distributed.worker_variables dtypes encoders"
-    " errors evaluation field_texts file_digests folder_lock heartbeat interface_check listing logs logs.console lr_schedules memory"
-    " optim paths planning precision registry run_folder stores suggestions variables",
+    " errors evaluation field_texts file_digests folder_lock heartbeat interface_check listing logs logs.console lr_schedules"
+    " memory optim paths planning precision registry run_folder stores suggestions variables",
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning remote runners",
     "tasks": "components data data.batch decoding errors evaluation field_texts run_folder",
     "inference": "__init__ checkpoint checkpoint_files component_configs config data data.batch decoding"
