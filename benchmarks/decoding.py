@@ -32,7 +32,7 @@ from emollama.data.batch import IGNORED, Sample, collate
 from emollama.decoding.likelihoods import candidate_probabilities
 from emollama.decoding.running_batch import RunningBatch
 from emollama.decoding.sampling_params import SamplingParams, SequenceParams
-from emollama.models.attention import packed_samples
+from emollama.models.attention import unused_mask
 from emollama.models.minigpt_v2 import MiniGPTv2
 from emollama.tensor_files import save_pretrained
 
@@ -193,16 +193,18 @@ def full_passes(plain: Any, sample: Sample, labels: Ids) -> Tensor:
 def pass_per_label(model: MiniGPTv2, sample: Sample, labels: Ids) -> Tensor:
     """Run the prompt, and then each label with a concatenated cache, as earlier versions of emollama did."""
     llm, batch, cache = model.llama_model, collate([sample]), DynamicCache()
-    with packed_samples():
-        first = llm(
-            inputs_embeds=model._embed(batch)[None],
-            position_ids=batch.position_ids[None],
-            cu_seqlens=batch.cu_seqlens,
-            max_length=batch.max_length,
-            logits_to_keep=torch.full((4,), len(sample.input_ids) - 1),
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[0, :1]
+    embeddings = model._embed(batch)[None]
+    first = llm(
+        inputs_embeds=embeddings,
+        attention_mask=unused_mask(embeddings),
+        position_ids=batch.position_ids[None],
+        cu_seqlens=batch.cu_seqlens,
+        max_length=batch.max_length,
+        lengths=batch.lengths,
+        logits_to_keep=torch.full((4,), len(sample.input_ids) - 1),
+        past_key_values=cache,
+        use_cache=True,
+    ).logits[0, :1]
     padded, totals = DynamicCache(), []
     for index, layer in enumerate(cache.layers):
         rows = (pad_sequence([states[0].transpose(0, 1)], batch_first=True, padding_side="left").transpose(1, 2)

@@ -44,7 +44,8 @@ def build(args: argparse.Namespace, checkpointing: bool) -> Any:
 def step_time(llm: Any, args: argparse.Namespace, keys: torch.Tensor | None) -> float:
     """Return the time in seconds of a forward and backward pass. Without keys, the modules use torch's dropout."""
     tokens = torch.arange(args.tokens, device=args.device)
-    offsets = torch.tensor([0, args.tokens // 2, args.tokens], dtype=torch.int32, device=args.device)
+    lengths = [args.tokens // 2, args.tokens - args.tokens // 2]
+    offsets = torch.tensor([0, lengths[0], args.tokens], dtype=torch.int32, device=args.device)
     embeddings = llm.get_input_embeddings()(tokens[None] % 1000)
     clock = time.perf_counter if args.device == "cuda" else time.process_time
     synchronize = torch.cuda.synchronize if args.device == "cuda" else lambda: None
@@ -55,7 +56,8 @@ def step_time(llm: Any, args: argparse.Namespace, keys: torch.Tensor | None) -> 
             inputs_embeds=embeddings,
             position_ids=tokens[None] % (args.tokens // 2),
             cu_seqlens=offsets,
-            max_length=args.tokens - args.tokens // 2,
+            max_length=max(lengths),
+            lengths=lengths,
             logits_to_keep=tokens[-50:],
         ).logits
     logits.float().logsumexp(-1).sum().backward()

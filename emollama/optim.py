@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 NO_DECAY = ("bias", "ln", "bn")  # parts of the names of parameters without weight decay, as in LAVIS
 
@@ -37,7 +37,25 @@ def adamw(named: Iterable[tuple[str, nn.Parameter]], *, lr: float, weight_decay:
     for name, parameter in named:
         has_no_decay = parameter.ndim < 2 or any(part in name for part in NO_DECAY)
         groups[has_no_decay]["params"].append((name, parameter))
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=(0.9, beta2))
+    # Only the fused implementation can skip a step without reading a value from the GPU.
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=(0.9, beta2), fused=True)
+
+
+def step_unless(optimizer: torch.optim.AdamW, skipped: Tensor) -> None:
+    """Step the optimizer, unless a boolean scalar on its device is true. The process does not wait for its value.
+
+    Args:
+        optimizer: the result of :func:`adamw`.
+        skipped: whether to skip the step.
+    """
+    optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]  # read by the fused implementation
+    optimizer.step()
+
+
+def load_state(optimizer: torch.optim.AdamW, state: dict[str, Any]) -> None:
+    """Load the state of the optimizer from a checkpoint, also from one that another implementation of AdamW has written."""
+    groups = [group | {"fused": True, "foreach": None} for group in state["param_groups"]]
+    optimizer.load_state_dict(state | {"param_groups": groups})
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

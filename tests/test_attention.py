@@ -36,9 +36,8 @@ def naive(query, key, value, lengths, window=None, scaling=None):
 
 
 def packed(query, key, value, lengths, **kwargs):
-    return packed_attention(nn.Module(), query, key, value, None, cu_seqlens=offsets(lengths), max_length=max(lengths), **kwargs)[
-        0
-    ]
+    boundaries = {"cu_seqlens": offsets(lengths), "max_length": max(lengths), "lengths": lengths}
+    return packed_attention(nn.Module(), query, key, value, None, **boundaries, **kwargs)[0]
 
 
 @pytest.mark.parametrize("lengths", [[9], [4, 1, 7], [1, 1, 1], [3, 12]])

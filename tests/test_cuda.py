@@ -32,7 +32,8 @@ def test_the_variable_length_attention_kernel_matches_the_loop_over_sequences(ke
     seams = torch.tensor([0, 17, 130, 300], dtype=torch.int32, device="cuda")
     module = torch.nn.Module()
     kernel, _ = packed_attention(module, query, key, value, None, cu_seqlens=seams, max_length=170)
-    loop, _ = packed_attention(module, query.float(), key.float(), value.float(), None, cu_seqlens=seams, max_length=170)
+    lengths = seams.diff().tolist()
+    loop, _ = packed_attention(module, query.float(), key.float(), value.float(), None, cu_seqlens=seams, lengths=lengths)
     assert (kernel.float() - loop).abs().max() < 0.03
 
 

@@ -140,9 +140,7 @@ def test_attention_dropout_of_a_sample_does_not_depend_on_the_other_samples_of_t
         lengths = [length for _, length in samples]
         offsets = torch.tensor([0, *lengths]).cumsum(0).int()
         with use_keys(keys_of(*samples)):
-            return packed_attention(
-                nn.Module(), part, part, part, None, cu_seqlens=offsets, max_length=max(lengths), dropout=0.5
-            )[0]
+            return packed_attention(nn.Module(), part, part, part, None, cu_seqlens=offsets, lengths=lengths, dropout=0.5)[0]
 
     packed = attend(query, *samples)
     alone = [attend(part, one) for part, one in zip(query.split([6, 7], dim=2), samples, strict=True)]
@@ -161,7 +159,7 @@ def test_dropout_between_the_layers_of_a_language_model_does_not_depend_on_the_o
     def logits(ids, *samples):
         lengths = [length for _, length in samples]
         positions = torch.cat([torch.arange(length) for length in lengths])
-        options = {"cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).int(), "max_length": max(lengths), "use_cache": False}
+        options = {"cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).int(), "lengths": lengths, "use_cache": False}
         with use_keys(keys_of(*samples)):
             return llm(input_ids=ids[None], position_ids=positions[None], **options).logits[0]
 

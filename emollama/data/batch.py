@@ -105,6 +105,7 @@ class Batch:
         names, tasks: B strings.
         input_ids, labels, position_ids: (T,) int64; positions restart at 0 with each sample.
         loss_weights: (T,) float32.
+        total_weight: sum of the loss weights.
         lengths: number of tokens of each sample.
         cu_seqlens: (B + 1,) int32, the first token of each sample, and T.
         label_positions: (L,) int64, the tokens with a label.
@@ -121,6 +122,7 @@ class Batch:
     input_ids: Tensor
     labels: Tensor
     loss_weights: Tensor
+    total_weight: float
     position_ids: Tensor
     lengths: tuple[int, ...]
     cu_seqlens: Tensor
@@ -151,6 +153,11 @@ class Batch:
         """Return the batch in page-locked memory. The data loader calls this method."""
         return self._mapped(lambda tensor: tensor.pin_memory())
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of the tensors until the work in a CUDA stream that uses them is done."""
+        for tensor in [*self.tensors.values(), *(packed.values for packed in self.slots.values())]:
+            tensor.record_stream(stream)
+
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> Batch:
         changes: dict[str, Any] = {name: function(tensor) for name, tensor in self.tensors.items()}
         slots = {slot: PackedFeatures(function(packed.values), packed.offsets) for slot, packed in self.slots.items()}
@@ -163,6 +170,7 @@ def collate(samples: list[Sample]) -> Batch:
     lengths = tuple(len(sample.input_ids) for sample in samples)
     input_ids = torch.cat([sample.input_ids for sample in samples])
     labels = torch.cat([sample.labels for sample in samples])
+    loss_weights = torch.cat([sample.loss_weights for sample in samples])
     # The model would have to wait for the device to find these positions.
     placeholders = (input_ids < 0).nonzero().squeeze(1)
     order = input_ids[placeholders].sort(descending=True, stable=True)
@@ -171,7 +179,8 @@ def collate(samples: list[Sample]) -> Batch:
         tasks=tuple(sample.task for sample in samples),
         input_ids=input_ids,
         labels=labels,
-        loss_weights=torch.cat([sample.loss_weights for sample in samples]),
+        loss_weights=loss_weights,
+        total_weight=float(loss_weights.sum(dtype=torch.float64)),
         position_ids=torch.cat([torch.arange(length) for length in lengths]),
         lengths=lengths,
         cu_seqlens=torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32),

@@ -60,6 +60,10 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def totals(self, *values: float) -> list[float]:
+        """Return the sum of each number over all ranks, without waiting for work on a GPU."""
+        return list(values) if self.size == 1 else self.sum(torch.tensor(values, dtype=torch.float64)).tolist()
+
     def max(self, *values: int) -> list[int]:
         """Return the maximum of each integer over all ranks, without waiting for work on a GPU."""
         if self.size == 1:
@@ -226,6 +230,7 @@ class Parallel:
             raise UserError(f"run.parallel: unknown value '{kind}'. Set it to ddp.")
         self.model = model
         self._wrapped: nn.Module = model
+        self._trained = list(trainable(model).values())
         if world.size > 1:
             # Every rank has loaded the frozen weights from the same files, so only trained parameters need to be broadcast.
             frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
@@ -246,8 +251,9 @@ class Parallel:
 
     def clip_grad_norm(self, limit: float | None) -> Tensor:
         """Return the global L2 norm of the gradients, a scalar, and clip them to ``limit`` unless it is None."""
-        parameters = list(trainable(self.model).values())
-        return nn.utils.clip_grad_norm_(parameters, limit if limit is not None else float("inf"))
+        if limit is not None:
+            return nn.utils.clip_grad_norm_(self._trained, limit)
+        return nn.utils.get_total_norm([parameter.grad for parameter in self._trained if parameter.grad is not None])
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Return name -> trained tensor on the CPU. Every rank must call it."""

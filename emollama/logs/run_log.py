@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from emollama.logs.console import Progress, duration
 from emollama.logs.entries import entries_before
@@ -57,6 +58,8 @@ class RunLog:
         self._folder, self._first, self._total, self._enabled = folder, first_step, total_steps, enabled
         self._epoch_steps, self._every = epoch_steps, log_freq
         self._start = self._window = self._epoch_start = time.monotonic()
+        # Losses on the device, and those that have been copied from there.
+        self._new_losses: list[Tensor | float] = []
         self._epoch_losses: list[float] = []
         self._waited = 0.0
         self._steps = self._tokens = self._samples = 0
@@ -129,24 +132,31 @@ class RunLog:
         self._epoch_start += seconds
         self._bar.exclude(seconds)
 
+    def is_due(self, step: int) -> bool:
+        """Return whether a step gets an entry: every ``log_freq`` steps, and the last step."""
+        return step % self._every == 0 or step + 1 == self._total
+
     def step(self, step: int, values: dict[str, Any], samples: int) -> None:
         """Count a finished step, and log its values if an entry is due, with the throughput since the last entry.
 
         Args:
             step: number of the step, from 0.
-            values: values of this step over all ranks: those of :class:`StepRecord` up to tokens_cut.
+            values: values of this step over all ranks: those of :class:`StepRecord` up to tokens_cut. Those that the device
+                computes, among them the loss, are scalar tensors, and are read only if an entry is due.
             samples: number of samples of this step over all ranks.
         """
         if not self._enabled:
             return
         self._bar.update()
         self._steps += 1
-        self._epoch_losses.append(values["loss"])
+        self._new_losses.append(values["loss"])
         self._tokens += values["tokens"]
         self._samples += samples
         self._warn_of_cuts(step, values["tokens_cut"])
-        if step % self._every and step + 1 < self._total:
+        if not self.is_due(step):
             return
+        values = _numbers(values)
+        self._read_losses()
         now = time.monotonic()
         seconds = now - self._window
         values = values | {
@@ -169,6 +179,7 @@ class RunLog:
         """
         if not self._enabled or done % self._epoch_steps:
             return
+        self._read_losses()
         epoch, now = done // self._epoch_steps - 1, time.monotonic()
         losses = [loss for loss in self._epoch_losses if math.isfinite(loss)]
         average = f"{math.fsum(losses) / len(losses):.4f}" if losses else "not finite"
@@ -178,6 +189,12 @@ class RunLog:
         path = self._folder / f"checkpoint_{epoch}.pth"
         get_logger().info(text, epoch, part, average, duration(now - self._epoch_start), path)
         self._epoch_losses, self._epoch_start = [], now
+
+    def _read_losses(self) -> None:
+        """Copy the losses since the last call from the device."""
+        if self._new_losses:
+            self._epoch_losses += torch.stack([torch.as_tensor(loss, dtype=torch.float64) for loss in self._new_losses]).tolist()
+            self._new_losses = []
 
     def evaluation(
         self, step: int, epoch: int, metrics: dict[str, float | None], predictions: Mapping[str, Sequence[PredictionRecord]]
@@ -246,6 +263,16 @@ def _one_line(reference: str | list[str] | None) -> str | None:
         return reference
     shown, more = reference[:SHOWN_REFERENCES], len(reference) - SHOWN_REFERENCES
     return " / ".join(shown) + (f" (+{more})" if more > 0 else "")
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with numbers in place of scalar tensors, which are copied from the device together."""
+    scalars = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    if not scalars:
+        return values
+    numbers = torch.stack([scalar.double() for scalar in scalars.values()]).tolist()
+    kinds = [float if scalar.is_floating_point() else int for scalar in scalars.values()]
+    return values | {name: kind(number) for name, kind, number in zip(scalars, kinds, numbers, strict=True)}
 
 
 def _peak_memory_gib() -> float:

@@ -12,9 +12,9 @@ sequences. Generation pads its sequences and passes no ``cu_seqlens``; then tran
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ def packed_attention(
     *,
     cu_seqlens: Tensor | None = None,
     max_length: int = 0,
+    lengths: Sequence[int] = (),
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -50,9 +51,11 @@ def packed_attention(
         query: (1, H, T, E).
         key: (1, K, T, E).
         value: (1, K, T, E).
-        attention_mask: the mask of padded sequences; only transformers' sdpa function uses it.
+        attention_mask: the mask of padded sequences; only transformers' sdpa function uses it. With ``cu_seqlens``, models should
+            get :func:`unused_mask`.
         cu_seqlens: (B + 1,) int32, the index of each sequence's first token, then T. If None, sdpa is called instead.
         max_length: number of tokens of the longest sequence.
+        lengths: number of tokens of each sequence, for devices without the variable-length kernel.
         sliding_window: number of tokens that a token attends to, itself included; None attends to all before it.
         **kwargs: options of transformers; ``scaling`` and ``dropout`` are used.
 
@@ -75,11 +78,10 @@ def packed_attention(
     dropout = kwargs.get("dropout", 0.0)
     if _varlen_kernel_runs(query) and not dropout:
         return _varlen(query, key, value, cu_seqlens, max_length, scaling=scaling, window=sliding_window), None
-    lengths = cu_seqlens.diff().tolist()
-    parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    parts = zip(*(tensor.split(list(lengths), dim=2) for tensor in (query, key, value)), strict=True)
     out = []
     layer = getattr(module, "layer_idx", None) or 0
-    for start, part in zip(cu_seqlens[:-1].tolist(), parts, strict=True):
+    for start, part in zip(accumulate(lengths, initial=0), parts, strict=False):
         with sample_generator(start, layer, query.device) if dropout else nullcontext():
             out.append(_causal(*part, scaling=scaling, dropout=dropout, window=sliding_window))
     # Some models call view() on the output, as they can with the functions of transformers.
@@ -132,29 +134,20 @@ def _varlen_kernel_runs(query: Tensor) -> bool:
     return torch.cuda.get_device_capability(query.device)[0] >= AMPERE
 
 
-class _PackedSamples(threading.local):
-    """Whether the forward pass of this thread gets ``cu_seqlens``; functions of masks do not get them."""
+def unused_mask(embeddings: Tensor) -> Tensor:
+    """Return the ``attention_mask`` of packed sequences, (1, 1, 1, 1), which has no effect.
 
-    active = False
+    transformers creates no mask if it gets one of four dimensions. Without one, it would read the positions, and so wait for the
+    device, to find out whether the sequences are packed.
 
-
-_PACKED_SAMPLES = _PackedSamples()
-
-
-@contextmanager
-def packed_samples() -> Iterator[None]:
-    """Inside ``with``, models are called with ``cu_seqlens``, so that no masks are needed."""
-    _PACKED_SAMPLES.active = True
-    try:
-        yield
-    finally:
-        _PACKED_SAMPLES.active = False
+    Args:
+        embeddings: the input embeddings, for dtype and device.
+    """
+    return embeddings.new_zeros(1, 1, 1, 1)
 
 
-def _packed_mask(**kwargs: Any) -> Tensor | None:
-    """Return None for packed samples, and the mask of transformers' sdpa function in generation."""
-    if _PACKED_SAMPLES.active:
-        return None
+def _padded_mask(**kwargs: Any) -> Tensor | None:
+    """Return the mask of transformers' sdpa function, for generation."""
     # To find out whether a mask can be left out, transformers would read it, and so wait for the device.
     return sdpa_mask(**(kwargs if kwargs.get("attention_mask") is None else kwargs | {"allow_is_causal_skip": False}))
 
@@ -186,5 +179,5 @@ def _recorded_attention(module: torch.nn.Module, *args: Any, **kwargs: Any) -> t
 
 AttentionInterface.register(NAME, packed_attention)
 AttentionInterface.register(RECORDED, _recorded_attention)
-AttentionMaskInterface.register(RECORDED, _packed_mask)
-AttentionMaskInterface.register(NAME, _packed_mask)
+AttentionMaskInterface.register(RECORDED, _padded_mask)
+AttentionMaskInterface.register(NAME, _padded_mask)

@@ -250,17 +250,19 @@ class PackedLLM(nn.Module, ABC):
     def _packed_logits(self, batch: Batch, positions: Tensor, **cache: Any) -> Tensor:
         """Return the next-token logits after these positions of a packed batch, (len(positions), V)."""
         # Imported here for the same reason as in __init__.
-        from emollama.models.attention import packed_samples
+        from emollama.models.attention import unused_mask
 
-        with packed_samples():
-            logits: Tensor = self._llm(
-                inputs_embeds=self._embed(batch).unsqueeze(0),
-                position_ids=batch.position_ids.unsqueeze(0),
-                cu_seqlens=batch.cu_seqlens,
-                max_length=batch.max_length,
-                logits_to_keep=positions,
-                **cache,
-            ).logits[0]
+        embeddings = self._embed(batch).unsqueeze(0)
+        logits: Tensor = self._llm(
+            inputs_embeds=embeddings,
+            attention_mask=unused_mask(embeddings),
+            position_ids=batch.position_ids.unsqueeze(0),
+            cu_seqlens=batch.cu_seqlens,
+            max_length=batch.max_length,
+            lengths=batch.lengths,
+            logits_to_keep=positions,
+            **cache,
+        ).logits[0]
         return logits
 
     def _padded_logits(self, batch: Batch, embeddings: Tensor, positions: Tensor, cache: Any = None) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -34,17 +35,19 @@ Forward = Callable[[Any, Sequence[Tensor]], Tensor]  # (model, samples) -> logit
 
 def packed_logits(llm: Any, samples: Sequence[Tensor], **cache: Any) -> Tensor:
     """Return the logits (T, V) of samples in one row, which the model receives like a micro-batch in training."""
-    lengths = torch.tensor([len(ids) for ids in samples])
+    lengths = [len(ids) for ids in samples]
     ids = torch.cat(list(samples))
-    with attention.packed_samples():
-        logits: Tensor = llm(
-            inputs_embeds=llm.get_input_embeddings()(ids).unsqueeze(0),
-            position_ids=torch.cat([torch.arange(len(sample)) for sample in samples]).to(ids.device).unsqueeze(0),
-            cu_seqlens=torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)).to(ids.device),
-            max_length=int(lengths.max()),
-            logits_to_keep=torch.arange(len(ids), device=ids.device),
-            **({"use_cache": False} | cache),
-        ).logits[0]
+    embeddings = llm.get_input_embeddings()(ids).unsqueeze(0)
+    logits: Tensor = llm(
+        inputs_embeds=embeddings,
+        attention_mask=attention.unused_mask(embeddings),
+        position_ids=torch.cat([torch.arange(length) for length in lengths]).to(ids.device).unsqueeze(0),
+        cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=ids.device),
+        max_length=max(lengths),
+        lengths=lengths,
+        logits_to_keep=torch.arange(len(ids), device=ids.device),
+        **({"use_cache": False} | cache),
+    ).logits[0]
     return logits
 
 
@@ -80,16 +83,14 @@ def packed(copy: RandomCopy) -> str:
     with attention.recorded_calls() as calls:
         model = copy.build(attention.RECORDED)
         alone = packed_logits(model, copy.samples[:1])
-        problem = _difference(alone, copy.expected[0], "for a single sample, the log-probability of a token")
-        if problem:
-            return problem
-        together = packed_logits(model, copy.samples)
-        leak = _difference(together, torch.cat(copy.expected), "next to another sample, the log-probability of a token")
-        without = sorted({name for name, has_boundaries in calls if not has_boundaries})
-        if without or not calls:
-            layers = f"the attention layers {', '.join(without)} do not receive" if without else "no attention layer receives"
-            return "; ".join(filter(None, [f"{layers} the boundaries of packed samples", leak]))
-    if leak:
+    without = sorted({name for name, has_boundaries in calls if not has_boundaries})
+    if without or not calls:
+        layers = f"the attention layers {', '.join(without)} do not receive" if without else "no attention layer receives"
+        return f"{layers} the boundaries of packed samples"
+    if problem := _difference(alone, copy.expected[0], "for a single sample, the log-probability of a token"):
+        return problem
+    together = packed_logits(model, copy.samples)
+    if leak := _difference(together, torch.cat(copy.expected), "next to another sample, the log-probability of a token"):
         return leak
     return _decoding(model, partial(_packed_prefill, model), copy)
 

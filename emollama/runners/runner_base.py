@@ -5,7 +5,6 @@ Everything is built in ``__init__``: first everything that needs no weights (:cl
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from emollama import checkpoint, lr_schedules, optim
 from emollama.config import RunConfig, write_yaml
 from emollama.data.batch import Batch
+from emollama.data.device_copy import DeviceCopy
 from emollama.data.loader import TrainingSamples, WorkerOptions, mix_seed, step_batches, training_loader
 from emollama.data.token_budget import split_into
 from emollama.data.workers import worker_errors
@@ -59,7 +59,6 @@ class RunnerBase:
         set_up(self.world.is_main)
         for text in config.warnings if self.world.is_main else ():
             get_logger().warning("%s", text)
-        self.stop_requested = False
         preparation = self.prepare(config, self.world, training=training)
         self.lock = preparation.lock
         with released_after_error(self.lock):
@@ -73,7 +72,7 @@ class RunnerBase:
         self.model = self.members[0]
         self.prediction_runner = preparation.prediction_runner(self.members)
         self.task = self.prediction_runner.task
-        self.skipped = SkippedSteps(*preparation.resumed["skipped"]) if preparation.resumed else SkippedSteps()
+        self.skipped = SkippedSteps(self.world.device, *(preparation.resumed["skipped"] if preparation.resumed else ()))
         if training:
             self._prepare_training(preparation)
 
@@ -183,7 +182,6 @@ class RunnerBase:
     def _train_steps(self, log: RunLog, write_report: WriteReport) -> None:
         """Run the remaining steps, with checkpoints and evaluations when they are due."""
         batches = self._step_batches()
-        self.stop_requested = self.world.any(bool(STOP_REQUESTS.reason))
         self._maybe_stop(self.first_step)
         ended = self._maybe_evaluate(self.first_step, log, write_report)
         for step in range(self.first_step, self.total_steps):
@@ -193,60 +191,58 @@ class RunnerBase:
                 micro_batches = next(batches)
             with out_of_memory.reported(micro_batches, step, self.config, self.world):
                 values = self._step(step, micro_batches)
-            self.skipped.require_below(self.cfg.max_skipped_steps, self.world, micro_batches)
+            if log.is_due(step):
+                self.skipped.require_below(self.cfg.max_skipped_steps, self.world, micro_batches)
             log.step(step, {"epoch": step // self.cfg.iters_per_epoch, **values}, samples=self.layout.global_batch)
             self.checkpoints.maybe_save(step + 1)
             log.maybe_end_epoch(step + 1)
             self._maybe_stop(step + 1)
             ended = self._maybe_evaluate(step + 1, log, write_report)
 
-    def _step(self, step: int, micro_batches: list[Batch]) -> dict[str, float]:
-        """Run one optimizer step: gradients of all micro-batches, clipping, update. Returns the values to log, over all ranks."""
-        lr = self.learning_rate(step)
+    def _step(self, step: int, micro_batches: list[Batch]) -> dict[str, float | Tensor]:
+        """Run one optimizer step: gradients of all micro-batches, clipping, update. Returns the values to log, over all ranks.
+
+        The process only queues the step on a GPU and does not wait for it: what the GPU computes is returned as scalar tensors.
+        """
+        lr, scaler = self.learning_rate(step), self.precision.scaler
         optim.set_lr(self.optimizer, lr)
-        scaler, loss = self.precision.scaler, self._gradients(step, micro_batches)
+        counts = [(len(batch.input_ids), batch.tokens_cut, batch.total_weight) for batch in micro_batches]
+        tokens, tokens_cut, weight = self.world.totals(*map(sum, zip(*counts, strict=True)))
+        loss = self.world.sum(self._gradients(step, micro_batches, weight))
         scaler.unscale_(self.optimizer)
         norm = self.parallel.clip_grad_norm(self.cfg.max_grad_norm)
-        tokens = sum(len(batch.input_ids) for batch in micro_batches)
-        tokens_cut = sum(batch.tokens_cut for batch in micro_batches)
-        stop = bool(STOP_REQUESTS.reason)
-        counts = torch.tensor([tokens, tokens_cut, stop], dtype=torch.float64, device=loss.device)
-        mean_loss, tokens, tokens_cut, stop = self.world.sum(torch.cat([loss[None], counts])).tolist()
-        # All ranks stop after the same step.
-        self.stop_requested = stop > 0
-        grad_norm = float(norm)
-        # Both values are reduced over the ranks, so every rank makes the same decision.
-        finite = math.isfinite(mean_loss) and math.isfinite(grad_norm)
-        if finite:
-            scaler.step(self.optimizer)
+        # Both values are those of all ranks, so every rank makes the same decision.
+        skipped = ~(loss.isfinite() & norm.isfinite())
+        optim.step_unless(self.optimizer, skipped)
         scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.skipped.count(finite=finite)
+        self.skipped.count(skipped)
         return {
-            "loss": mean_loss,
+            "loss": loss,
             "lr": lr,
-            "grad_norm": grad_norm,
+            "grad_norm": norm,
             "skipped_steps": self.skipped.total,
             "tokens": int(tokens),
             "tokens_cut": int(tokens_cut),
         }
 
-    def _gradients(self, step: int, micro_batches: list[Batch]) -> Tensor:
-        """Accumulate the gradients of the global batch's mean loss. Returns this rank's share of that mean, float64."""
-        device = self.world.device
-        weights = sum(float(batch.loss_weights.sum(dtype=torch.float64)) for batch in micro_batches)
-        total = self.world.sum(torch.tensor(weights, dtype=torch.float64, device=device))
-        mean_loss = torch.zeros((), dtype=torch.float64, device=device)
-        for micro, batch in enumerate(micro_batches):
+    def _gradients(self, step: int, micro_batches: list[Batch], weight: float) -> Tensor:
+        """Accumulate the gradients of the global batch's mean loss; ``weight`` is the sum of the batch's loss weights.
+
+        Returns:
+            This rank's share of the mean loss, float64.
+        """
+        mean_loss = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        for micro, batch in enumerate(self.copy_to_device(micro_batches)):
             # The model's dropout uses the seeds of the samples. Other random operations depend only on these numbers, so a
             # checkpoint need not store the state of random generators.
             torch.manual_seed(mix_seed(self.cfg.seed, step, self.world.rank, micro))
             with self.parallel.no_sync_unless(last=micro + 1 == len(micro_batches)):
                 with self.precision.autocast():
-                    loss = self.task.loss(self.parallel, batch.to(device))
+                    loss = self.task.loss(self.parallel, batch)
                 # DDP averages gradients over the ranks, but the mean loss is a sum over the ranks: multiply by their number.
-                self.precision.scaler.scale(loss * (self.world.size / total).float()).backward()
-            mean_loss += loss.detach() / total
+                self.precision.scaler.scale(loss * (self.world.size / weight)).backward()
+            mean_loss += loss.detach() / weight
             beat()
         return mean_loss
 
@@ -259,7 +255,9 @@ class RunnerBase:
 
     def _maybe_stop(self, completed_steps: int) -> None:
         """Save a checkpoint and stop if a process was asked to stop before the run is complete."""
-        if not self.stop_requested or (completed_steps == self.total_steps and self.validation is None):
+        is_complete = completed_steps == self.total_steps and self.validation is None
+        # All ranks stop after the same step.
+        if is_complete or not self.world.any(bool(STOP_REQUESTS.reason)):
             return
         self.checkpoints.save_if_new(completed_steps)
         raise Stopped(f"{STOP_REQUESTS.agreed_reason(self.world)} after {completed_steps} of {self.total_steps} steps")
@@ -272,7 +270,7 @@ class RunnerBase:
             "scaler": self.precision.scaler.state_dict(),
             "step": completed_steps,
             "epoch": (completed_steps - 1) // self.cfg.iters_per_epoch,
-            "skipped": [self.skipped.total, self.skipped.consecutive],
+            "skipped": self.skipped.numbers(),
             checkpoint.RESUME_FIELDS_KEY: self._resume_fields,
             "features": self.features,
             "config": self.config.unresolved(),
@@ -285,16 +283,15 @@ class RunnerBase:
         self.learning_rate = lr_schedules.learning_rate(cfg)
         self.samples = TrainingSamples(list(self.datasets.values()), self.prompt, preparation.sampler)
         self.model.train()
-        # A Protocol cannot require a base class.
-        assert isinstance(self.model, nn.Module)
+        assert isinstance(self.model, nn.Module)  # a Protocol cannot require a base class
+        self.copy_to_device = DeviceCopy(self.world.device)
         self.parallel = process_group.Parallel(self.model, self.world, cfg.parallel)
-        self.optimizer = optim.adamw(
-            optim.trainable(self.model).items(), lr=cfg.init_lr, weight_decay=cfg.weight_decay, beta2=cfg.beta2
-        )
+        trained = optim.trainable(self.model).items()
+        self.optimizer = optim.adamw(trained, lr=cfg.init_lr, weight_decay=cfg.weight_decay, beta2=cfg.beta2)
         self.resumed_from = str(resumed["path"]) if resumed else None
         self.checkpoints = RunCheckpoints(cfg, self.folder, self.world, self._checkpoint_content, self.resumed_from)
         if resumed:
-            self.optimizer.load_state_dict(resumed["optimizer"])
+            optim.load_state(self.optimizer, resumed["optimizer"])
             self.precision.scaler.load_state_dict(resumed["scaler"])
         evaluation = Evaluation(self.blocks, self.prediction_runner, None, answer_settings(self.config))
         self.validation = Validation(cfg, evaluation, self.folder, self.first_step) if cfg.evaluate else None

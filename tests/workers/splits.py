@@ -19,9 +19,9 @@ def forward_passes(path: str) -> list[int]:
     runner = config.runner_class(config)
     numbers, gradients = [], runner._gradients
 
-    def counted(step, batches):
+    def counted(step, batches, weight):
         numbers.append(len(batches))
-        return gradients(step, batches)
+        return gradients(step, batches, weight)
 
     runner._gradients = counted
     runner.train()
@@ -37,7 +37,8 @@ def train(paths: list[str]) -> None:
     for path in paths:
         config = load(path)
         runner = config.runner_class(config)
-        runner._gradients(0, next(runner._step_batches()))
+        micro_batches = next(runner._step_batches())
+        runner._gradients(0, micro_batches, *runner.world.totals(sum(batch.total_weight for batch in micro_batches)))
         gradients = {name: parameter.grad for name, parameter in trainable(runner.model).items()}
         torch.save(gradients, Path(path).parent / f"gradients_{runner.world.rank}.pt")
         runner.optimizer.zero_grad(set_to_none=True)
