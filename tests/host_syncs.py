@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -43,6 +43,18 @@ class _Operators(TorchDispatchMode):
         if name in OPERATORS or by_mask or unsized:
             self._found.append(f"aten.{name} {_caller()}")
         return function(*args, **(kwargs or {}))
+
+
+def train_with_steps_in(runner: Any, context: Callable[[], AbstractContextManager[Any]]) -> None:
+    """Train, and run each optimizer step in a context. Samples are loaded outside of it."""
+    step = runner._step
+
+    def in_context(number: int, micro_batches: Any) -> Any:
+        with context():
+            return step(number, micro_batches)
+
+    runner._step = in_context
+    runner.train()
 
 
 def _caller() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import encoding
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 import yaml
 from flickr_world import make_flickr_world
 from helpers import GOLDEN
+from host_syncs import train_with_steps_in
 from media_files import write_video
 from running import golden_config, read_jsonl
 
@@ -50,6 +53,19 @@ def test_training_losses_on_the_gpu_match_those_on_the_cpu(tmp_path, amp, dtype)
         config = load(str(golden_config(tmp_path / device, run=settings)))
         losses[device] = [row["loss"] for row in read_jsonl(config.runner_class(config).train() / "log.jsonl")]
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.05 if amp else 1e-3)
+
+
+def test_training_steps_do_not_wait_for_the_gpu(tmp_path):
+    settings = {"device": "cuda", "amp": True, "amp_dtype": "bf16", "max_grad_norm": 1.0}
+    config = load(str(golden_config(tmp_path, run=settings)))
+
+    @contextmanager
+    def without_waiting():
+        torch.cuda.set_sync_debug_mode("error")
+        yield
+        torch.cuda.set_sync_debug_mode("default")
+
+    train_with_steps_in(config.runner_class(config), without_waiting)
 
 
 @pytest.fixture(scope="module")

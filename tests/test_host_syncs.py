@@ -1,13 +1,15 @@
-"""Between log entries, no operation of a training step waits for a GPU."""
+"""No operation of a training step waits for a GPU. Values are read from it for log entries, after the step."""
 
 from __future__ import annotations
+
+from contextlib import contextmanager
 
 import pytest
 import torch
 from helpers import golden_tree, loaded
-from host_syncs import host_syncs
+from host_syncs import host_syncs, train_with_steps_in
 
-STEPS = 4
+STEPS = ["run.iters_per_epoch=3", "run.max_epoch=1"]
 
 
 @pytest.mark.parametrize("values", [torch.tensor([3.0, 0.0]), torch.tensor([[1.0, 2.0]])], ids=["vector", "matrix"])
@@ -23,20 +25,15 @@ def test_an_operation_that_reads_values_is_found(operation, values):
 
 
 @pytest.mark.parametrize("options", [["run.max_grad_norm=1.0"], ["run.amp=True", "model.use_grad_checkpoint=True"]])
-def test_steps_without_a_log_entry_do_not_wait_for_a_gpu(tmp_path, options):
-    options = [f"run.iters_per_epoch={STEPS}", "run.max_epoch=1", "run.log_freq=100", *options]
-    config = loaded(tmp_path, golden_tree(tmp_path), *options)
-    runner = config.runner_class(config)
-    batches = list(runner._step_batches())
-    steps, found = runner._step, []
+def test_training_steps_do_not_wait_for_a_gpu(tmp_path, options):
+    config = loaded(tmp_path, golden_tree(tmp_path), *STEPS, *options)
+    found = []
 
-    def counted(step, micro_batches):
+    @contextmanager
+    def counted():
         with host_syncs() as operations:
-            values = steps(step, micro_batches)
+            yield
         found.extend(operations)
-        return values
 
-    runner._step = counted
-    runner._step_batches = lambda: iter(batches)
-    runner.train()
+    train_with_steps_in(config.runner_class(config), counted)
     assert sorted(set(found)) == []

@@ -78,7 +78,7 @@ class RunnerConfig:
     amp_dtype: AmpDtype = "auto"
     """Data type of mixed precision. auto: bf16 if the device supports it, otherwise fp16."""
     max_skipped_steps: int = 25
-    """The run stops after this number of consecutive steps whose loss or gradient is not finite."""
+    """The run stops at a log entry after this number of consecutive steps whose loss or gradient was not finite."""
     log_freq: int = 10
     """Iterations between log entries."""
     wandb_log: bool = False
