@@ -214,6 +214,7 @@ def test_modules_have_no_circular_imports():
 LIBRARY_USERS = {
     "omegaconf": {"config.loading", "config.merging", "config.nested", "config.reading", "config.omegaconf_errors"},
     "transformers": {"models.llm", "models.llm_weights", "models.packing_check", "models.attention", "models.kv_cache"}
+    | {"models.fused_layer"}
     | {"models.random_copy", "models.lora_targets", "decoding.running_batch"}
     | {"convert.hub.modeling_emollama", "convert.hub.processing_emollama"}
     | {"encoders.hugging_face", "encoders.qformer", "demo.tiny_llama", "demo.tiny_encoders", "demo.tiny_projection"},
@@ -221,7 +222,9 @@ LIBRARY_USERS = {
     "decord": {"media.frames"},
     "av": {"media.containers", "media.frames", "media.audio", "demo.videos"},
     "cv2": {"media.faces"},
-    "peft": {"models.llm_weights", "models.adapters"},
+    "peft": {"models.llm_weights", "models.adapters", "models.lora_linear"},
+    "triton": {"models.dropout_kernel"},
+    "liger_kernel": {"models.fused_ops"},
     "iopath": {"remote.manager", "remote.handler"},
     "requests": {"remote.http"},
     "fsspec": {"remote.object_stores"},

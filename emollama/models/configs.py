@@ -19,6 +19,7 @@ from emollama.suggestions import did_you_mean
 
 TrainLLM = Literal["lora", "none", "full"]
 PackingKey = Literal["auto", "packed", "padded", "off"]
+KernelsKey = Literal["auto", "liger", "plain"]
 
 
 @documented
@@ -64,6 +65,11 @@ class LLMConfig:
     of a row are rejected. padded: one row per sample, with the attention of transformers, which also computes on the padding.
     off: one sample after the other.
     auto: packed if a check of a small random copy of the model shows that the losses are correct, otherwise padded."""
+    kernels: KernelsKey = "auto"
+    """How layers and LoRA adapters are computed in training. plain: as transformers and peft do.
+    liger: with the kernels of Liger on a GPU (pip install 'emollama[fast]'), for models whose layers are those of Llama.
+    auto: adapters with few operations, and layers, too, where a check of a small random copy of the model shows that losses and
+    gradients are the same; with Liger if it is installed."""
     low_resource: bool = False
     """Load the language model in 8 bits (needs bitsandbytes)."""
     load_in_4bit: bool = False

@@ -13,7 +13,9 @@ import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,9 +55,54 @@ class CounterDropout(nn.Dropout):
             if keys is not None:
                 warnings.warn(_OTHER_ROWS, stacklevel=2)
             return nn.functional.dropout(input, self.p)
-        dropped = dropped_elements(keys.flatten(), input.shape[-1], self._key, self._threshold)
-        output: Tensor = input.masked_fill(dropped.view(input.shape), 0.0) * (1 / (1 - self._threshold / 2**BITS))
+        output: Tensor = _Dropout.apply(input, self.mask_of(keys))
         return output
+
+    def mask_of(self, keys: Tensor) -> DropoutMask:
+        """Return the mask for tokens with these keys."""
+        return DropoutMask(keys.flatten(), self._key, self._threshold)
+
+    def current_mask(self, rows: int) -> DropoutMask | None:
+        """Return the mask for an input with this number of rows; None if it has not one for each token."""
+        keys = _STATE.keys
+        return None if keys is None or keys.numel() != rows else self.mask_of(keys)
+
+
+@dataclass(frozen=True)
+class DropoutMask:
+    """Which elements of a matrix (T, C) are zeroed, as numbers from which the mask is computed wherever it is needed.
+
+    Attributes:
+        keys: (T,) int32, the tokens' keys.
+        module_key: a hash of the module's name.
+        threshold: the probability times 2^16.
+    """
+
+    keys: Tensor
+    module_key: int
+    threshold: int
+
+    def applied_to(self, values: Tensor) -> Tensor:
+        """Return a copy with some elements zeroed and the others scaled, (..., C)."""
+        output: Tensor = torch.ops.emollama.dropout(values, self.keys, self.module_key, self.threshold)
+        return output
+
+    def add_to(self, total: Tensor, values: Tensor) -> None:
+        """Add :meth:`applied_to` to a tensor in place."""
+        torch.ops.emollama.add_dropout_(total, values, self.keys, self.module_key, self.threshold)
+
+
+class _Dropout(torch.autograd.Function):
+    """Saves nothing but the tokens' keys: the backward pass computes the mask again."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, mask: DropoutMask) -> Tensor:
+        ctx.mask = mask
+        return mask.applied_to(input)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.mask.applied_to(grad), None
 
 
 class _State:
@@ -133,6 +180,29 @@ def replace_dropout(model: nn.Module) -> None:
         if type(module) is nn.Dropout and module.p:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, CounterDropout(module.p, name).train(module.training))
+
+
+def scale_of(threshold: int) -> float:
+    """Return the factor of the elements that are not zeroed."""
+    return float(1 / (1 - threshold / 2**BITS))
+
+
+def _dropout(values: Tensor, keys: Tensor, module_key: int, threshold: int) -> Tensor:
+    dropped = dropped_elements(keys, values.shape[-1], module_key, threshold)
+    return values.masked_fill(dropped.view(values.shape), 0.0).mul_(scale_of(threshold))
+
+
+def _add_dropout(total: Tensor, values: Tensor, keys: Tensor, module_key: int, threshold: int) -> None:
+    total.add_(_dropout(values, keys, module_key, threshold))
+
+
+# On a GPU with Triton, dropout_kernel.py has an implementation of both that is a single kernel.
+torch.library.define("emollama::dropout", "(Tensor values, Tensor keys, int module_key, int threshold) -> Tensor")
+torch.library.define(
+    "emollama::add_dropout_", "(Tensor(a!) total, Tensor values, Tensor keys, int module_key, int threshold) -> ()"
+)
+torch.library.impl("emollama::dropout", "default", _dropout)
+torch.library.impl("emollama::add_dropout_", "default", _add_dropout)
 
 
 def dropped_elements(keys: Tensor, channels: int, module_key: int, threshold: int) -> Tensor:

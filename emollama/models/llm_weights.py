@@ -36,6 +36,7 @@ class LLMOptions:
         quantize: bits of the frozen weights; None does not quantize.
         checkpointing: recompute the layers' activations in the backward pass.
         attention: name of the attention implementation.
+        plain_adapters: compute adapters as peft does.
     """
 
     path: str
@@ -47,6 +48,7 @@ class LLMOptions:
     quantize: Literal[4, 8] | None
     checkpointing: bool
     attention: str
+    plain_adapters: bool = False
 
 
 def options_of(cfg: LLMConfig, attention: str) -> LLMOptions:
@@ -61,6 +63,7 @@ def options_of(cfg: LLMConfig, attention: str) -> LLMOptions:
         quantize=8 if cfg.low_resource else 4 if cfg.load_in_4bit else None,
         checkpointing=cfg.use_grad_checkpoint,
         attention=attention,
+        plain_adapters=cfg.kernels == "plain",
     )
 
 
@@ -190,6 +193,11 @@ def _with_adapters(llm: Any, options: LLMOptions, targets: list[str]) -> Any:
         )
     if problem:
         raise UserError(f"{lora_targets.KEY}: {problem}")
+    if not options.plain_adapters:
+        # Imported here for the same reason.
+        from emollama.models.lora_linear import use_lora_linear
+
+        use_lora_linear(llm)
     return llm
 
 

@@ -22,9 +22,9 @@ from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.slots import SlotShape, without_pixels
 from emollama.decoding_state import DecodingState
 from emollama.errors import UserError
-from emollama.models import checkpoint_names, dropout, frames, llm, padded
+from emollama.models import checkpoint_names, dropout, frames, kernels, llm, padded
 from emollama.models.fusion.build import FusionKey, build_fusion, fusion_layout
-from emollama.models.fusion.feature_tokens import MIN_GEMM_ROWS, joined_feature_tokens
+from emollama.models.fusion.feature_tokens import joined_feature_tokens, pad_positions
 from emollama.models.kv_cache import empty_cache, left_padded_state, unpacked_state
 from emollama.stores.manifest import Manifest
 
@@ -72,6 +72,7 @@ class PackedLLM(nn.Module, ABC):
         build = embedding_table.build if embeddings_only else llm_weights.build
         self.llama_model: Any = build(options, self.llm_config, dtype=frozen_dtype, device=device)
         dropout.replace_dropout(self.llama_model)
+        self._fused = kernels.use_kernels(cfg.kernels, self.packing, self._llm, device)
         slots = without_pixels(self.slot_shapes(cfg))
         # In a few models, such as some of OPT, the embedding table is narrower than the layers.
         width = self.llama_model.get_input_embeddings().weight.shape[1]
@@ -115,6 +116,7 @@ class PackedLLM(nn.Module, ABC):
         packing = packing_check.resolve(cfg.packing, config, device, frozen_dtype)
         if beam_search:
             packing.require_beam_search(config.model_type)
+        kernels.require_kernels(cfg.kernels, packing, device, config.model_type)
         cls._check_lengths(cfg, packing_check.length_limit(packing, config))
         lines = [*packing.notices(config.model_type), *llm_weights.check_options(cfg, config)]
         lines += llm.float16_warning(config, frozen_dtype)
@@ -183,7 +185,7 @@ class PackedLLM(nn.Module, ABC):
         # Logits are computed only where a label follows: those of all tokens, (T, V), would need far more memory.
         with dropout.use_keys(dropout.token_keys_of(batch)):
             if self.packing.is_packed:
-                logits = self._packed_logits(batch, _pad_positions(positions) - 1, use_cache=False)[: len(positions)]
+                logits = self._packed_logits(batch, pad_positions(positions) - 1, use_cache=False)[: len(positions)]
             else:
                 logits = self._padded_logits(batch, self._embed(batch), positions - 1)
         return F.cross_entropy(logits.float(), batch.labels[positions], reduction="none")
@@ -195,7 +197,7 @@ class PackedLLM(nn.Module, ABC):
         if not self.packing.is_packed:
             return self._padded_prefill(batch, last)
         cache = empty_cache()
-        logits = self._packed_logits(batch, _pad_positions(last), past_key_values=cache, use_cache=True)[: len(last)]
+        logits = self._packed_logits(batch, pad_positions(last), past_key_values=cache, use_cache=True)[: len(last)]
         return logits.float(), unpacked_state(cache, batch.lengths)
 
     def decode(self, ids: Tensor, state: DecodingState) -> Tensor:
@@ -260,7 +262,7 @@ class PackedLLM(nn.Module, ABC):
             cu_seqlens=batch.cu_seqlens,
             max_length=batch.max_length,
             lengths=batch.lengths,
-            logits_to_keep=positions,
+            **kernels.selection(positions, in_last_layer=self._fused and not cache["use_cache"]),
             **cache,
         ).logits[0]
         return logits
@@ -293,8 +295,3 @@ class PackedLLM(nn.Module, ABC):
         with dropout.use_keys(dropout.keys_at(batch.feature_positions)):
             joined = self.dropout(joined.to(text.dtype))
         return text.index_copy(0, batch.feature_positions, joined)
-
-
-def _pad_positions(positions: Tensor) -> Tensor:
-    """Repeat the last position until there are ``MIN_GEMM_ROWS``, because the head multiplies one matrix row per position."""
-    return torch.cat([positions, positions[-1:].expand(max(0, MIN_GEMM_ROWS - len(positions)))])

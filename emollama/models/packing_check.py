@@ -20,12 +20,12 @@ import torch
 from emollama.data.validation_cache import ValidationCache
 from emollama.errors import UserError
 from emollama.json_io import parse_json
-from emollama.models import attention, copy_properties, llm, packing_comparisons
+from emollama.models import attention, copy_properties, fused_layer, llm, packing_comparisons
 from emollama.models.configs import PackingKey
 from emollama.models.packing_comparisons import Forward, packed_logits, padded_logits
 from emollama.models.random_copy import RandomCopy, isolated, runnable_copy
 
-VERSION = "8"  # increase it when the check changes, so that cached results are ignored
+VERSION = "9"  # increase it when the check changes, so that cached results are ignored
 CPU = torch.device("cpu")
 Result = Literal["packed", "padded", "rejected"]
 Cache = Literal["batch", "sequence", "none"]
@@ -46,6 +46,7 @@ class Packing:
         random_training: whether random numbers in training depend on how a global batch is divided.
         max_tokens: number of tokens for which the model has learned or stored positions; None if it has no such table.
         joint_answers: compute all candidate answers to a prompt in one forward pass; if False, one after the other.
+        fused_problem: why the layers cannot be computed by :mod:`emollama.models.fused_layer`; "" if they can.
     """
 
     result: Result
@@ -57,6 +58,7 @@ class Packing:
     random_training: bool = False
     max_tokens: int | None = None
     joint_answers: bool = False
+    fused_problem: str = ""
 
     @property
     def is_packed(self) -> bool:
@@ -233,6 +235,7 @@ def _first_way(copy: RandomCopy, key: PackingKey, device: torch.device, dtype: t
             random_training=random,
             max_tokens=copy_properties.position_table(copy),
             joint_answers=packing.is_packed and not _attempt(partial(packing_comparisons.joint_answers, copy)),
+            fused_problem=_attempt(partial(fused_layer.difference, copy)) if packing.is_packed else "samples are not packed",
         )
     where = _attempt(partial(copy_properties.first_different_layer, copy))
     return Packing("rejected", reason=f"it differs from plain transformers even for a single sample ({problem}; {where})")

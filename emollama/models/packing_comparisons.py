@@ -33,7 +33,7 @@ BEAMS, BEAM_TOKENS = 3, 6  # of the beam search of the comparison
 Forward = Callable[[Any, Sequence[Tensor]], Tensor]  # (model, samples) -> logits (T, V)
 
 
-def packed_logits(llm: Any, samples: Sequence[Tensor], **cache: Any) -> Tensor:
+def packed_logits(llm: Any, samples: Sequence[Tensor], **options: Any) -> Tensor:
     """Return the logits (T, V) of samples in one row, which the model receives like a micro-batch in training."""
     lengths = [len(ids) for ids in samples]
     ids = torch.cat(list(samples))
@@ -45,8 +45,7 @@ def packed_logits(llm: Any, samples: Sequence[Tensor], **cache: Any) -> Tensor:
         cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=ids.device),
         max_length=max(lengths),
         lengths=lengths,
-        logits_to_keep=torch.arange(len(ids), device=ids.device),
-        **({"use_cache": False} | cache),
+        **({"use_cache": False, "logits_to_keep": torch.arange(len(ids), device=ids.device)} | options),
     ).logits[0]
     return logits
 

@@ -44,6 +44,7 @@ RESUMABLE_OVERRIDES = (
     "model.q_former_model",
     "model.cache_visual",
     "model.merge_adapters",
+    "model.kernels",
     "model.ckpt",
     "model.ckpt_allow_missing",
     "run.output_dir",

@@ -38,3 +38,8 @@ def joined_feature_tokens(tokens: Mapping[str, Tensor], counts: Sequence[int]) -
         if len(value) != count:
             raise ValueError(f"{count} placeholders for '{part}', but the fusion module returned {len(value)} feature tokens")
     return torch.cat(list(tokens.values()))
+
+
+def pad_positions(positions: Tensor) -> Tensor:
+    """Repeat the last position until there are ``MIN_GEMM_ROWS``, because the head multiplies one matrix row per position."""
+    return torch.cat([positions, positions[-1:].expand(max(0, MIN_GEMM_ROWS - len(positions)))])

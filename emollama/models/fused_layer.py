@@ -1,0 +1,140 @@
+"""The layers of Llama and of models like it, for packed samples in training, with few operations and little memory.
+
+There is no list of model families: a layer is computed here if it has the parts of one of Llama, and if a small random copy of
+the model then gives the losses and gradients of transformers (:func:`difference`).
+
+Shape letters: T = tokens of a packed micro-batch, C = channels, H = query heads, K = key/value heads, E = width of a head,
+L = tokens whose outputs are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from emollama.models import attention, dropout
+from emollama.models.fused_ops import PLAIN, FusedOps
+from emollama.models.packing_comparisons import packed_logits
+from emollama.models.random_copy import RandomCopy
+
+TOLERANCE = 1e-4  # relative (L2) difference of logits and of gradients
+LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+MLP = {"gate_proj", "up_proj", "down_proj"}
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+HEAD_NORMS = {"q_norm", "k_norm"}  # of each head, as in Qwen3
+
+
+def use_fused_layers(llm: nn.Module, ops: FusedOps) -> str:
+    """Compute the layers of a language model with the functions of this module when it gets packed samples.
+
+    The last layer then computes only what the tokens of ``output_rows`` need.
+
+    Args:
+        llm: the model, without the wrapper of peft.
+        ops: norm, position embedding and activation.
+
+    Returns:
+        Why the layers cannot be computed here, and nothing was changed; "" if they are.
+    """
+    layers: Sequence[nn.Module] = getattr(getattr(llm, "model", None), "layers", None) or ()
+    if not layers or not all(map(_is_like_llama, layers)):
+        return "its layers do not have the parts of a layer of Llama"
+    for layer in layers:
+        # An attribute of the object, so that class, names of weights and hooks of the layer remain.
+        layer.forward = partial(_forward, layer, ops, layer is layers[-1])
+    return ""
+
+
+def difference(copy: RandomCopy) -> str:
+    """Compare logits and gradients of two packed samples with those of the layers of transformers; "" if they are equal."""
+    outputs = []
+    for fused in (False, True):
+        llm = copy.build(attention.NAME)
+        if fused and (problem := use_fused_layers(llm, PLAIN)):
+            return problem
+        table = llm.get_input_embeddings().weight.requires_grad_()
+        with torch.enable_grad():
+            # Every second token, to cover the selection in the last layer.
+            rows = torch.arange(1, sum(map(len, copy.samples)), 2)
+            options = {"output_rows": rows, "logits_to_keep": 0} if fused else {"logits_to_keep": rows}
+            logits = packed_logits(llm, copy.samples, **options)
+            (gradient,) = torch.autograd.grad(logits.log_softmax(-1)[:, ::3].square().mean(), table)
+        table.requires_grad_(False)
+        outputs.append((logits.detach(), gradient))
+    for name, plain, own in zip(("logits", "gradients"), *outputs, strict=True):
+        if not (own - plain).norm() <= TOLERANCE * plain.norm():
+            return f"its {name} would change by {(own - plain).norm() / plain.norm():.2g}"
+    return ""
+
+
+def _is_like_llama(layer: nn.Module) -> bool:
+    parts = dict(layer.named_children())
+    if set(parts) != LAYER:
+        return False
+    own = {name for name, _ in parts["self_attn"].named_children()}
+    norms = [
+        parts["input_layernorm"],
+        parts["post_attention_layernorm"],
+        *(getattr(parts["self_attn"], n) for n in own & HEAD_NORMS),
+    ]
+    return (
+        own in (ATTENTION, ATTENTION | HEAD_NORMS)
+        and {name for name, _ in parts["mlp"].named_children()} - {"act_fn"} == MLP
+        and all(hasattr(norm, "variance_epsilon") for norm in norms)
+    )
+
+
+def _forward(layer: Any, ops: FusedOps, is_last: bool, hidden: Tensor, **kwargs: Any) -> Tensor:
+    """Return the output of a layer, (1, T, C), or (1, L, C) for the last one with ``output_rows`` (L,)."""
+    rows = kwargs.pop("output_rows", None)
+    if kwargs["past_key_values"] is not None:
+        # In generation, the layer of transformers also stores keys and values.
+        output: Tensor = type(layer).forward(layer, hidden, **kwargs)
+        return output
+    attended = _attention(layer.self_attn, ops, _norm(layer.input_layernorm, ops, hidden), kwargs)
+    if not is_last or rows is None:
+        return _after_attention(layer, ops, hidden, attended)
+    with dropout.use_keys(dropout.keys_at(rows)):
+        return _after_attention(layer, ops, hidden[:, rows], attended[:, rows])
+
+
+def _after_attention(layer: Any, ops: FusedOps, hidden: Tensor, attended: Tensor) -> Tensor:
+    hidden = hidden + layer.self_attn.o_proj(attended)
+    inputs, mlp = _norm(layer.post_attention_layernorm, ops, hidden), layer.mlp
+    output: Tensor = hidden + mlp.down_proj(ops.silu_mul(mlp.gate_proj(inputs), mlp.up_proj(inputs)))
+    return output
+
+
+def _attention(module: Any, ops: FusedOps, inputs: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    """Return what the output projection of an attention layer gets, (1, T, H * E)."""
+    query, key, value = (
+        projection(inputs).unflatten(-1, (-1, module.head_dim)) for projection in (module.q_proj, module.k_proj, module.v_proj)
+    )
+    if hasattr(module, "q_norm"):
+        query, key = _norm(module.q_norm, ops, query), _norm(module.k_norm, ops, key)
+    query, key = ops.rope(query.transpose(1, 2), key.transpose(1, 2), *kwargs["position_embeddings"])
+    function = ALL_ATTENTION_FUNCTIONS[module.config._attn_implementation]
+    # Mistral has its window in the configuration only.
+    window = module.sliding_window if hasattr(module, "sliding_window") else getattr(module.config, "sliding_window", None)
+    attended, _ = function(
+        module,
+        query,
+        key,
+        value.transpose(1, 2),
+        kwargs["attention_mask"],
+        dropout=module.attention_dropout if module.training else 0.0,
+        scaling=module.scaling,
+        sliding_window=window,
+        **{name: kwargs[name] for name in kwargs.keys() - {"attention_mask", "position_embeddings", "past_key_values"}},
+    )
+    output: Tensor = attended.flatten(2)
+    return output
+
+
+def _norm(module: Any, ops: FusedOps, x: Tensor) -> Tensor:
+    return ops.rms_norm(x, module.weight, module.variance_epsilon)
