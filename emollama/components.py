@@ -12,7 +12,7 @@ language model, B = sequences, Q = new tokens per sequence, L = labelled tokens,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
@@ -126,7 +126,7 @@ class Model(Protocol):
 
     @classmethod
     def check_language_model(
-        cls, cfg: Any, prompt: PromptFormat | None, *, device: torch.device, frozen_dtype: torch.dtype, beam_search: bool = False
+        cls, cfg: Any, prompt: PromptFormat | None, *, device: torch.device, frozen_dtype: torch.dtype, uses: Collection[str] = ()
     ) -> list[str]:
         """Check the language model without its weights; return lines about costs and probable mistakes.
 
@@ -135,7 +135,7 @@ class Model(Protocol):
             prompt: the prompt format; None if the folder of the language model has no tokenizer.
             device: device of the run.
             frozen_dtype: dtype of frozen weights.
-            beam_search: whether answers are generated with beam search.
+            uses: of "beam search" and "shared prompts" (``run.tasks_per_clip``), those that the run uses.
 
         Raises:
             UserError: If the language model cannot be run correctly with this configuration.

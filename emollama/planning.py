@@ -85,9 +85,8 @@ def plan(config: RunConfig) -> Plan:
     memory = _memory(config, model, sum(tokens.values()), batch)
     model_class, dtype = config.model_class, precision.frozen_dtype
     beams = any(block.task.num_beams > 1 for block in config.evaluation_datasets.values())
-    notes += model_class.check_language_model(
-        config.model, prompt, device=precision.device, frozen_dtype=dtype, beam_search=beams
-    )
+    uses = ["beam search"] * beams + ["shared prompts"] * (bool(config.datasets) and config.run.tasks_per_clip > 1)
+    notes += model_class.check_language_model(config.model, prompt, device=precision.device, frozen_dtype=dtype, uses=uses)
     notes.append(f"trained tensors: {', '.join(_trained_names(model))}")
     notes.append(
         f"the memory is for micro-batches of {batch}, sentences of {SENTENCE_TOKENS} tokens and answers of {ANSWER_TOKENS} tokens"

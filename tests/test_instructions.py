@@ -52,6 +52,23 @@ def test_a_sampled_task_and_instruction_depend_only_on_the_generator():
     assert draws[0] == draws[1] and len(set(draws[0])) > 5
 
 
+def test_different_tasks_are_drawn_one_after_the_other_by_their_weights():
+    pool = TaskPool({"emotion": 3, "reason": 1, "reason_v2": 1}, {}, ["happy"])
+    rng = np.random.default_rng(0)
+    draws = [[task for task, _ in pool.draw_different(rng, 2)] for _ in range(DRAWS)]
+    assert all(len(set(tasks)) == 2 for tasks in draws)
+    first, both = Counter(tasks[0] for tasks in draws), Counter(task for tasks in draws for task in tasks)
+    assert first["emotion"] / DRAWS == pytest.approx(0.6, abs=0.025)
+    # Emotion is first, or second after one of the two others: 3/4 of the remaining weight.
+    assert both["emotion"] / DRAWS == pytest.approx(0.6 + 0.4 * 0.75, abs=0.025)
+
+
+def test_one_different_task_is_that_of_a_single_draw():
+    pool = TaskPool(["emotion", "reason", "reason_v2"], {}, ["happy"])
+    for k in range(20):
+        assert pool.draw_different(np.random.default_rng(k), 1) == [pool.draw(np.random.default_rng(k))]
+
+
 def test_labels_are_inserted_in_order_and_other_braces_remain():
     instruction = 'One of {labels}? Answer as {"label": {}} or {x}; again: {labels}'
     pool = TaskPool("emotion", {"emotion": [instruction]}, ["happy", "sad"])

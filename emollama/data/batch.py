@@ -54,6 +54,8 @@ class Sample:
         tokens_cut: number of text tokens that exceeded the length limits.
         cache_key: the record's cache key.
         dropout_seed: signed integer of 32 bits from which the model's dropout is computed; None outside of training.
+        shared_tokens: number of tokens that come before ``input_ids``, and that an earlier sample of the micro-batch starts with:
+            the last one that shares none. The sample has no features then, because they are in these tokens.
     """
 
     name: str
@@ -65,6 +67,43 @@ class Sample:
     tokens_cut: int = 0
     cache_key: str | None = None
     dropout_seed: int | None = None
+    shared_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class SharedPrompts:
+    """The tokens of a packed micro-batch that a sample attends to because it shares the beginning of an earlier sample.
+
+    Attributes:
+        tokens: number of shared tokens of each of the B samples.
+        attended: (A,) int64, the tokens that each sample attends to, sample after sample: the shared ones, then its own.
+        cu_attended: (B + 1,) int32, the index in ``attended`` where each sample begins, and A.
+    """
+
+    tokens: tuple[int, ...]
+    attended: Tensor
+    cu_attended: Tensor
+
+    @classmethod
+    def of(cls, tokens: Sequence[int], lengths: Sequence[int]) -> SharedPrompts | None:
+        """Return the object for samples with these numbers of shared and of own tokens; None if none is shared."""
+        if not any(tokens):
+            return None
+        attended, owner, start = [], 0, 0
+        for count, length in zip(tokens, lengths, strict=True):
+            owner = owner if count else start
+            attended += [torch.arange(owner, owner + count), torch.arange(start, start + length)]
+            start += length
+        sums = accumulate((count + length for count, length in zip(tokens, lengths, strict=True)), initial=0)
+        return cls(tuple(tokens), torch.cat(attended), torch.tensor(list(sums), dtype=torch.int32))
+
+    def max_length(self, lengths: Sequence[int]) -> int:
+        """Return the number of tokens of the longest sample; ``lengths`` are those of own tokens."""
+        return max(count + length for count, length in zip(self.tokens, lengths, strict=True))
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> SharedPrompts:
+        """Return the object with the results of a function in place of the tensors."""
+        return SharedPrompts(self.tokens, function(self.attended), function(self.cu_attended))
 
 
 @dataclass(frozen=True)
@@ -103,18 +142,20 @@ class Batch:
 
     Attributes:
         names, tasks: B strings.
-        input_ids, labels, position_ids: (T,) int64; positions restart at 0 with each sample.
+        input_ids, labels, position_ids: (T,) int64; positions restart with each sample at 0, or after its shared tokens.
         loss_weights: (T,) float32.
         total_weight: sum of the loss weights.
-        lengths: number of tokens of each sample.
+        lengths: number of tokens of each sample, without its shared ones.
         cu_seqlens: (B + 1,) int32, the first token of each sample, and T.
         label_positions: (L,) int64, the tokens with a label.
         feature_positions: (F,) int64, the tokens with a placeholder id: first those of the id -1, then those of -2, and so on.
         feature_counts: number of tokens with each placeholder id, from -1 on.
-        slots: slot -> :class:`PackedFeatures`, for every slot of the model; a sample without features has 0 vectors.
+        slots: slot -> :class:`PackedFeatures`, for every slot of the model; a sample without features has 0 vectors. Samples
+            with shared tokens are left out.
         tokens_cut: number of text tokens of all samples that exceeded the length limits.
-        cache_key: the cache key or None of each of the B records.
+        cache_key: the cache key or None of each record in ``slots``.
         dropout_seeds: (B,) int32, the samples' seeds; None if a sample has no seed.
+        shared: the tokens of other samples that samples attend to; None if no sample has shared tokens.
     """
 
     names: tuple[str, ...]
@@ -133,11 +174,12 @@ class Batch:
     tokens_cut: int
     cache_key: tuple[str | None, ...]
     dropout_seeds: Tensor | None = None
+    shared: SharedPrompts | None = None
 
     @property
     def max_length(self) -> int:
-        """Number of tokens of the longest sample."""
-        return max(self.lengths)
+        """Number of tokens of the longest sample, with its shared ones."""
+        return max(self.lengths) if self.shared is None else self.shared.max_length(self.lengths)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -161,7 +203,8 @@ class Batch:
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> Batch:
         changes: dict[str, Any] = {name: function(tensor) for name, tensor in self.tensors.items()}
         slots = {slot: PackedFeatures(function(packed.values), packed.offsets) for slot, packed in self.slots.items()}
-        return dataclasses.replace(self, slots=slots, **changes)
+        shared = None if self.shared is None else self.shared.mapped(function)
+        return dataclasses.replace(self, slots=slots, shared=shared, **changes)
 
 
 def collate(samples: list[Sample]) -> Batch:
@@ -171,6 +214,8 @@ def collate(samples: list[Sample]) -> Batch:
     input_ids = torch.cat([sample.input_ids for sample in samples])
     labels = torch.cat([sample.labels for sample in samples])
     loss_weights = torch.cat([sample.loss_weights for sample in samples])
+    starts = [sample.shared_tokens for sample in samples]
+    with_features = [sample for sample in samples if not sample.shared_tokens]
     # The model would have to wait for the device to find these positions.
     placeholders = (input_ids < 0).nonzero().squeeze(1)
     order = input_ids[placeholders].sort(descending=True, stable=True)
@@ -181,14 +226,15 @@ def collate(samples: list[Sample]) -> Batch:
         labels=labels,
         loss_weights=loss_weights,
         total_weight=float(loss_weights.sum(dtype=torch.float64)),
-        position_ids=torch.cat([torch.arange(length) for length in lengths]),
+        position_ids=torch.cat([torch.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)]),
         lengths=lengths,
         cu_seqlens=torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32),
         label_positions=(labels != IGNORED).nonzero().squeeze(1),
         feature_positions=placeholders[order.indices],
         feature_counts=tuple((-1 - order.values).bincount().tolist()),
-        slots={slot: PackedFeatures.pack([sample.slots[slot] for sample in samples]) for slot in samples[0].slots},
+        slots={slot: PackedFeatures.pack([sample.slots[slot] for sample in with_features]) for slot in samples[0].slots},
         tokens_cut=sum(sample.tokens_cut for sample in samples),
-        cache_key=tuple(sample.cache_key for sample in samples),
+        cache_key=tuple(sample.cache_key for sample in with_features),
         dropout_seeds=torch.tensor(seeds, dtype=torch.int32) if len(seeds) == len(samples) else None,
+        shared=SharedPrompts.of(starts, lengths),
     )

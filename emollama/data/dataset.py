@@ -232,6 +232,18 @@ class SampleDataset(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsOnce(Protocol):
+    """What a dataset class provides in addition if ``run.tasks_per_clip`` should read features once, not for each task.
+
+    If a subclass overrides ``record``, but not ``records``, ``record`` is called for each task.
+    """
+
+    def records(self, index: int, questions: Sequence[tuple[str, str]], rng: np.random.Generator) -> list[Record]:
+        """Return what ``record`` returns for each (task, instruction), with the same features for all of them."""
+        ...
+
+
 @dataclass(frozen=True)
 class ClipsToPredict:
     """Video clips that are in no annotation file, for which ``emollama predict`` needs records.

@@ -115,6 +115,20 @@ class TaskPool:
         task = self.tasks[min(index, len(self.tasks) - 1)]
         return task, str(rng.choice(self.instructions[task]))
 
+    def draw_different(self, rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
+        """Draw different tasks, one after the other according to the weights of those that remain, each with an instruction.
+
+        Args:
+            rng: the generator.
+            count: number of tasks, at most that of the pool. For one task, the result is that of :meth:`draw`.
+        """
+        if count == 1:
+            return [self.draw(rng)]
+        # Sorted by exponential variables with the weights as rates, tasks are in the order of such draws.
+        times = rng.exponential(size=len(self.tasks)) / np.diff(self._cumulative, prepend=0.0)
+        tasks = [self.tasks[index] for index in np.argsort(times, kind="stable")[:count]]
+        return [(task, str(rng.choice(self.instructions[task]))) for task in tasks]
+
     def fill_labels(self, instruction: str) -> str:
         """Replace ``{labels}`` in an instruction by the prompt labels; other braces are plain text."""
         return instruction.replace("{labels}", self._label_list)

@@ -15,13 +15,17 @@ from emollama.data.batch import Batch, Sample, collate
 from emollama.data.dataset import SampleDataset
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.sampling import MixtureSampler
+from emollama.data.shared_prompts import records_of, share_prompts
 from emollama.data.token_budget import group_by_tokens
 from emollama.data.workers import PREFETCH, WorkerReports, require_space_for_workers
 from emollama.errors import UserError
 
 
 class TrainingSamples(Dataset[Sample]):
-    """Map-style dataset of a training run: item i is the sample with the global index i."""
+    """Map-style dataset of a training run: item i is the sample with the global index i.
+
+    A data loader gets the samples about one clip together, with the first index, so that their features are read once.
+    """
 
     def __init__(self, datasets: Sequence[SampleDataset], prompt: PromptFormat, sampler: MixtureSampler) -> None:
         self.datasets = datasets
@@ -30,12 +34,22 @@ class TrainingSamples(Dataset[Sample]):
         self.reports = WorkerReports()
 
     def __getitem__(self, index: int) -> Sample:
-        ref = self.sampler.at(index)
+        member = index % self.sampler.tasks_per_clip
+        return self._about_one_clip(index - member)[member]
+
+    def __getitems__(self, indices: list[int]) -> list[list[Sample]]:
+        """Return the samples about one clip for each index, which is that of the first of them."""
+        return [share_prompts(self._about_one_clip(index)) for index in indices]
+
+    def _about_one_clip(self, first: int) -> list[Sample]:
+        ref, *others = [self.sampler.at(first + member) for member in range(self.sampler.tasks_per_clip)]
         dataset = self.datasets[ref.dataset]
-        task, instruction = dataset.pool.draw(ref.rng)
-        with self.reports.reading(index):
-            sample = self.prompt.tokenize(dataset.record(ref.index, task, instruction, ref.rng), rng=ref.rng)
-        return replace(sample, dropout_seed=ref.dropout_seed)
+        questions = dataset.pool.draw_different(ref.rng, 1 + len(others))
+        with self.reports.reading(first):
+            records = records_of(dataset, ref.index, questions, ref.rng)
+            samples = [self.prompt.tokenize(record, rng=ref.rng) for record in records]
+        seeds = [ref.dropout_seed, *(other.dropout_seed for other in others)]
+        return [replace(sample, dropout_seed=seed) for sample, seed in zip(samples, seeds, strict=True)]
 
     def description(self, index: int) -> str:
         """Return the name of the sample with a global index, for messages."""
@@ -53,6 +67,8 @@ class BatchLayout:
         world, rank: number of processes, and the index of this one.
         max_tokens: tokens per micro-batch on one rank. If it is set, batch_size and accumulate only determine which samples a
             rank gets in a step, and :func:`~emollama.data.token_budget.group_by_tokens` forms the micro-batches.
+        tasks_per_clip: number of consecutive samples that are loaded together, and are in the same micro-batch; batch_size is a
+            multiple of it.
     """
 
     batch_size: int
@@ -60,6 +76,7 @@ class BatchLayout:
     world: int
     rank: int
     max_tokens: int | None = None
+    tasks_per_clip: int = 1
 
     @property
     def global_batch(self) -> int:
@@ -72,20 +89,23 @@ class BatchLayout:
         return self.accumulate if self.max_tokens is None else 1
 
     def sample_indices(self, first_step: int, end_step: int) -> Iterator[list[int]]:
-        """Yield lists of global sample indices that this rank loads together in these steps; see ``loads_per_step``."""
+        """Yield lists of global sample indices that this rank loads together in these steps; see ``loads_per_step``.
+
+        Of the samples about one clip, only the first index is included.
+        """
         for step in range(first_step, end_step):
             starts = [
                 step * self.global_batch + (micro * self.world + self.rank) * self.batch_size for micro in range(self.accumulate)
             ]
-            micro_batches = [list(range(first, first + self.batch_size)) for first in starts]
+            micro_batches = [list(range(first, first + self.batch_size, self.tasks_per_clip)) for first in starts]
             yield from micro_batches if self.max_tokens is None else [list(chain.from_iterable(micro_batches))]
 
-    def collate(self, samples: list[Sample]) -> list[Batch]:
-        """Return the micro-batches of samples that were loaded together."""
+    def collate(self, clips: list[list[Sample]]) -> list[Batch]:
+        """Return the micro-batches of samples that were loaded together, those about one clip in a list."""
         if self.max_tokens is None:
-            return [collate(samples)]
-        groups = group_by_tokens([len(sample.input_ids) for sample in samples], self.max_tokens)
-        return [collate([samples[index] for index in group]) for group in groups]
+            return [collate(list(chain.from_iterable(clips)))]
+        groups = group_by_tokens([sum(len(sample.input_ids) for sample in clip) for clip in clips], self.max_tokens)
+        return [collate([sample for index in group for sample in clips[index]]) for group in groups]
 
 
 class _BatchSampler:
@@ -141,7 +161,7 @@ def training_loader(
 
 def first_batches(samples: TrainingSamples, layout: BatchLayout, first_step: int) -> list[Batch]:
     """Return what this rank loads first from a step on, loaded in this process."""
-    return layout.collate([samples[index] for index in next(layout.sample_indices(first_step, first_step + 1))])
+    return layout.collate(samples.__getitems__(next(layout.sample_indices(first_step, first_step + 1))))
 
 
 def mix_seed(*numbers: int) -> int:

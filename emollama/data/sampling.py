@@ -3,6 +3,9 @@
 The global sample index is step x global batch size + position in the global batch. Rank and micro-batch follow from the position.
 With a fixed global batch size, a step therefore contains the same samples for any division into processes and micro-batches, and
 a resumed run needs only its step number.
+
+With several tasks per clip, consecutive samples form a group: k samples about one clip, which have the same augmentation. Clips
+are then drawn for groups, and a mixture or a curriculum counts groups.
 """
 
 from __future__ import annotations
@@ -67,7 +70,7 @@ class SampleRef:
     Attributes:
         dataset: index of the dataset in the mixture.
         index: index of the sample in the dataset.
-        rng: generator of all random numbers for this sample, except for dropout.
+        rng: generator of all random numbers for this sample, except for dropout; that of its group, from the start.
         dropout_seed: signed integer of 32 bits from which the model's dropout is computed.
     """
 
@@ -86,6 +89,7 @@ class MixtureSampler:
         datasets: how each dataset is sampled.
         samples_per_epoch: number of samples per epoch, for curricula.
         names: names of the datasets in error messages, such as ``datasets.merr``.
+        tasks_per_clip: number of samples of a group; ``samples_per_epoch`` is a multiple of it.
 
     Raises:
         UserError: If the ratio of a dataset is too small for one sample per mixing window.
@@ -95,6 +99,7 @@ class MixtureSampler:
     datasets: tuple[DatasetSampling, ...]
     samples_per_epoch: int = 1
     names: tuple[str, ...] = ()
+    tasks_per_clip: int = 1
     _shares: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -113,27 +118,28 @@ class MixtureSampler:
 
     def at(self, index: int) -> SampleRef:
         """Return the sample with this global index (from 0)."""
-        dataset_index = self._dataset_index(index)
+        group, groups_per_epoch = index // self.tasks_per_clip, max(1, self.samples_per_epoch // self.tasks_per_clip)
+        dataset_index = self._dataset_index(group)
         dataset = self.datasets[dataset_index]
-        phase = min(index // self.samples_per_epoch, dataset.phases - 1)
-        position = self._count_before(index, dataset_index) - self._count_before(phase * self.samples_per_epoch, dataset_index)
+        phase = min(group // groups_per_epoch, dataset.phases - 1)
+        position = self._count_before(group, dataset_index) - self._count_before(phase * groups_per_epoch, dataset_index)
         dataset_epoch, offset = divmod(position, dataset.count(phase))
         order = _order(self.seed, dataset, dataset_index, phase, dataset_epoch if dataset.shuffle else 0)
         dropout_seed = int(_generator(self.seed, _DROPOUT, index).integers(-(2**31), 2**31))
-        return SampleRef(dataset_index, int(order[offset]), _generator(self.seed, _SAMPLE, index), dropout_seed)
+        return SampleRef(dataset_index, int(order[offset]), _generator(self.seed, _SAMPLE, group), dropout_seed)
 
-    def _dataset_index(self, index: int) -> int:
-        """Return the index of the dataset that the sample comes from."""
+    def _dataset_index(self, group: int) -> int:
+        """Return the index of the dataset that a group comes from."""
         if len(self.datasets) == 1:
             return 0
-        window, offset = divmod(index, MIXING_WINDOW)
+        window, offset = divmod(group, MIXING_WINDOW)
         return int(_mixing_window(self.seed, self._shares, window)[offset])
 
-    def _count_before(self, index: int, dataset_index: int) -> int:
-        """Return how many samples of a dataset come before a global sample index."""
+    def _count_before(self, group: int, dataset_index: int) -> int:
+        """Return how many groups of a dataset come before a group."""
         if len(self.datasets) == 1:
-            return index
-        window, offset = divmod(index, MIXING_WINDOW)
+            return group
+        window, offset = divmod(group, MIXING_WINDOW)
         in_window = (_mixing_window(self.seed, self._shares, window)[:offset] == dataset_index).sum()
         return window * self._shares[dataset_index] + int(in_window)
 

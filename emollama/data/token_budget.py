@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 from emollama.data.batch import Batch, Sample, collate
 
@@ -34,44 +35,56 @@ def group_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 def split_into(batches: Sequence[Batch], number: int) -> list[Batch]:
-    """Split micro-batches until there are ``number``: each time the one with the most tokens that has several samples.
+    """Split micro-batches until there are ``number``: each time the one with the most tokens that can be split.
+
+    Samples that share the beginning of a prompt stay together.
 
     Processes of a run whose samples fit into fewer micro-batches than those of another process split them, so that all
     processes run the same number of forward and backward passes in a step. They would otherwise wait for the others.
 
     Args:
-        batches: micro-batches with at least ``number`` samples.
+        batches: micro-batches with at least ``number`` samples without shared tokens.
         number: number of micro-batches.
     """
     result = list(batches)
     while len(result) < number:
-        _, negative_index = max((len(batch.input_ids), -index) for index, batch in enumerate(result) if len(batch.names) > 1)
+        _, negative_index = max((len(batch.input_ids), -index) for index, batch in enumerate(result) if len(batch.cache_key) > 1)
         index = -negative_index
-        samples = _samples(result[index])
-        middle = len(samples) // 2
-        halves = [collate(samples[:middle]), collate(samples[middle:])]
+        groups = _groups(result[index])
+        middle = len(groups) // 2
+        halves = [collate(list(chain.from_iterable(half))) for half in (groups[:middle], groups[middle:])]
         is_pinned = result[index].input_ids.is_pinned()
         result[index : index + 1] = [half.pin_memory() for half in halves] if is_pinned else halves
     return result
 
 
-def _samples(batch: Batch) -> list[Sample]:
-    """Return the samples of a micro-batch, the inverse of :func:`~emollama.data.batch.collate`."""
+def _groups(batch: Batch) -> list[list[Sample]]:
+    """Return the samples of a micro-batch, the inverse of :func:`~emollama.data.batch.collate`.
+
+    Samples with shared tokens are in the list of the sample that has the tokens.
+    """
     ids, labels, weights = (values.split(list(batch.lengths)) for values in (batch.input_ids, batch.labels, batch.loss_weights))
     vectors = {slot: packed.split() for slot, packed in batch.slots.items()}
     seeds = [None] * len(ids) if batch.dropout_seeds is None else batch.dropout_seeds.tolist()
-    return [
-        Sample(
-            name=name,
-            task=batch.tasks[index],
-            input_ids=ids[index],
-            labels=labels[index],
-            loss_weights=weights[index],
-            slots={slot: parts[index] for slot, parts in vectors.items()},
-            # A batch has the sum of all samples, and so have its parts.
-            tokens_cut=0 if index else batch.tokens_cut,
-            cache_key=batch.cache_key[index],
-            dropout_seed=seeds[index],
+    shared = [0] * len(ids) if batch.shared is None else batch.shared.tokens
+    groups: list[list[Sample]] = []
+    for index, name in enumerate(batch.names):
+        if not shared[index]:
+            groups.append([])
+        owner = len(groups) - 1
+        groups[-1].append(
+            Sample(
+                name=name,
+                task=batch.tasks[index],
+                input_ids=ids[index],
+                labels=labels[index],
+                loss_weights=weights[index],
+                slots={slot: parts[owner][:0] if shared[index] else parts[owner] for slot, parts in vectors.items()},
+                # A batch has the sum of all samples, and so have its parts.
+                tokens_cut=0 if index else batch.tokens_cut,
+                cache_key=batch.cache_key[owner],
+                dropout_seed=seeds[index],
+                shared_tokens=shared[index],
+            )
         )
-        for index, name in enumerate(batch.names)
-    ]
+    return groups

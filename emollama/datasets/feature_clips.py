@@ -6,7 +6,7 @@ The texts and feature arrays of a clip become a ``Record``. Subclasses only read
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -126,6 +126,10 @@ class FeatureClips(ClipTexts):
 
         In training, ``rng`` is the sample's generator, with which the features are augmented.
         """
+        return self.records(index, [(task, instruction)], rng)[0]
+
+    def records(self, index: int, questions: Sequence[tuple[str, str]], rng: np.random.Generator | None = None) -> list[Record]:
+        """Return a record of clip ``index`` for each (task, instruction). Its features are read and augmented once."""
         clip = self.clips[index]
         features = dict(self._absent)
         for source in self.features:
@@ -137,8 +141,11 @@ class FeatureClips(ClipTexts):
                 raise UserError(f"{source.key}: no array of '{clip.name}' in {source.path}; it existed at the start of the run")
         if rng is not None and self._augmentation is not None:
             features = self._augmentation(features, rng)
-        turn = (self.user_text(index, task, instruction), self.answer(clip, task))
-        return Record(clip.name, task, [turn], features, self.reference(clip, task))
+        turns = [(self.user_text(index, task, instruction), self.answer(clip, task)) for task, instruction in questions]
+        return [
+            Record(clip.name, task, [turn], features, self.reference(clip, task))
+            for (task, _), turn in zip(questions, turns, strict=True)
+        ]
 
     def problems(self) -> list[Problem]:
         """Return everything that would stop the run later: invalid rows, missing texts and arrays, unusable arrays.

@@ -8,6 +8,9 @@ E = head_dim.
 In training and scoring, ``cu_seqlens`` is passed and the batch is a single row of concatenated sequences: on CUDA in fp16 or
 bf16 this is one call of PyTorch's variable-length flash attention, elsewhere a loop of scaled_dot_product_attention over the
 sequences. Generation pads its sequences and passes no ``cu_seqlens``; then transformers' own sdpa function is called.
+
+A sequence that shares the beginning of a prompt (``shared``) has no queries for it. Its keys and values are those of the shared
+tokens, gathered from the row, followed by its own. As in a key-value cache, the last query belongs to the last key.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from emollama.data.batch import SharedPrompts
 from emollama.models.dropout import sample_generator
 
 NAME = "emollama_packed"
@@ -41,6 +45,7 @@ def packed_attention(
     cu_seqlens: Tensor | None = None,
     max_length: int = 0,
     lengths: Sequence[int] = (),
+    shared: SharedPrompts | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -54,8 +59,9 @@ def packed_attention(
         attention_mask: the mask of padded sequences; only transformers' sdpa function uses it. With ``cu_seqlens``, models should
             get :func:`unused_mask`.
         cu_seqlens: (B + 1,) int32, the index of each sequence's first token, then T. If None, sdpa is called instead.
-        max_length: number of tokens of the longest sequence.
+        max_length: number of tokens of the longest sequence, with its shared ones.
         lengths: number of tokens of each sequence, for devices without the variable-length kernel.
+        shared: the tokens of other sequences that a sequence attends to, too; None if there are none.
         sliding_window: number of tokens that a token attends to, itself included; None attends to all before it.
         **kwargs: options of transformers; ``scaling`` and ``dropout`` are used.
 
@@ -77,8 +83,10 @@ def packed_attention(
     scaling = kwargs.get("scaling")
     dropout = kwargs.get("dropout", 0.0)
     if _varlen_kernel_runs(query) and not dropout:
-        return _varlen(query, key, value, cu_seqlens, max_length, scaling=scaling, window=sliding_window), None
-    parts = zip(*(tensor.split(list(lengths), dim=2) for tensor in (query, key, value)), strict=True)
+        shape = (cu_seqlens, max_length, shared)
+        return _varlen(query, key, value, *shape, scaling=scaling, window=sliding_window), None
+    queries, keys, values = (tensor.split(list(lengths), dim=2) for tensor in (query, key, value))
+    parts = zip(queries, _with_prompts(keys, shared), _with_prompts(values, shared), strict=True)
     out = []
     layer = getattr(module, "layer_idx", None) or 0
     for start, part in zip(accumulate(lengths, initial=0), parts, strict=False):
@@ -88,11 +96,35 @@ def packed_attention(
     return torch.cat(out, dim=2).transpose(1, 2).contiguous(), None
 
 
+def _with_prompts(parts: Sequence[Tensor], shared: SharedPrompts | None) -> Sequence[Tensor]:
+    """Return the keys or values that each sequence attends to: those of its shared tokens, then its own."""
+    if shared is None:
+        return parts
+    joined, owner = [], parts[0]
+    for part, count in zip(parts, shared.tokens, strict=True):
+        owner = owner if count else part
+        joined.append(torch.cat([owner[:, :, :count], part], dim=2) if count else part)
+    return joined
+
+
 def _varlen(
-    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_length: int, *, scaling: float | None, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    max_length: int,
+    shared: SharedPrompts | None,
+    *,
+    scaling: float | None,
+    window: int | None,
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
+    # Without shared tokens, the same tensor twice: only then may PyTorch choose the kernel of cuDNN, which lets the first query
+    # belong to the first key.
+    cu_keys = cu_seqlens if shared is None else shared.cu_attended
+    if shared is not None:
+        key, value = (tensor.index_select(2, shared.attended) for tensor in (key, value))
     # Repeat key/value heads, because varlen_attn has no enable_gqa in some supported versions of PyTorch.
     groups = query.shape[1] // key.shape[1]
     joined = varlen_attn(
@@ -100,7 +132,7 @@ def _varlen(
         key[0].repeat_interleave(groups, 0).transpose(0, 1),
         value[0].repeat_interleave(groups, 0).transpose(0, 1),
         cu_seq_q=cu_seqlens,
-        cu_seq_k=cu_seqlens,
+        cu_seq_k=cu_keys,
         max_q=max_length,
         max_k=max_length,
         scale=scaling,
@@ -111,11 +143,11 @@ def _varlen(
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, dropout: float, window: int | None) -> Tensor:
-    length = query.shape[2]
+    length, before = key.shape[2], key.shape[2] - query.shape[2]
     mask = None
-    if window is not None and length > window:
-        ones = torch.ones(length, length, dtype=torch.bool, device=query.device)
-        mask = ones.tril().triu(1 - window)
+    if before or (window is not None and length > window):
+        mask = torch.ones(query.shape[2], length, dtype=torch.bool, device=query.device).tril(before)
+        mask = mask if window is None else mask.triu(before + 1 - window)
     return F.scaled_dot_product_attention(
         query,
         key,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,10 +73,9 @@ class PackedLLM(nn.Module, ABC):
         self.llama_model: Any = build(options, self.llm_config, dtype=frozen_dtype, device=device)
         dropout.replace_dropout(self.llama_model)
         self._fused = kernels.use_kernels(cfg.kernels, self.packing, self._llm, device)
-        slots = without_pixels(self.slot_shapes(cfg))
         # In a few models, such as some of OPT, the embedding table is narrower than the layers.
         width = self.llama_model.get_input_embeddings().weight.shape[1]
-        self.fusion, layout = build_fusion(self.fusion_key(cfg), slots, width, device)
+        self.fusion, layout = build_fusion(self.fusion_key(cfg), without_pixels(self.slot_shapes(cfg)), width, device)
         self.dropout = dropout.CounterDropout(cfg.dropout, "dropout")
         self.optional_tensors = layout.optional_tensors
         self._parts = layout.parts
@@ -94,7 +93,7 @@ class PackedLLM(nn.Module, ABC):
 
     @classmethod
     def check_language_model(
-        cls, cfg: Any, prompt: PromptFormat | None, *, device: torch.device, frozen_dtype: torch.dtype, beam_search: bool = False
+        cls, cfg: Any, prompt: PromptFormat | None, *, device: torch.device, frozen_dtype: torch.dtype, uses: Collection[str] = ()
     ) -> list[str]:
         """Check the language model without its weights; return lines about costs and probable mistakes.
 
@@ -103,20 +102,21 @@ class PackedLLM(nn.Module, ABC):
             prompt: the prompt format; None if the folder has no tokenizer.
             device: device of the run.
             frozen_dtype: dtype of frozen weights.
-            beam_search: whether answers are generated with beam search.
+            uses: of "beam search" and "shared prompts" (``run.tasks_per_clip``), those that the run uses.
 
         Raises:
-            UserError: If the language model cannot be run correctly, or not as ``model.packing`` demands, or cannot get the
-                adapters of ``model.lora_target_modules``, or has no correct beam search.
+            UserError: If the language model cannot be run correctly, or not as the configuration and ``uses`` demand.
         """
         # Imported here for the same reason as in __init__.
         from emollama.models import llm_weights, packing_check
 
         config = llm.read_config(cfg.llama_model)
         packing = packing_check.resolve(cfg.packing, config, device, frozen_dtype)
-        if beam_search:
+        if "beam search" in uses:
             packing.require_beam_search(config.model_type)
         kernels.require_kernels(cfg.kernels, packing, device, config.model_type)
+        if "shared prompts" in uses:
+            packing.require_shared_prompts(config.model_type)
         cls._check_lengths(cfg, packing_check.length_limit(packing, config))
         lines = [*packing.notices(config.model_type), *llm_weights.check_options(cfg, config)]
         lines += llm.float16_warning(config, frozen_dtype)
@@ -262,6 +262,7 @@ class PackedLLM(nn.Module, ABC):
             cu_seqlens=batch.cu_seqlens,
             max_length=batch.max_length,
             lengths=batch.lengths,
+            shared=batch.shared,
             **kernels.selection(positions, in_last_layer=self._fused and not cache["use_cache"]),
             **cache,
         ).logits[0]
@@ -271,8 +272,9 @@ class PackedLLM(nn.Module, ABC):
         """Return the next-token logits after these positions of a packed batch, which the language model reads padded."""
         rows = torch.searchsorted(batch.cu_seqlens[1:].long(), positions, right=True)
         columns = positions - batch.cu_seqlens.long()[rows]
-        sequences = embeddings.split(list(batch.lengths))
-        return padded.logits_at(self._llm, sequences, rows, columns, batched=self.packing.batched, cache=cache)
+        return padded.logits_at(
+            self._llm, embeddings.split(list(batch.lengths)), rows, columns, batched=self.packing.batched, cache=cache
+        )
 
     def _padded_prefill(self, batch: Batch, last: Tensor) -> tuple[Tensor, DecodingState]:
         embeddings = self._embed(batch)

@@ -20,12 +20,12 @@ import torch
 from emollama.data.validation_cache import ValidationCache
 from emollama.errors import UserError
 from emollama.json_io import parse_json
-from emollama.models import attention, copy_properties, fused_layer, llm, packing_comparisons
+from emollama.models import attention, copy_properties, fused_layer, llm, packing_comparisons, prefix_comparisons
 from emollama.models.configs import PackingKey
 from emollama.models.packing_comparisons import Forward, packed_logits, padded_logits
 from emollama.models.random_copy import RandomCopy, isolated, runnable_copy
 
-VERSION = "9"  # increase it when the check changes, so that cached results are ignored
+VERSION = "10"  # increase it when the check changes, so that cached results are ignored
 CPU = torch.device("cpu")
 Result = Literal["packed", "padded", "rejected"]
 Cache = Literal["batch", "sequence", "none"]
@@ -47,6 +47,7 @@ class Packing:
         max_tokens: number of tokens for which the model has learned or stored positions; None if it has no such table.
         joint_answers: compute all candidate answers to a prompt in one forward pass; if False, one after the other.
         fused_problem: why the layers cannot be computed by :mod:`emollama.models.fused_layer`; "" if they can.
+        shared_prompts: whether samples of a micro-batch can share the beginning of a prompt.
     """
 
     result: Result
@@ -59,6 +60,7 @@ class Packing:
     max_tokens: int | None = None
     joint_answers: bool = False
     fused_problem: str = ""
+    shared_prompts: bool = False
 
     @property
     def is_packed(self) -> bool:
@@ -76,6 +78,17 @@ class Packing:
                 f"num_beams: the beam search of transformers does not work with models of the type '{family}'"
                 f" ({self.beam_problem}). Set num_beams: 1."
             )
+
+    def require_shared_prompts(self, family: str) -> None:
+        """Check that samples can share the beginning of a prompt.
+
+        Raises:
+            UserError: If they cannot.
+        """
+        if not self.shared_prompts:
+            reason = self.reason or "log-probabilities change"
+            text = f"samples of models of the type '{family}' cannot share a prompt ({reason}). Set run.tasks_per_clip: 1."
+            raise UserError(f"run.tasks_per_clip: {text}")
 
     def notices(self, family: str) -> list[str]:
         """Return lines for a log: about the costs if samples are not packed, and about random numbers in training."""
@@ -234,8 +247,9 @@ def _first_way(copy: RandomCopy, key: PackingKey, device: torch.device, dtype: t
             reason=reason,
             random_training=random,
             max_tokens=copy_properties.position_table(copy),
-            joint_answers=packing.is_packed and not _attempt(partial(packing_comparisons.joint_answers, copy)),
+            joint_answers=packing.is_packed and not _attempt(partial(prefix_comparisons.joint_answers, copy)),
             fused_problem=_attempt(partial(fused_layer.difference, copy)) if packing.is_packed else "samples are not packed",
+            shared_prompts=packing.is_packed and not _attempt(partial(prefix_comparisons.shared_prompts, copy, device, dtype)),
         )
     where = _attempt(partial(copy_properties.first_different_layer, copy))
     return Packing("rejected", reason=f"it differs from plain transformers even for a single sample ({problem}; {where})")

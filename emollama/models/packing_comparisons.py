@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emollama.data.batch import SharedPrompts
 from emollama.decoding_state import DecodingState, left_padding_mask
 from emollama.models import attention, dropout
 from emollama.models.kv_cache import empty_cache, left_padded_state, unpacked_state
-from emollama.models.padded import accepted, decode, decode_answers, logits_at, prefill_sequences, prefix_state
+from emollama.models.padded import accepted, decode, logits_at, prefill_sequences, prefix_state
 from emollama.models.random_copy import RandomCopy, plain_logits
 
 TOLERANCE = 1e-4  # largest difference of a token's log-probability in float32
 NOISE = 4  # in another precision: the typical error may be this multiple of that of plain transformers
 DECODED = 2  # tokens at the end of each sample that are decoded after a prefill of the others
-ANSWER = 4  # tokens of a candidate answer
 DECODED_IN_PRECISION = 8  # the same in another precision, where a median needs more tokens
 
 BEAMS, BEAM_TOKENS = 3, 6  # of the beam search of the comparison
@@ -33,18 +33,24 @@ BEAMS, BEAM_TOKENS = 3, 6  # of the beam search of the comparison
 Forward = Callable[[Any, Sequence[Tensor]], Tensor]  # (model, samples) -> logits (T, V)
 
 
-def packed_logits(llm: Any, samples: Sequence[Tensor], **options: Any) -> Tensor:
-    """Return the logits (T, V) of samples in one row, which the model receives like a micro-batch in training."""
+def packed_logits(llm: Any, samples: Sequence[Tensor], shared_tokens: Sequence[int] = (), **options: Any) -> Tensor:
+    """Return the logits (T, V) of samples in one row, which the model receives like a micro-batch in training.
+
+    ``shared_tokens`` are those of each sample that an earlier one has; see :class:`~emollama.data.batch.SharedPrompts`.
+    """
     lengths = [len(ids) for ids in samples]
-    ids = torch.cat(list(samples))
+    starts = list(shared_tokens) or [0] * len(samples)
+    ends = [start + length for start, length in zip(starts, lengths, strict=True)]
+    ids, shared = torch.cat(list(samples)), SharedPrompts.of(starts, lengths)
     embeddings = llm.get_input_embeddings()(ids).unsqueeze(0)
     logits: Tensor = llm(
         inputs_embeds=embeddings,
         attention_mask=attention.unused_mask(embeddings),
-        position_ids=torch.cat([torch.arange(length) for length in lengths]).to(ids.device).unsqueeze(0),
+        position_ids=torch.cat(list(map(torch.arange, starts, ends))).to(ids.device).unsqueeze(0),
         cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=ids.device),
-        max_length=max(lengths),
+        max_length=max(ends),
         lengths=lengths,
+        shared=None if shared is None else shared.mapped(lambda tensor: tensor.to(ids.device)),
         **({"use_cache": False, "logits_to_keep": torch.arange(len(ids), device=ids.device)} | options),
     ).logits[0]
     return logits
@@ -64,7 +70,7 @@ def causality(copy: RandomCopy) -> str:
     ids, expected = copy.samples[0], copy.expected[0]
     for length in (len(ids) - DECODED, len(ids) // 2, len(ids) // 4):
         what = "it is not causal: with later tokens, the log-probability of a token"
-        if problem := _difference(plain_logits(copy.llm, ids[:length]), expected[:length], what):
+        if problem := difference(plain_logits(copy.llm, ids[:length]), expected[:length], what):
             return problem
     return ""
 
@@ -86,43 +92,30 @@ def packed(copy: RandomCopy) -> str:
     if without or not calls:
         layers = f"the attention layers {', '.join(without)} do not receive" if without else "no attention layer receives"
         return f"{layers} the boundaries of packed samples"
-    if problem := _difference(alone, copy.expected[0], "for a single sample, the log-probability of a token"):
+    if problem := difference(alone, copy.expected[0], "for a single sample, the log-probability of a token"):
         return problem
     together = packed_logits(model, copy.samples)
-    if leak := _difference(together, torch.cat(copy.expected), "next to another sample, the log-probability of a token"):
+    if leak := difference(together, torch.cat(copy.expected), "next to another sample, the log-probability of a token"):
         return leak
-    return _decoding(model, partial(_packed_prefill, model), copy)
+    return _decoding(model, partial(packed_prefill, model), copy)
 
 
-def _packed_prefill(llm: Any, prompts: Sequence[Tensor]) -> DecodingState:
+def packed_prefill(llm: Any, prompts: Sequence[Tensor]) -> DecodingState:
+    """Return the state of prompts that were processed in one row."""
     cache = empty_cache()
     packed_logits(llm, prompts, past_key_values=cache, use_cache=True)
     return unpacked_state(cache, [len(ids) for ids in prompts])
-
-
-def joint_answers(copy: RandomCopy) -> str:
-    """Compare two candidate answers that one forward pass computes after each of two packed prompts."""
-    model = copy.build(attention.NAME)
-    prompts = [ids[:-ANSWER] for ids in copy.samples]
-    answers = [copy.samples[0][-ANSWER:], copy.samples[1][1 - ANSWER :]]
-    results = decode_answers(model, [ids.tolist() for ids in answers], _packed_prefill(model, prompts))
-    for logits, answer in zip(results, answers, strict=True):
-        for own, prompt in zip(logits, prompts, strict=True):
-            plain = plain_logits(copy.llm, torch.cat([prompt, answer]))[-len(answer) : -1].float().log_softmax(-1)
-            if problem := _difference(own, plain, "in the scores of candidate answers, the log-probability of a token"):
-                return problem
-    return ""
 
 
 def padded(copy: RandomCopy, implementation: str, *, batched: bool) -> str:
     """Compare two padded samples, and decoding without a cache."""
     model = copy.build(implementation)
     logits = padded_logits(model, copy.samples, batched=batched)
-    problem = _difference(logits, torch.cat(copy.expected), "the log-probability of a token")
+    problem = difference(logits, torch.cat(copy.expected), "the log-probability of a token")
     if problem:
         return problem
     state = prefix_state(_prompts(model, copy.samples), batched=batched)
-    return _difference(decode(model, _last(copy.samples), state), _expected(copy), "in decoding, the log-probability of a token")
+    return difference(decode(model, _last(copy.samples), state), _expected(copy), "in decoding, the log-probability of a token")
 
 
 def padded_decoding(copy: RandomCopy, implementation: str) -> str:
@@ -150,7 +143,7 @@ def sequence_decoding(copy: RandomCopy, implementation: str) -> str:
 
     logits, _ = prefill([ids[:-DECODED] for ids in copy.samples])
     expected = torch.stack([part[-DECODED - 1] for part in copy.expected])
-    problem = _difference(logits, expected, "after a prefill, the log-probability of a token")
+    problem = difference(logits, expected, "after a prefill, the log-probability of a token")
     return problem or _decoding(model, lambda prompts: prefill(prompts)[1], copy)
 
 
@@ -193,7 +186,7 @@ def _beams(llm: Any, plain: Any, prompts: Sequence[Tensor]) -> str:
         used = torch.stack([logits[row] for logits, row in zip(output.logits, beam.tolist(), strict=True)])
         ids = prompts[index // BEAMS]
         expected = plain_logits(plain, torch.cat([ids, answer]))[len(ids) - 1 : -1].float().log_softmax(-1)
-        if problem := _difference(used, expected, "in beam search, the log-probability of a token"):
+        if problem := difference(used, expected, "in beam search, the log-probability of a token"):
             return problem
     return ""
 
@@ -254,10 +247,11 @@ def training_depends_on_the_batch(copy: RandomCopy, implementation: str, forward
     for ids, part in zip(copy.samples, keys.split([len(ids) for ids in copy.samples]), strict=True):
         with dropout.use_keys(part):
             alone.append(forward(model, [ids]))
-    return _difference(together, torch.cat(alone).float().log_softmax(-1), "in training, the log-probability of a token")
+    return difference(together, torch.cat(alone).float().log_softmax(-1), "in training, the log-probability of a token")
 
 
-def _difference(logits: Tensor, expected: Tensor, what: str) -> str:
+def difference(logits: Tensor, expected: Tensor, what: str) -> str:
+    """Return a text if logits differ from log-probabilities by more than the tolerance, "" otherwise."""
     change = float((logits.float().log_softmax(-1) - expected).abs().max())
     return "" if change <= TOLERANCE else f"{what} changes by {change:.2g}"
 
@@ -281,7 +275,7 @@ def _decoding(llm: Any, prefill: Callable[[Sequence[Tensor]], DecodingState], co
     state = prefill(prompts)
     # As for the candidates of an answer: several tokens at once, which the state does not keep.
     logits = decode(llm, ids, state, keep=False)
-    if problem := _difference(logits, expected, "in decoding, the log-probability of a token"):
+    if problem := difference(logits, expected, "in decoding, the log-probability of a token"):
         return problem
     # As in generation, one token at a time: the first sequence is finished, and the next one joins while the other continues.
     state.drop(0)
@@ -291,4 +285,4 @@ def _decoding(llm: Any, prefill: Callable[[Sequence[Tensor]], DecodingState], co
     state.drop(0)
     steps.append(decode(llm, ids[:1, 1:], state))
     what = "in decoding one token at a time, the log-probability of a token"
-    return _difference(torch.cat(steps)[:, 0], expected.flip(0).flatten(0, 1), what)
+    return difference(torch.cat(steps)[:, 0], expected.flip(0).flatten(0, 1), what)

@@ -156,7 +156,7 @@ def _command_for_other_blocks(config: RunConfig, training: bool) -> str:
     return ""
 
 
-def batch_size(datasets: dict[str, SampleDataset]) -> int:
+def batch_size(datasets: Mapping[str, SampleDataset]) -> int:
     """Return the micro-batch size, which must be the same for all datasets of a run.
 
     Raises:
@@ -166,3 +166,18 @@ def batch_size(datasets: dict[str, SampleDataset]) -> int:
     if len(set(sizes.values())) > 1:
         raise UserError(f"all blocks under 'datasets' must have the same batch_size, but it is {sizes}. Set it to one value.")
     return int(next(iter(sizes.values())))
+
+
+def require_tasks(datasets: Mapping[str, SampleDataset], tasks_per_clip: int) -> None:
+    """Check that each dataset has enough tasks for ``run.tasks_per_clip``.
+
+    Raises:
+        UserError: If a dataset has fewer tasks.
+    """
+    for block_name, dataset in datasets.items():
+        if len(tasks := dataset.pool.tasks) < tasks_per_clip:
+            names = f"{len(tasks)} ({', '.join(tasks)})"
+            raise UserError(
+                f"run.tasks_per_clip is {tasks_per_clip}, but the number of tasks in datasets.{block_name}.task_pool is {names}."
+                f" Set run.tasks_per_clip to at most {len(tasks)}, or add tasks."
+            )

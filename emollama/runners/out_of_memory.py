@@ -86,11 +86,11 @@ def _training_remedy(config: RunConfig, batch_size: int) -> str:
     """Return a sentence about the keys of this configuration that reduce the memory of training."""
     run, model = config.run, config.model
     ways = []
-    if batch_size > 1 and run.max_tokens is not None:
+    if batch_size > run.tasks_per_clip and run.max_tokens is not None:
         ways.append(f"lower run.max_tokens (now {run.max_tokens}), which keeps the global batch")
-    elif batch_size > 1 and run.global_batch is not None:
+    elif batch_size > run.tasks_per_clip and run.global_batch is not None:
         ways.append(f"lower datasets.*.batch_size (now {batch_size}), which keeps the global batch")
-    elif batch_size > 1:
+    elif batch_size > run.tasks_per_clip:
         ways.append(
             f"lower datasets.*.batch_size (now {batch_size}) and raise run.accum_grad_iters (now {run.accum_grad_iters}) by the"
             " same factor, which keeps the global batch"

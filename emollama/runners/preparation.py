@@ -32,7 +32,14 @@ from emollama.precision import Precision
 from emollama.run_folder import RESULT
 from emollama.runners import provenance
 from emollama.runners.build import build_models, checkpoint_paths, checkpoint_tensors
-from emollama.runners.datasets import batch_size, build_datasets, slot_shapes_of_run, training_blocks, warn_of_untrained_slots
+from emollama.runners.datasets import (
+    batch_size,
+    build_datasets,
+    require_tasks,
+    slot_shapes_of_run,
+    training_blocks,
+    warn_of_untrained_slots,
+)
 from emollama.runners.evaluation import EvaluationSet, build_blocks, warn_of_training_samples
 from emollama.runners.folder_check import check_run_folder
 from emollama.runners.longest_samples import require_fitting_samples
@@ -176,9 +183,8 @@ class Preparation:
             evaluated = self.config.evaluation_datasets if run.evaluate or not self.training else {}
             beams = any(block.task.num_beams > 1 for block in evaluated.values())
             check, device, dtype = self.config.model_class.check_language_model, self.world.device, self.precision.frozen_dtype
-            lines = self.world.rank_zero_first(
-                lambda: check(model, self.prompt, device=device, frozen_dtype=dtype, beam_search=beams)
-            )
+            uses = ["beam search"] * beams + ["shared prompts"] * (self.training and run.tasks_per_clip > 1)
+            lines = self.world.rank_zero_first(lambda: check(model, self.prompt, device=device, frozen_dtype=dtype, uses=uses))
             for line in lines if self.world.is_main else ():
                 get_logger().warning(line)
 
@@ -236,6 +242,7 @@ class Preparation:
         """Prepare the layout of a step, the order of the samples, and the checkpoint to resume from."""
         run = self.config.run
         rank, processes = self.world.rank, self.processes
+        self.world.rank_zero_first(lambda: require_tasks(self.datasets, run.tasks_per_clip))
         self.layout = self.world.rank_zero_first(lambda: step_layout(run, batch_size(self.datasets), processes, rank))
         if run.max_tokens is not None:
             check = partial(require_fitting_samples, self.datasets, self.prompt, self.config.model)
@@ -243,7 +250,8 @@ class Preparation:
         samplings = [dataset.sampling() for dataset in self.datasets.values()]
         samples_per_epoch = self.layout.global_batch * run.iters_per_epoch
         names = tuple(f"datasets.{name}" for name in self.datasets)
-        self.sampler = self.world.rank_zero_first(lambda: MixtureSampler(run.seed, tuple(samplings), samples_per_epoch, names))
+        order = run.seed, tuple(samplings), samples_per_epoch, names, run.tasks_per_clip
+        self.sampler = self.world.rank_zero_first(lambda: MixtureSampler(*order))
         fields = sampling_fields(self.layout, self.datasets, samplings, self.world)
         layout = self.config.model_class.feature_layout(self.config.model)
         self.resume_fields = run_fields(fields, self.precision, self.prompt, layout)

@@ -46,6 +46,10 @@ class RunnerConfig:
     """Maximum number of tokens of a micro-batch. If it is set, the samples of an iteration on a process are grouped by their
     lengths into as few micro-batches as possible, equally many on all processes; the loss of an iteration does not change.
     It must be at least the tokens of the longest sample. If null, each micro-batch has batch_size samples."""
+    tasks_per_clip: int = 1
+    """Number of different tasks of task_pool that a step asks about a clip, in as many samples with the same augmentation. The
+    language model processes the beginning of their prompts, which contains the features, once for all of them. batch_size must be
+    a multiple, and a step has fewer clips."""
     num_workers: int = 4
     """Data loader processes for each training process; they read features and tokenize."""
     lr_sched: str = "linear_warmup_cosine_lr"
@@ -132,7 +136,8 @@ class RunnerConfig:
             raise ValueError(f"{keys}: this requires evaluations during training. Set run.evaluate: True, or remove {keys}.")
         LR_SCHEDULES.require(self.lr_sched, "lr_sched")
         self.max_epoch = lr_schedules.total_epochs(self.stages, self.max_epoch)
-        require_at_least(1, self, "max_epoch", "iters_per_epoch", "accum_grad_iters", "log_freq", "max_skipped_steps")
+        require_at_least(1, self, "max_epoch", "iters_per_epoch", "accum_grad_iters", "tasks_per_clip", "log_freq")
+        require_at_least(1, self, "max_skipped_steps")
         if self.global_batch is not None and self.accum_grad_iters > 1:
             raise ValueError(
                 f"global_batch is {self.global_batch}, and accum_grad_iters is {self.accum_grad_iters}: the number of accumulated"

@@ -22,15 +22,24 @@ def step_layout(run: RunnerConfig, batch_size: int, processes: int, rank: int) -
         rank: rank of this process.
 
     Raises:
-        UserError: If ``run.global_batch`` is not a multiple of the samples that all processes load together.
+        UserError: If ``run.global_batch`` is not a multiple of the samples that all processes load together, or batch_size is
+            not a multiple of ``run.tasks_per_clip``.
     """
+    tasks = run.tasks_per_clip
+    if batch_size % tasks and (run.global_batch is None or run.max_tokens is None):
+        remedy = f"Set batch_size to a multiple, such as {-(-batch_size // tasks) * tasks}"
+        raise UserError(
+            f"datasets.*.batch_size is {batch_size}, which is not a multiple of run.tasks_per_clip, {tasks}. {remedy}."
+        )
     if run.global_batch is None:
-        return BatchLayout(batch_size, run.accum_grad_iters, processes, rank, run.max_tokens)
-    # With a maximum number of tokens, micro-batches have any number of samples, so that batch_size does not matter.
-    samples = 1 if run.max_tokens is not None else batch_size
+        return BatchLayout(batch_size, run.accum_grad_iters, processes, rank, run.max_tokens, tasks)
+    # With a maximum number of tokens, micro-batches have any number of clips, so that batch_size does not matter.
+    samples = tasks if run.max_tokens is not None else batch_size
     accumulate, remainder = divmod(run.global_batch, samples * processes)
     if remainder:
-        product = f"{processes} processes" if samples == 1 else f"{processes} processes x batch_size {samples}"
-        remedy = "Set it to a multiple" if samples == 1 else "Set it to a multiple, or set run.max_tokens or another batch_size"
+        key = "batch_size" if run.max_tokens is None else "run.tasks_per_clip"
+        product = f"{processes} processes" if samples == 1 else f"{processes} processes x {key} {samples}"
+        others = "" if samples == 1 or run.max_tokens is not None else ", or set run.max_tokens or another batch_size"
+        remedy = f"Set it to a multiple{others}"
         raise UserError(f"run.global_batch {run.global_batch} is not a multiple of {product}. {remedy}.")
-    return BatchLayout(samples, accumulate, processes, rank, run.max_tokens)
+    return BatchLayout(samples, accumulate, processes, rank, run.max_tokens, tasks)
