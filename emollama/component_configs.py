@@ -49,8 +49,8 @@ class ModelConfig(Protocol):
         ...
 
     @property
-    def use_grad_checkpoint(self) -> bool:
-        """Whether activations are computed again in the backward pass."""
+    def use_grad_checkpoint(self) -> bool | int | str:
+        """Whether activations are recomputed in the backward pass: in all layers, every n-th one, or as needed (auto)."""
         ...
 
     @property

@@ -22,6 +22,7 @@ from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.slots import without_pixels
 from emollama.logs.console import aligned
 from emollama.precision import Precision
+from emollama.recomputation import recomputed_every, recomputed_layers
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 CHARACTERS_PER_TOKEN = 4  # estimate for English text if the folder of the language model has no tokenizer
@@ -198,12 +199,14 @@ def _memory(config: RunConfig, model: Model, tokens: int, batch: int) -> dict[st
         parts["frozen encoders"] = sum(parameter.numel() * parameter.element_size() for parameter in encoder)
     if config.datasets:
         layer = positions * ((10 * hidden + 4 * inner) * size + 4 * hidden * 4)  # norms keep float32 copies
-        saved = layers * positions * hidden * size
-        recomputes = config.model.use_grad_checkpoint and model.llama_model.supports_gradient_checkpointing
+        every = recomputed_every(config.model.use_grad_checkpoint)
+        recomputed = recomputed_layers(layers, every) if model.llama_model.supports_gradient_checkpointing else 0
+        # A layer that is recomputed stores its input, and one of them at a time stores everything.
+        stored = (layers - recomputed + min(recomputed, 1)) * layer + recomputed * positions * hidden * size
         parts |= {
             "gradients (float32)": 4 * trained,
             "AdamW moments (float32)": 8 * trained,
-            "activations": saved + layer if recomputes else layers * layer,
+            "activations": stored,
             # the logits, their float32 copy, log-softmax and gradient
             "logits at the answers": batch * ANSWER_TOKENS * llm.vocab_size * (size + 3 * 4),
         }

@@ -224,7 +224,7 @@ def test_losses_with_dropout_of_four_processes_are_those_of_one(reference, tmp_p
 def test_a_run_resumes_with_another_split_of_the_global_batch(reference, tmp_path, ranks):
     stored = str(reference / "out/run/checkpoint_0.pth")
     keys = {"resume_ckpt_path": stored, "global_batch": 4, "max_tokens": 240}
-    passes = ranks(worker.forward_passes, str(config(tmp_path, 1, 1, True, **keys)))
+    passes = ranks(worker.forward_passes, str(config(tmp_path, 1, 1, "auto", **keys)))
     require_equal(losses(tmp_path), losses(reference)[EPOCH:])
     # In four of these steps, the two samples of one process fit into one micro-batch, but not those of the other.
     assert passes == [[2, 2, 2, 1, 2]] * 2

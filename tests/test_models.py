@@ -260,15 +260,18 @@ def test_every_trained_tensor_has_a_gradient_that_is_not_zero(build, samples):
     assert all(float(grad.abs().sum()) > 0 for grad in gradients(build(), *samples[:3]).values())
 
 
-def test_gradient_checkpointing_does_not_change_a_gradient(build, samples):
-    with_it, without = (gradients(build(use_grad_checkpoint=on).train(), *samples[:2]) for on in (True, False))
+@pytest.mark.parametrize("layers", [True, 2])
+def test_gradient_checkpointing_does_not_change_a_gradient(build, samples, layers):
+    with_it, without = (gradients(build(use_grad_checkpoint=on).train(), *samples[:2]) for on in (layers, False))
     assert set(with_it) == set(without)
     for name, grad in with_it.items():
         torch.testing.assert_close(grad, without[name], atol=1e-6, rtol=1e-5)
 
 
-def test_gradient_checkpointing_is_enabled_only_by_its_key(build):
-    assert [build(use_grad_checkpoint=on).llama_model.is_gradient_checkpointing for on in (True, False)] == [True, False]
+@pytest.mark.parametrize(("key", "expected"), [(True, [True, True]), (2, [True, False]), (False, [False, False])])
+def test_the_layers_that_the_key_names_recompute_their_activations(build, key, expected):
+    layers = build(use_grad_checkpoint=key).llama_model.get_base_model().model.layers
+    assert [layer.gradient_checkpointing for layer in layers] == expected
 
 
 # Trained tensors

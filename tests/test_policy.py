@@ -22,6 +22,7 @@ MAX_FILE, MAX_FUNCTION = 300, 60  # lines
 # such as data.batch, is not part of its package's group. The table is exact: a new import, or one that is gone, changes it.
 IMPORTS = {
     "heartbeat": "",
+    "recomputation": "",
     "__init__": "",
     "component_configs": "",
     "data.batch": "",
@@ -77,7 +78,7 @@ IMPORTS = {
     " suggestions text_encoding",
     "media": "data disk errors listing paths",
     "components": "data data.batch decoding_state evaluation run_folder stores",
-    "planning": "components config data data.batch logs.console precision",
+    "planning": "components config data data.batch logs.console precision recomputation",
     "datasets": "config data data.batch errors field_texts listing logs.console media paths remote stores suggestions",
     "encoders": "config data dtypes errors field_texts listing logs media paths",
     "importers": "data disk errors json_io listing logs.console media paths suggestions text_encoding",
@@ -87,14 +88,14 @@ IMPORTS = {
     "extraction": "__init__ config data datasets disk distributed.process_group encoders errors field_texts folder_lock listing"
     " logs logs.console media paths stores",
     "models": "checkpoint_files component_errors config data data.batch decoding_state dtypes encoders errors field_texts"
-    " json_io listing paths registry stores suggestions tensor_files",
+    " json_io listing paths recomputation registry stores suggestions tensor_files",
     "convert": "__init__ checkpoint checkpoint_average config data errors file_digests json_io listing logs models paths"
     " registry run_folder stores tensor_files",
     "decoding": "components data data.batch decoding_state",
     "runners": "__init__ checkpoint checkpoint_average checkpoint_files component_configs component_errors components config data"
     " data.batch decoding disk distributed.process_group distributed.stop_requests distributed.worker_variables dtypes encoders"
     " errors evaluation field_texts file_digests folder_lock heartbeat interface_check listing logs logs.console lr_schedules"
-    " memory optim paths planning precision registry run_folder stores suggestions variables",
+    " memory optim paths planning precision recomputation registry run_folder stores suggestions variables",
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning remote runners",
     "tasks": "components data data.batch decoding errors evaluation field_texts run_folder",
     "inference": "__init__ checkpoint checkpoint_files component_configs config data data.batch decoding"

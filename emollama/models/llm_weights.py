@@ -22,6 +22,7 @@ from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
 from emollama.models import dropout, lora_targets
 from emollama.models.configs import LLMConfig, TrainLLM
+from emollama.recomputation import recomputed_every, set_recomputation
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class LLMOptions:
         lora_r, lora_alpha, lora_dropout: as in peft's LoraConfig.
         lora_targets: the layers with adapters; see :func:`~emollama.models.lora_targets.resolve`.
         quantize: bits of the frozen weights; None does not quantize.
-        checkpointing: recompute the layers' activations in the backward pass.
+        recompute_every: every n-th layer recomputes its activations in the backward pass; 0 for none.
         attention: name of the attention implementation.
         plain_adapters: compute adapters as peft does.
     """
@@ -46,7 +47,7 @@ class LLMOptions:
     lora_dropout: float
     lora_targets: str | Sequence[str] | None
     quantize: Literal[4, 8] | None
-    checkpointing: bool
+    recompute_every: int
     attention: str
     plain_adapters: bool = False
 
@@ -61,7 +62,7 @@ def options_of(cfg: LLMConfig, attention: str) -> LLMOptions:
         lora_dropout=cfg.lora_dropout,
         lora_targets=cfg.lora_target_modules,
         quantize=8 if cfg.low_resource else 4 if cfg.load_in_4bit else None,
-        checkpointing=cfg.use_grad_checkpoint,
+        recompute_every=recomputed_every(cfg.use_grad_checkpoint),
         attention=attention,
         plain_adapters=cfg.kernels == "plain",
     )
@@ -95,7 +96,7 @@ def _check_options(options: LLMOptions, config: Any) -> list[str]:
         targets = lora_targets.resolve(model, options.lora_targets)
         lines += [line for line in [lora_targets.uncovered_layers(model, targets)] if line]
         _with_adapters(model, options, targets)
-    if options.checkpointing and not model.supports_gradient_checkpointing:
+    if options.recompute_every and not model.supports_gradient_checkpointing:
         lines.append(
             f"model.use_grad_checkpoint: '{config.model_type}' cannot recompute activations, so that all of them are stored,"
             " which needs more memory."
@@ -155,11 +156,12 @@ def _with_options(llm: Any, options: LLMOptions) -> Any:
     llm.requires_grad_(options.train == "full")
     if options.train == "lora":
         llm = _with_adapters(llm, options, lora_targets.resolve(llm, options.lora_targets))
-    if options.checkpointing and llm.supports_gradient_checkpointing:
+    if llm.supports_gradient_checkpointing:
         # The method was renamed in transformers 5.23, where the old name still works with a warning.
         name = "activation_checkpointing_enable"
         enable = getattr(llm, name, None) or llm.gradient_checkpointing_enable
         enable({"use_reentrant": False, "context_fn": dropout.checkpoint_contexts})
+        set_recomputation(llm, options.recompute_every)
     llm.config.use_cache = False
     return llm
 

@@ -1,7 +1,10 @@
-"""The check that the samples of a run are not longer than ``run.max_tokens``, before their features are read."""
+"""The lengths of the samples of a run in tokens, before their features are read."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -10,6 +13,7 @@ from emollama.component_configs import ModelConfig
 from emollama.data.dataset import SampleDataset
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.slots import SlotShape, without_pixels
+from emollama.data.validation_cache import ValidationCache
 from emollama.errors import UserError
 
 MARGIN = 8  # tokens around the texts of a sample, such as BOS
@@ -38,9 +42,7 @@ def require_fitting_samples(
     Raises:
         UserError: If a sample is longer. The message names it.
     """
-    vectors = {slot: shape.num_zeros for slot, shape in without_pixels(shapes).items()}
-    feature_tokens = prompt.feature_tokens.fusion.num_feature_tokens(vectors)
-    max_text_tokens = max_tokens - sum(feature_tokens.values())
+    max_text_tokens = max_tokens - _feature_tokens(prompt, shapes)
     if model.max_context_len + model.max_txt_len + MARGIN <= max_text_tokens:
         return
     candidates = [
@@ -57,6 +59,31 @@ def require_fitting_samples(
                 f" (task {task}). Set it to at least {tokens}, lower model.max_txt_len or model.max_context_len, or leave the"
                 " sample out."
             )
+
+
+def longest_sample(
+    datasets: Mapping[str, SampleDataset], prompt: PromptFormat, model: ModelConfig, shapes: Mapping[str, SlotShape]
+) -> int:
+    """Return the estimated number of tokens of the longest sample; see :func:`require_fitting_samples`.
+
+    All texts are tokenized. The number is cached until they change.
+    """
+    cache = ValidationCache.load("longest", os.path.abspath(model.llama_model), repr(model))
+    lengths = []
+    for block_name, dataset in datasets.items():
+        pool = json.dumps([dataset.digest(), dataset.pool.instructions])
+        stamp = (int.from_bytes(hashlib.sha256(pool.encode()).digest()[:7]),)
+        if (cached := cache.get(block_name, stamp)) is None:
+            cached = str(max((tokens for tokens, *_ in _candidates(block_name, dataset, prompt, model, 0)), default=0))
+            cache.add(block_name, stamp, cached)
+        lengths.append(int(cached))
+    cache.save()
+    return max(lengths) + _feature_tokens(prompt, shapes)
+
+
+def _feature_tokens(prompt: PromptFormat, shapes: Mapping[str, SlotShape]) -> int:
+    vectors = {slot: shape.num_zeros for slot, shape in without_pixels(shapes).items()}
+    return sum(prompt.feature_tokens.fusion.num_feature_tokens(vectors).values())
 
 
 def _candidates(

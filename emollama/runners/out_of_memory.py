@@ -99,7 +99,7 @@ def _training_remedy(config: RunConfig, batch_size: int) -> str:
         f"model.{key} (now {getattr(model, key)})" for key in ("max_txt_len", "max_context_len") if hasattr(model, key)
     ]:
         ways.append(f"lower {' or '.join(limits)}")
-    if getattr(model, "use_grad_checkpoint", True) is False:
+    if getattr(model, "use_grad_checkpoint", True) is not True:
         ways.append("set model.use_grad_checkpoint: True")
     if not run.amp:
         ways.append("set run.amp: True")

@@ -43,6 +43,7 @@ from emollama.runners.datasets import (
 from emollama.runners.evaluation import EvaluationSet, build_blocks, warn_of_training_samples
 from emollama.runners.folder_check import check_run_folder
 from emollama.runners.longest_samples import require_fitting_samples
+from emollama.runners.memory_choice import recompute_as_needed
 from emollama.runners.prediction_runner import PredictionRunner
 from emollama.runners.resume import require_job_id, resume_content, run_fields, sampling_fields
 from emollama.runners.step_layout import step_layout
@@ -160,6 +161,8 @@ class Preparation:
         members = build_models(*state, embeddings_only=embeddings_only)
         if self.config.model.merge_adapters and not self.training and not embeddings_only:
             members[0].merge_adapters()
+        if self.training and self.config.model.use_grad_checkpoint == "auto":
+            recompute_as_needed(members[0], self)
         return members
 
     def prediction_runner(self, members: Sequence[Model]) -> PredictionRunner:

@@ -1,0 +1,46 @@
+"""Which layers of a language model recompute their activations in the backward pass (activation checkpointing)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def recomputed_every(key: bool | int | str) -> int:
+    """Return n if every n-th layer is recomputed, and 0 if none is, for a value of ``model.use_grad_checkpoint``.
+
+    ``auto`` starts with the least memory, so that it can be measured how much more is needed.
+    """
+    return 1 if key == "auto" else int(key)
+
+
+def recomputed_layers(layers: int, every: int) -> int:
+    """Return the number of layers that are recomputed if every ``every``-th one is; 0 recomputes none."""
+    return -(-layers // every) if every else 0
+
+
+def layers_of(llm: nn.Module) -> list[nn.Module]:
+    """Return the layers of a transformers model that can recompute their activations one by one; [] without any."""
+    return [module for module in llm.modules() if _has_switch(module) and not hasattr(module, "supports_gradient_checkpointing")]
+
+
+def set_recomputation(llm: nn.Module, every: int) -> None:
+    """Let every n-th layer recompute its activations, beginning with the first one.
+
+    Args:
+        llm: a language model whose activation checkpointing was enabled.
+        every: n; 0 lets none recompute. Models without a switch for each layer recompute all layers or none.
+    """
+    for module in filter(_has_switch, llm.modules()):
+        switch(module, every > 0)
+    for index, layer in enumerate(layers_of(llm)):
+        switch(layer, every > 0 and index % every == 0)
+
+
+def switch(module: nn.Module, on: bool) -> None:
+    """Let a layer recompute its activations or not."""
+    module.__dict__["gradient_checkpointing"] = on
+
+
+def _has_switch(module: nn.Module) -> bool:
+    # hasattr would also find the attributes of the model inside the wrapper of peft.
+    return "gradient_checkpointing" in vars(module) or hasattr(type(module), "gradient_checkpointing")
