@@ -64,7 +64,7 @@ def packed_step(runner: RunnerBase, samples: list[Sample], pack: int, *, recompu
 
     def gradients() -> float:
         set_up(runner, PACKED, recompute)
-        return runner._gradients(0, batches).item()
+        return runner._gradients(0, batches, sum(batch.total_weight for batch in batches)).item()
 
     return Step(run, gradients)
 
