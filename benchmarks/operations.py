@@ -1,12 +1,13 @@
 """Count the operations of a layer and the bytes that it saves for the backward pass, as on a GPU.
 
-    python benchmarks/operations.py                       # the layers of Llama-2-7B, both ways
-    python benchmarks/operations.py --hidden 512 --tokens 16
+    python benchmarks/operations.py            # the layers of transformers and peft, and those of emollama
+    python benchmarks/operations.py --list     # also each operation
 
 A Llama with LoRA adapters on q_proj and v_proj computes the gradients of a packed micro-batch of 8 samples under bf16 autocast.
-Each operation that PyTorch dispatches is a launch of a GPU kernel, except views. The operations of a layer are the
-difference between models of two layers and of one; the saved bytes of a token are the difference between two lengths, for 32
-layers. The attention counts as one operation, as that of variable length on a GPU, and each operator of emollama, too.
+Each operation that PyTorch dispatches is a launch of a GPU kernel, except views. The operations of a layer are the difference
+between models of two layers and of one. The saved bytes of a token are the difference between two lengths; all of them are
+proportional to the width of the model, so that a narrow one gives those of Llama-2-7B. The attention counts as one operation, as
+on a GPU, and so does each operator of emollama.
 
 Shape letters: T = tokens of all samples, H = heads, E = width of a head.
 """
@@ -24,17 +25,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, LlamaConfig
 from transformers.initialization import no_init_weights
 
 from emollama.models import dropout
-from emollama.models.attention import packed_attention
 from emollama.models.fused_layer import use_fused_layers
 from emollama.models.fused_ops import PLAIN
 from emollama.models.lora_linear import use_lora_linear
 
 SAMPLES = 8
-LAYERS = 32  # of Llama-2-7B, for the saved bytes
+LAYERS, HIDDEN = 32, 4096  # of Llama-2-7B, for the saved bytes
 ATTENTION = "counted_attention"
 
 # They allocate memory, or are views in disguise.
@@ -77,15 +77,14 @@ class Attention(torch.autograd.Function):
         return *gradients, None, None
 
 
+# The number and the shapes of the results count, not their values.
 def _attention(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-    output, _ = packed_attention(torch.nn.Module(), query, key, value, None, cu_seqlens=offsets, lengths=offsets.diff().tolist())
-    return output, query.new_empty(query.shape[1:3], dtype=torch.float32)
+    return query.transpose(1, 2).clone(), query.new_empty(query.shape[1:3], dtype=torch.float32)
 
 
 def _attention_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, sums: Tensor, offsets: Tensor, longest: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # The number and the shapes of the results count, not their values.
     return query.clone(), key.clone(), value.clone()
 
 
@@ -118,11 +117,13 @@ def build(hidden: int, layers: int, kernels: str) -> Any:
     )
     torch.manual_seed(0)
     with no_init_weights():
-        llm: Any = LlamaForCausalLM(config)
-    llm = llm.to(torch.bfloat16).requires_grad_(False)
+        llm: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    llm.requires_grad_(False)
     for weight in llm.parameters():
         weight.data.normal_(std=hidden**-0.5) if weight.ndim > 1 else weight.data.fill_(1.0)
-    lora = LoraConfig(r=64, lora_alpha=16, lora_dropout=0.05, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=hidden // 64, lora_alpha=16, lora_dropout=0.05, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+    )
     # peft still calls the property of transformers by its deprecated name.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     llm = get_peft_model(llm, lora)
@@ -169,22 +170,22 @@ def calls_per_layer(hidden: int, tokens: int, kernels: str) -> Counter[str]:
 
 
 def saved_bytes_per_token(hidden: int, tokens: int, kernels: str) -> float:
-    """Return the bytes of the tensors that a layer saves for the backward pass, per token."""
+    """Return the bytes that 32 layers of Llama-2-7B save for the backward pass, per token."""
     saved = []
     for layers in (1, 2):
         llm = build(hidden, layers, kernels)
         saved += [_saved_bytes(llm, length) for length in (tokens, 2 * tokens)]
-    return ((saved[3] - saved[2]) - (saved[1] - saved[0])) / (SAMPLES * tokens)
+    return ((saved[3] - saved[2]) - (saved[1] - saved[0])) / (SAMPLES * tokens) * LAYERS * HIDDEN / hidden
 
 
 def _saved_bytes(llm: Any, tokens: int) -> int:
-    weights = {weight.untyped_storage().data_ptr() for weight in llm.parameters()}
+    weights = {weight.untyped_storage()._cdata for weight in llm.parameters()}
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            storages[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in weights:
+            storages[storage._cdata] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -195,16 +196,14 @@ def _saved_bytes(llm: Any, tokens: int) -> int:
 def main() -> None:
     """Print the counts of both ways."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden", type=int, default=4096, help="hidden size (default: 4096)")
+    parser.add_argument("--hidden", type=int, default=512, help="hidden size (default: 512)")
     parser.add_argument("--tokens", type=int, default=4, help="tokens of each of the 8 samples (default: 4)")
     parser.add_argument("--list", action="store_true", help="also list the operations of a layer")
     arguments = parser.parse_args()
     for kernels in ("plain", "fused"):
         calls = calls_per_layer(arguments.hidden, arguments.tokens, kernels)
         saved = saved_bytes_per_token(arguments.hidden, arguments.tokens, kernels)
-        sys.stdout.write(
-            f"{kernels:8s}{calls.total():5d} operations per layer and step, {LAYERS * saved / 1e6:6.2f} MB saved per token\n"
-        )
+        sys.stdout.write(f"{kernels:8s}{calls.total():5d} operations per layer and step, {saved / 1e6:6.2f} MB saved per token\n")
         if arguments.list:
             sys.stdout.write("".join(f"    {count:4d} {name}\n" for name, count in calls.most_common()))
 

@@ -21,8 +21,10 @@ from emollama.encoders.hubert import Hubert
 from emollama.encoders.mae import Mae
 from emollama.encoders.videomae import VideoMae
 from emollama.media.source import Source
+from emollama.models import fp8_linear
 from emollama.models.attention import packed_attention
 from emollama.models.dropout import dropped_elements
+from emollama.models.fused_ops import PLAIN, liger_ops
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -43,6 +45,50 @@ def test_the_variable_length_attention_kernel_matches_the_loop_over_sequences(ke
 def test_dropout_masks_on_the_gpu_are_those_on_the_cpu():
     keys = torch.randint(-(2**31), 2**31, (300,), generator=torch.Generator().manual_seed(0)).int()
     assert dropped_elements(keys.cuda(), 999, -5, 3277).cpu().equal(dropped_elements(keys, 999, -5, 3277))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_dropout_kernel_of_the_gpu_gives_the_values_of_the_cpu(dtype):
+    from emollama.models import dropout_kernel
+
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randint(-(2**31), 2**31, (300,), generator=generator).int()
+    values, total = (torch.randn(300, 1500, generator=generator).to(dtype) for _ in range(2))
+    mask = (-5, 3277)
+    assert dropout_kernel.dropout(values.cuda(), keys.cuda(), *mask).cpu().equal(torch.ops.emollama.dropout(values, keys, *mask))
+    on_gpu = total.cuda()
+    dropout_kernel.add_dropout_(on_gpu, values.cuda(), keys.cuda(), *mask)
+    torch.ops.emollama.add_dropout_(total, values, keys, *mask)
+    assert on_gpu.cpu().equal(total)
+
+
+def test_norm_rotary_embedding_and_swiglu_of_liger_give_the_values_of_the_cpu():
+    pytest.importorskip("liger_kernel")
+    torch.manual_seed(0)
+    x, weight, up = torch.randn(1, 30, 64), torch.randn(64), torch.randn(1, 30, 64)
+    query, key, angles = torch.randn(1, 4, 30, 16), torch.randn(1, 2, 30, 16), torch.randn(1, 30, 8).repeat(1, 1, 2)
+
+    def results(ops, device):
+        inputs = [tensor.to(device, copy=True).requires_grad_() for tensor in (x, weight, up, query, key)]
+        x_, weight_, up_, query_, key_ = inputs
+        rotated = ops.rope(query_ * 1, key_ * 1, angles.cos().to(device), angles.sin().to(device))
+        outputs = [ops.rms_norm(x_, weight_, 1e-5), ops.silu_mul(x_ * 1, up_ * 1), *rotated]
+        gradients = torch.autograd.grad(sum(output.square().sum() for output in outputs), inputs)
+        return [tensor.cpu() for tensor in (*outputs, *gradients)]
+
+    for own, expected in zip(results(liger_ops(), "cuda"), results(PLAIN, "cpu"), strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < fp8_linear.CAPABILITY, reason="no products in 8 bits"
+)
+def test_products_in_8_bits_on_the_gpu_are_those_of_the_emulation():
+    torch.manual_seed(0)
+    left, right = (fp8_linear.rounded(torch.randn(rows, 64)) for rows in (37, 48))
+    on_gpu = [fp8_linear.Rounded(*(tensor.cuda() for tensor in matrix)) for matrix in (left, right)]
+    product = fp8_linear.product(*on_gpu, torch.bfloat16).cpu().float()
+    torch.testing.assert_close(product, fp8_linear.product(left, right, torch.float32), rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize(("amp", "dtype"), [(True, "bf16"), (True, "fp16"), (False, "auto")])

@@ -20,6 +20,7 @@ from emollama.suggestions import did_you_mean
 TrainLLM = Literal["lora", "none", "full"]
 PackingKey = Literal["auto", "packed", "padded", "off"]
 KernelsKey = Literal["auto", "liger", "plain"]
+FrozenDtype = Literal["auto", "fp8"]
 
 
 @documented
@@ -72,6 +73,9 @@ class LLMConfig:
     liger: with the kernels of Liger on a GPU (pip install 'emollama[fast]'), for models whose layers are those of Llama.
     auto: adapters with few operations, and layers, too, where a check of a small random copy of the model shows that losses and
     gradients are the same; with Liger if it is installed."""
+    frozen_dtype: FrozenDtype = "auto"
+    """Numbers of the language model's frozen linear layers. auto: those of run.amp. fp8: their products are computed in 8 bits,
+    with weights that are rounded at the start, on a GPU such as H100 or H200; losses change by rounding."""
     low_resource: bool = False
     """Load the language model in 8 bits (needs bitsandbytes)."""
     load_in_4bit: bool = False
@@ -102,6 +106,7 @@ class LLMConfig:
             raise ValueError(
                 "train_llm: full cannot train quantized weights. Set train_llm: lora, or low_resource and load_in_4bit to False."
             )
+        self._require_plain_weights_for_fp8()
         if self.merge_adapters:
             self._require_mergeable()
         require_at_least(1, self, "lora_r", "lora_alpha")
@@ -125,6 +130,19 @@ class LLMConfig:
             expected: names of the tensors of the model that the checkpoint does not fit, possibly of a different architecture.
         """
         return False
+
+    def _require_plain_weights_for_fp8(self) -> None:
+        if self.frozen_dtype != "fp8":
+            return
+        others = {
+            "low_resource": self.low_resource,
+            "load_in_4bit": self.load_in_4bit,
+            "train_llm: full": self.train_llm == "full",
+            "merge_adapters": self.merge_adapters,
+        }
+        for name, is_set in others.items():
+            if is_set:
+                raise ValueError(f"frozen_dtype: fp8 and {name} cannot be combined. Set frozen_dtype: auto, or change {name}.")
 
     def _require_mergeable(self) -> None:
         if self.train_llm != "lora":

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from emollama.errors import UserError
-from emollama.models import fused_ops
-from emollama.models.configs import KernelsKey
+from emollama.models import fp8_linear, fused_ops
+from emollama.models.configs import KernelsKey, LLMConfig
 
 if TYPE_CHECKING:
     from emollama.models.packing_check import Packing
 
 
-def require_kernels(key: KernelsKey, packing: Packing, device: torch.device, family: str) -> None:
-    """Check that the kernels that the key demands can be used.
+def require_kernels(cfg: LLMConfig, packing: Packing, device: torch.device, family: str) -> None:
+    """Check that the kernels that ``model.kernels`` and ``model.frozen_dtype`` demand can be used.
 
     Args:
-        key: the value of ``model.kernels``.
+        cfg: the ``model`` block.
         packing: how the language model is run.
         device: device of the run.
         family: type of the language model, for messages.
@@ -28,7 +28,8 @@ def require_kernels(key: KernelsKey, packing: Packing, device: torch.device, fam
     Raises:
         UserError: If they cannot.
     """
-    if key != "liger":
+    fp8_linear.require_fp8(cfg.frozen_dtype, device)
+    if cfg.kernels != "liger":
         return
     problem = ""
     if device.type != "cuda":
@@ -53,7 +54,7 @@ def use_kernels(key: KernelsKey, packing: Packing, llm: Any, device: torch.devic
     Returns:
         Whether the layers accept ``output_rows``; see :mod:`emollama.models.fused_layer`.
     """
-    if key != "plain" and device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
         from emollama.models import dropout_kernel  # noqa: F401 (the import registers the kernel)
     if key == "plain" or packing.fused_problem:
         return False

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
-from emollama.models import dropout, lora_targets
+from emollama.models import dropout, fp8_linear, lora_targets
 from emollama.models.configs import LLMConfig, TrainLLM
 from emollama.recomputation import recomputed_every, set_recomputation
 
@@ -38,6 +38,7 @@ class LLMOptions:
         recompute_every: every n-th layer recomputes its activations in the backward pass; 0 for none.
         attention: name of the attention implementation.
         plain_adapters: compute adapters as peft does.
+        fp8: compute the products of frozen linear layers in 8 bits.
     """
 
     path: str
@@ -50,6 +51,7 @@ class LLMOptions:
     recompute_every: int
     attention: str
     plain_adapters: bool = False
+    fp8: bool = False
 
 
 def options_of(cfg: LLMConfig, attention: str) -> LLMOptions:
@@ -65,6 +67,7 @@ def options_of(cfg: LLMConfig, attention: str) -> LLMOptions:
         recompute_every=recomputed_every(cfg.use_grad_checkpoint),
         attention=attention,
         plain_adapters=cfg.kernels == "plain",
+        fp8=cfg.frozen_dtype == "fp8",
     )
 
 
@@ -92,6 +95,11 @@ def _check_options(options: LLMOptions, config: Any) -> list[str]:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     lines = []
+    if options.fp8 and not fp8_linear.layers_of(model.requires_grad_(False)):
+        raise UserError(
+            f"model.frozen_dtype: fp8 has no effect, because models of the type '{config.model_type}' have no linear layers with"
+            f" widths that are multiples of {fp8_linear.MULTIPLE}. Set model.frozen_dtype: auto."
+        )
     if options.train == "lora":
         targets = lora_targets.resolve(model, options.lora_targets)
         lines += [line for line in [lora_targets.uncovered_layers(model, targets)] if line]
@@ -148,7 +156,10 @@ def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch
         from peft import prepare_model_for_kbit_training
 
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    return _with_options(model, options)
+    model = _with_options(model, options)
+    if options.fp8:
+        fp8_linear.use_fp8(model)
+    return model
 
 
 def _with_options(llm: Any, options: LLMOptions) -> Any:

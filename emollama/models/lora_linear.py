@@ -18,6 +18,7 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
 from emollama.models.dropout import CounterDropout, DropoutMask
+from emollama.models.fp8_linear import Fp8Linear
 
 
 class LoRALinear(Linear):
@@ -38,11 +39,13 @@ class LoRALinear(Linear):
             mask = dropout.current_mask(x.shape[:-1].numel()) if isinstance(dropout, CounterDropout) else None
             if mask is None:
                 return self._plain(x)
-        if weight.dtype != dtype or weight.requires_grad or not (autocast or x.dtype == dtype):
+        is_fp8 = isinstance(base, Fp8Linear)
+        if weight.requires_grad or not (is_fp8 or weight.dtype == dtype) or not (autocast or x.dtype == dtype):
             return self._plain(x)
-        constants = _Constants(weight, base.bias, self.scaling[name], mask)
-        output: Tensor = _LoRA.apply(x.to(dtype), a, b, constants)
-        return output
+        constants = _Constants(None if is_fp8 else weight, None if is_fp8 else base.bias, self.scaling[name], mask)
+        low = x.to(dtype)
+        output: Tensor = _LoRA.apply(low, a, b, constants)
+        return output + base(low) if is_fp8 else output
 
     def _plain(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         output: Tensor = super().forward(x, *args, **kwargs)
@@ -62,13 +65,13 @@ class _Constants:
     """What a layer with an adapter does not learn.
 
     Attributes:
-        weight: (O, I), in the dtype of the input.
+        weight: (O, I), in the dtype of the input; None if another function computes the layer's own product.
         bias: (O,).
         scale: factor of the adapter's output.
         mask: dropout of the adapter's input.
     """
 
-    weight: Tensor
+    weight: Tensor | None
     bias: Tensor | None
     scale: float
     mask: DropoutMask | None
@@ -79,13 +82,17 @@ class _LoRA(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, constants: _Constants) -> Tensor:
-        rows, mask, bias = x.flatten(0, -2), constants.mask, constants.bias
+        rows, weight, mask, bias = x.flatten(0, -2), constants.weight, constants.mask, constants.bias
         low_a, low_b = a.to(x.dtype), b.to(x.dtype)
         inner = (rows if mask is None else mask.applied_to(rows)) @ low_a.T
-        output = F.linear(rows, constants.weight, bias if bias is None else bias.to(x.dtype))
-        ctx.save_for_backward(rows, constants.weight, low_a, low_b, inner)
+        ctx.save_for_backward(rows, weight, low_a, low_b, inner)
         ctx.scale, ctx.mask, ctx.dtypes = constants.scale, mask, (a.dtype, b.dtype)
-        return output.addmm_(inner, low_b.T, alpha=constants.scale).view(*x.shape[:-1], -1)
+        if weight is None:
+            output = (inner @ low_b.T).mul_(constants.scale)
+        else:
+            output = F.linear(rows, weight, bias if bias is None else bias.to(x.dtype))
+            output.addmm_(inner, low_b.T, alpha=constants.scale)
+        return output.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
@@ -96,7 +103,10 @@ class _LoRA(torch.autograd.Function):
         grad_b = torch.addmm(b, g.T, inner, beta=0, alpha=ctx.scale)
         grad_a = grad_inner.T @ (rows if ctx.mask is None else ctx.mask.applied_to(rows))
         grad_x = None
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0] and weight is None:
+            grad_x = grad_inner @ a if ctx.mask is None else ctx.mask.applied_to(grad_inner @ a)
+            grad_x = grad_x.view(*grad.shape[:-1], -1)
+        elif ctx.needs_input_grad[0]:
             grad_x = g @ weight
             if ctx.mask is None:
                 grad_x.addmm_(grad_inner, a)

@@ -114,7 +114,7 @@ class PackedLLM(nn.Module, ABC):
         packing = packing_check.resolve(cfg.packing, config, device, frozen_dtype)
         if "beam search" in uses:
             packing.require_beam_search(config.model_type)
-        kernels.require_kernels(cfg.kernels, packing, device, config.model_type)
+        kernels.require_kernels(cfg, packing, device, config.model_type)
         if "shared prompts" in uses:
             packing.require_shared_prompts(config.model_type)
         cls._check_lengths(cfg, packing_check.length_limit(packing, config))
