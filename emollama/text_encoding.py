@@ -28,7 +28,8 @@ def is_encodable(text: str) -> bool:
 
 def encodable(text: str) -> str:
     """Replace lone surrogates by question marks: JSON escapes can contain them, but UTF-8 files cannot."""
-    return text.encode("utf-8", "replace").decode()
+    # The same object takes no more memory.
+    return text if is_encodable(text) else text.encode("utf-8", "replace").decode()
 
 
 def escaped(text: str, encoding: str = "utf-8") -> str:

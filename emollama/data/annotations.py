@@ -9,7 +9,9 @@ The readers pass problems of single rows to their ``report`` argument and skip t
 
 from __future__ import annotations
 
+import functools
 import json
+import sys
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -19,10 +21,10 @@ from typing import Any, Literal
 from emollama.data.csv_files import read_csv, require_column, split_lines
 from emollama.data.problems import Problem, Report, raise_problem
 from emollama.data.text_checks import json_format, other_format
-from emollama.errors import DownloadError, UserError
+from emollama.errors import UserError
 from emollama.json_io import parse_json
 from emollama.listing import abbreviated, listing
-from emollama.paths import PATHS, read_text, require_file
+from emollama.paths import read_text, require_file
 from emollama.text_encoding import LONE_SURROGATE, encodable, escaped, is_encodable, lone_surrogates
 
 AnnotationFormat = Literal["auto", "n", "ne", "ncev"]
@@ -37,7 +39,7 @@ NameReader = Callable[[str, Sequence[str], Sequence[str]], RowReader]
 _SUSPICIOUS = {"/", "\\", *map(chr, [*range(32), 127])}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clip:
     """One row of an annotation list or table.
 
@@ -122,7 +124,13 @@ def _parse_line(fields: list[str], line: str, annotation_format: AnnotationForma
         return Clip(safe_name(fields[0]), fields[1] if fields[1:] else "", line_number)
     if not fields[1].removeprefix("-").isdecimal():
         raise ValueError(f"the second field of {line!r} must be a count of frames, got '{fields[1]}' (labels are one word)")
-    return Clip(safe_name(fields[0]), fields[2], line_number, dict(zip(("count", "valence"), fields[1::2], strict=False)))
+    return Clip(safe_name(fields[0]), sys.intern(fields[2]), line_number, _list_columns(*fields[1::2]))
+
+
+@functools.lru_cache(1 << 16)
+def _list_columns(*cells: str) -> Mapping[str, str]:
+    """Return the other columns of a line. Lines with the same ones share the object, which takes less memory."""
+    return dict(zip(("count", "valence"), cells, strict=False))
 
 
 def _add_clip(clips: dict[str, Clip], clip: Clip) -> None:
@@ -288,12 +296,3 @@ def padded_name(name: str, digits: int) -> str:
 def missing_names(names: Iterable[str], present: Container[str]) -> list[str]:
     """Return the names that are not in ``present``, in order."""
     return [name for name in names if name not in present]
-
-
-def file_exists(path: str | None) -> bool:
-    """Return whether the path is configured and names an existing file."""
-    try:
-        return path is not None and bool(PATHS.isfile(path))
-    except (NotImplementedError, DownloadError):
-        # It is not known whether a remote file exists. Its reader reports the error, with the configuration key.
-        return True

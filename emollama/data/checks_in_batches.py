@@ -12,8 +12,8 @@ MAX_THREADS = 16
 CHUNK_SIZE = 64  # files that each thread checks before the number of threads is chosen again
 
 
-def in_batches(check: Callable[[str], T], names: Sequence[str]) -> Iterator[tuple[Sequence[str], list[T]]]:
-    """Apply ``check`` to each name in order, and yield batches of names with their results.
+def in_batches(check: Callable[[Sequence[str]], Sequence[T]], names: Sequence[str]) -> Iterator[tuple[Sequence[str], list[T]]]:
+    """Apply ``check`` to some names after the other, and yield batches of names with their results.
 
     The number of threads adapts so that they keep one core busy. Several threads help if the disk is slow. For files in memory
     one thread is fastest, because of the GIL.
@@ -23,7 +23,7 @@ def in_batches(check: Callable[[str], T], names: Sequence[str]) -> Iterator[tupl
         while batch := names[first : first + CHUNK_SIZE * threads]:
             wall_start, cpu_start = time.perf_counter(), time.process_time()
             chunks = [batch[start : start + CHUNK_SIZE] for start in range(0, len(batch), CHUNK_SIZE)]
-            checked = (pool.map if threads > 1 else map)(lambda chunk: [check(name) for name in chunk], chunks)
+            checked = (pool.map if threads > 1 else map)(check, chunks)
             results = [result for chunk in checked for result in chunk]
             busy_cores = (time.process_time() - cpu_start) / (time.perf_counter() - wall_start)
             first, threads = first + len(batch), min(MAX_THREADS, max(1, int(threads / max(busy_cores, 1 / MAX_THREADS))))

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from emollama.data.array_cache import ArrayCache, FileCheck
 from emollama.data.array_shapes import UnusableArray, dtype_problem, dtype_remedy, expected_shape, fits, shape_advice
 from emollama.data.checks_in_batches import in_batches
 from emollama.data.problems import Problem
 from emollama.data.slots import IMAGE, PIXELS, FrameSelection, Pooling, SlotShape
-from emollama.data.validation_cache import ValidationCache
+from emollama.data.validation_cache import Stamp
 from emollama.disk import REMEDIES, remedy
 from emollama.dtypes import LARGEST
 from emollama.errors import UserError
@@ -37,21 +38,6 @@ from emollama.stores.store import ArrayStore, NpyFolder, open_store
 VALUES_CHECKED_UP_TO = 1 << 20
 # Replaces the digest of an array whose values are all equal. Validation caches contain this value.
 CONSTANT_DIGEST = "alike"
-
-
-class FileCheck(NamedTuple):
-    """Properties of an array that passed the checks; all are strings, so that the validation cache loads quickly.
-
-    Attributes:
-        dtype, shape: of the stored array.
-        size: bytes of its values.
-        digest: hash of its values; :data:`CONSTANT_DIGEST` if all values are equal, "" if the values were not read.
-    """
-
-    dtype: str
-    shape: str
-    size: str
-    digest: str
 
 
 class FeatureCheck(NamedTuple):
@@ -121,6 +107,12 @@ class Features:
     def __contains__(self, name: object) -> bool:
         return name in self.store
 
+    def missing(self, names: Sequence[str]) -> list[str]:
+        """Return the names of the clips that have no array, in order."""
+        # For many names, a set of Python strings is faster than the folder's own.
+        listed = frozenset(self.store.names()) if isinstance(self.store, NpyFolder) else self.store
+        return [name for name in names if name not in listed and name not in self.store]
+
     def names(self) -> Iterable[str]:
         """Return the names of all clips that have an array, or none if the store does not list them."""
         return self.store.names()
@@ -168,12 +160,13 @@ class Features:
 
     def _checked(self, names: Sequence[str], advance: Callable[[int], Any]) -> FeatureCheck:
         limit = sys.maxsize if self.all_values else VALUES_CHECKED_UP_TO
-        present = [name for name in names if name in self.store]
+        missing = set(self.missing(names))
+        present = [name for name in names if name not in missing]
         path = self.path if is_remote(self.path) else os.path.abspath(self.path)
         shape = (self._stored_vectors, self.pooling, self.shape.dim, self.shape.compute_dtype)
-        cache = ValidationCache.load("arrays", path, str(self.slots), str(shape), str(limit))
+        cache = ArrayCache.load(path, str(self.slots), str(shape), str(limit))
         result = FeatureCheck({}, [])
-        for batch, outcomes in in_batches(lambda name: self._check_cached(name, limit, cache), present):
+        for batch, outcomes in in_batches(lambda chunk: self._check_cached(chunk, limit, cache), present):
             for name, outcome in zip(batch, outcomes, strict=True):
                 if isinstance(outcome, Problem):
                     result.problems.append(outcome)
@@ -194,7 +187,7 @@ class Features:
         present = [name for name in names if name in self.store]
         changed: list[str] = []
         without_digest: list[str] = []
-        for batch, outcomes in in_batches(self._is_intact, present):
+        for batch, outcomes in in_batches(lambda chunk: [self._is_intact(name) for name in chunk], present):
             changed += [name for name, intact in zip(batch, outcomes, strict=True) if intact is False]
             without_digest += [name for name, intact in zip(batch, outcomes, strict=True) if intact is None]
             advance(len(batch))
@@ -208,15 +201,27 @@ class Features:
         except (OSError, ValueError):
             return False
 
-    def _check_cached(self, name: str, values_up_to: int, cache: ValidationCache) -> FileCheck | Problem:
+    def _check_cached(self, names: Sequence[str], values_up_to: int, cache: ArrayCache) -> list[FileCheck | Problem]:
+        """Check the arrays of some clips, and add those to the cache that are not there."""
+        stamps = [self._stamp(name) for name in names]
+        cached = cache.find(names, [() if isinstance(stamp, Problem) else stamp for stamp in stamps])
+        return [
+            result or (stamp if isinstance(stamp, Problem) else self._check_new(name, stamp, values_up_to, cache))
+            for name, stamp, result in zip(names, stamps, cached, strict=True)
+        ]
+
+    def _stamp(self, name: str) -> Stamp | Problem:
         try:
-            stamp = self._from_store(self.store.stamp, name)
-            if (cached := cache.get(name, stamp)) is not None:
-                return FileCheck(*cached.split("|"))
+            return tuple(self._from_store(self.store.stamp, name))
+        except UserError as error:
+            return Problem("unusable features", str(error), (name,))
+
+    def _check_new(self, name: str, stamp: Stamp, values_up_to: int, cache: ArrayCache) -> FileCheck | Problem:
+        try:
             file_check = self._check_array(name, stamp[0] if stamp else sys.maxsize, values_up_to)
         except UserError as error:
             return Problem("unusable features", str(error), (name,))
-        cache.add(name, stamp, "|".join(file_check))
+        cache.add(name, stamp, file_check)
         return file_check
 
     def _check_array(self, name: str, file_size: int, values_up_to: int) -> FileCheck:

@@ -1,8 +1,10 @@
-"""Detection of files of users whose format differs from the expected one."""
+"""Detection of files of users that do not exist or whose format differs from the expected one."""
 
 from __future__ import annotations
 
+from emollama.errors import DownloadError
 from emollama.json_io import parse_json
+from emollama.paths import PATHS
 
 
 def json_format(text: str) -> str | None:
@@ -32,3 +34,12 @@ def _is_json(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def file_exists(path: str | None) -> bool:
+    """Return whether the path is configured and names an existing file."""
+    try:
+        return path is not None and bool(PATHS.isfile(path))
+    except (NotImplementedError, DownloadError):
+        # It is not known whether a remote file exists. Its reader reports the error, with the configuration key.
+        return True

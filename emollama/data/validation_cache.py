@@ -37,13 +37,8 @@ class ValidationCache:
     @classmethod
     def load(cls, kind: str, *settings: str) -> ValidationCache:
         """Load the cache of one kind of check; ``settings`` is everything that the result depends on besides the stamps."""
-        digest = hashlib.sha256(json.dumps([VERSION, *settings]).encode()).hexdigest()[:24]
-        try:
-            path = cache_folder() / f"{kind}-{digest}.json"
-        except RuntimeError:
-            # The user has no home directory.
-            return cls(Path(os.devnull))
-        return cls(path, _read(path))
+        path = cache_path(kind, "json", *settings)
+        return cls(path, json.loads(read_verified(path) or b"{}"))
 
     def get(self, name: str, stamp: Stamp) -> str | None:
         """Return the cached result for a name and stamp; None if there is no such result or the stamp is empty."""
@@ -57,27 +52,46 @@ class ValidationCache:
 
     def save(self) -> None:
         """Write new results to the cache file, if the cache folder is writable."""
-        if self._modified and self.path != Path(os.devnull):
-            content = json.dumps(self.entries).encode()
-            with contextlib.suppress(OSError), atomic_write(self.path, "wb") as file:
-                file.write(_digest(content) + b"\n" + content)
+        if self._modified:
+            write_verified(self.path, json.dumps(self.entries).encode())
 
 
-def _read(path: Path) -> dict[str, str]:
-    """Return the entries of a cache file; none if it does not exist or is damaged."""
+def cache_path(kind: str, suffix: str, *settings: str) -> Path:
+    """Return the path of a cache file, or os.devnull without a cache folder.
+
+    Args:
+        kind: the kind of check.
+        suffix: of the file.
+        settings: everything that the results depend on besides the stamps.
+    """
+    digest = hashlib.sha256(json.dumps([VERSION, *settings]).encode()).hexdigest()[:24]
+    try:
+        return cache_folder() / f"{kind}-{digest}.{suffix}"
+    except RuntimeError:
+        # The user has no home directory.
+        return Path(os.devnull)
+
+
+def read_verified(path: Path) -> bytes:
+    """Return the content of a cache file; nothing if it does not exist or is damaged."""
     try:
         digest, _, content = path.read_bytes().partition(b"\n")
         problem = "it is damaged" if _digest(content) != digest else ""
     except FileNotFoundError:
-        return {}
+        return b""
     except OSError as error:
         problem = str(error.strerror)
-    if problem:
+    if problem and path != Path(os.devnull):
         text = "%s: this cache cannot be used (%s); everything is checked again"
         logging.getLogger("emollama").warning(text, path, problem)
-        return {}
-    entries: dict[str, str] = json.loads(content)
-    return entries
+    return b"" if problem else content
+
+
+def write_verified(path: Path, content: bytes) -> None:
+    """Write a cache file with its digest, if the cache folder is writable."""
+    if path != Path(os.devnull):
+        with contextlib.suppress(OSError), atomic_write(path, "wb") as file:
+            file.write(_digest(content) + b"\n" + content)
 
 
 def _digest(content: bytes) -> bytes:

@@ -10,10 +10,11 @@ import json
 import os
 from typing import Any
 
-from emollama.data.annotations import Clip, Table, file_exists, missing_names, read_json, read_transcripts
+from emollama.data.annotations import Clip, Table, missing_names, read_json, read_transcripts
 from emollama.data.dataset import DatasetContent
 from emollama.data.instructions import TASK_NAMES, user_text
 from emollama.data.problems import Problem
+from emollama.data.text_checks import file_exists
 from emollama.data.text_processors import TEXT_PROCESSORS
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
@@ -49,6 +50,7 @@ class ClipTexts:
         self.table = self.read_table() if table is None else table
         if cfg.transcription_path is not None:
             self.table = dataclasses.replace(self.table, sentences=self._transcripts())
+        self.table = with_shared_names(self.table)
         self.clips = self._select_clips()
 
     def read_table(self) -> Table:
@@ -193,7 +195,11 @@ class ClipTexts:
         label_map = cfg.accepted_labels()
         # A label that is neither accepted nor a synonym stays as it is, for the message below.
         new_labels = {raw: label_map.resolve(raw) or label_map.mapped(raw) for raw in {clip.label for clip in self.table.clips}}
-        clips = [dataclasses.replace(clip, label=new_labels[clip.label]) for clip in self.table.clips]
+        # A clip whose label does not change takes no more memory.
+        clips = [
+            clip if new_labels[clip.label] == clip.label else dataclasses.replace(clip, label=new_labels[clip.label])
+            for clip in self.table.clips
+        ]
         if "emotion" in self.pool.tasks or cfg.exclude_labels:
             # Evaluation may include clips without a label. They are answered and not scored.
             labelled = [clip for clip in clips if clip.name not in excluded and (clip.label or self.training)]
@@ -231,6 +237,17 @@ class ClipTexts:
                 self.report(Problem("label", f"{text}{hint} Its labels: {abbreviated(present)}."))
             else:
                 self.notes.append(f"{self.block_path}.{text}")
+
+
+def with_shared_names(table: Table) -> Table:
+    """Return the same texts with one object for each name, which takes less memory than one of each file."""
+    names = {clip.name: clip.name for clip in table.clips}
+
+    def shared(texts: dict[str, str]) -> dict[str, str]:
+        return {names.get(name, name): text for name, text in texts.items()}
+
+    sentences = None if table.sentences is None else shared(table.sentences)
+    return Table(table.clips, sentences, {task: shared(captions) for task, captions in table.captions.items()})
 
 
 def name_fraction(name: str) -> float:

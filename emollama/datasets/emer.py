@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from emollama.data.annotations import Table, file_exists, read_annotations, read_captions, read_clip_table
+from emollama.data.annotations import Table, read_annotations, read_captions, read_clip_table
 from emollama.data.csv_files import require_column
+from emollama.data.text_checks import file_exists
 from emollama.datasets.configs import EMERConfig
 from emollama.datasets.feature_clips import FeatureClips
 from emollama.paths import extension

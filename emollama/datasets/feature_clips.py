@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from torch import zeros
 
-from emollama.data.annotations import Clip, Table, missing_names
+from emollama.data.annotations import Clip, Table
 from emollama.data.batch import Record
 from emollama.data.curriculum import column_values
 from emollama.data.dataset import ClipsToPredict
@@ -155,7 +155,7 @@ class FeatureClips(ClipTexts):
         problems = [*self._reported, *self._missing_texts()]
         names = self.names()
         for source in self.features:
-            missing = missing_names(names, source)
+            missing = source.missing(names)
             if missing and self.cfg.missing_features == "error":
                 what = "video (or peak)" if source.slots == (PIXELS,) else "array"
                 text = f"no {what} in {source.key} ({source.path}) for {listing(missing, 'clip')}. Remedy: add them, or set"
@@ -199,7 +199,7 @@ class FeatureClips(ClipTexts):
         policy, count = self.cfg.missing_features, len(self.clips)
         if policy == "error":
             return []  # problems() reports missing arrays
-        missing = {source.key: missing_names(self.names(), source) for source in self.features}
+        missing = {source.key: source.missing(self.names()) for source in self.features}
         if policy == "skip":
             dropped = {name for names in missing.values() for name in names}
             self.clips = [clip for clip in self.clips if clip.name not in dropped]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from emollama.data.annotations import Table, file_exists, read_annotations, read_captions
+from emollama.data.annotations import Table, read_annotations, read_captions
+from emollama.data.text_checks import file_exists
 from emollama.datasets.configs import FeatureFaceCaptionConfig
 from emollama.datasets.feature_clips import FeatureClips
 from emollama.errors import UserError

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emollama.data.features import Features, FileCheck
+from emollama.data.array_cache import FileCheck
+from emollama.data.features import Features
 from emollama.data.slots import PIXELS, SlotShape
 from emollama.errors import UserError
 from emollama.media.image_files import probe_image, read_image

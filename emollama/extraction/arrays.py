@@ -25,6 +25,7 @@ from emollama.paths import atomic_write, new_folder, temporary_prefix
 from emollama.stores import checksums
 from emollama.stores.manifest import FILE as MANIFEST
 from emollama.stores.manifest import Manifest, differences
+from emollama.stores.name_set import NameSet
 from emollama.stores.packed import PackedStore, is_packed
 from emollama.stores.packing import pack
 from emollama.stores.shard_writers import PackedWriter
@@ -114,7 +115,7 @@ class ArrayWriter:
             if is_packed(str(shards)):
                 store = PackedStore.open(shards)
                 stores |= dict.fromkeys(store.names(), store)
-        return stores | dict.fromkeys(_npy_names(self.target), NpyFolder(self.target, frozenset()))
+        return stores | dict.fromkeys(_npy_names(self.target), NpyFolder(self.target, NameSet()))
 
     def write(self, name: str, array: np.ndarray) -> None:
         """Write the .npy file of a clip, completely or not at all, and its digest. Packed shards contain digests of their own.

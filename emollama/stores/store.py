@@ -19,6 +19,7 @@ from emollama.paths import PATHS, require_folder, sha256
 from emollama.remote.manager import is_remote, require_handler
 from emollama.stores import checksums, packed, tars
 from emollama.stores.conversion import reject_other_formats
+from emollama.stores.name_set import NameSet
 from emollama.stores.npy import npy_header, read_npy
 
 # What to do about a folder at a URL.
@@ -94,12 +95,12 @@ class NpyFolder:
     """
 
     folder: Path
-    listed: frozenset[str]
+    listed: NameSet
 
     @classmethod
     def open(cls, folder: Path) -> NpyFolder:
         """Open a folder and list it."""
-        return cls(folder, frozenset(name.removesuffix(".npy") for name in os.listdir(folder) if name.endswith(".npy")))
+        return cls(folder, NameSet(name.removesuffix(".npy") for name in os.listdir(folder) if name.endswith(".npy")))
 
     def __contains__(self, name: object) -> bool:
         return name in self.listed or ("/" in str(name) and Path(self.location(str(name))).is_file())
