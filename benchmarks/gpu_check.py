@@ -111,17 +111,19 @@ def check(arguments: argparse.Namespace, folder: Path, tests: str) -> None:
     say("random LLM and samples written")
     start = time.perf_counter()
     runner = make_runner(folder, sizes)
+    # The layers of transformers and the adapters of peft, for the steps of Hugging Face code.
+    plain = make_runner(folder, sizes, "model.kernels=plain")
     start_up = time.perf_counter() - start
-    say(f"runner built in {start_up:.1f} s")
+    say(f"two runners built in {start_up:.1f} s")
 
     samples = [runner.samples[index] for index in range(SAMPLES)]
     lengths = [len(sample.input_ids) for sample in samples]
     notes = [f"tokens of a sample: mean {np.mean(lengths):.0f}, {min(lengths)} to {max(lengths)}"]
-    notes.append(compare_losses(runner, samples[:4]))
+    notes.append(compare_losses(runner, plain, samples[:4]))
     matmul_rate = measure_matmul(min(1.0, arguments.seconds))
 
     def timed(variant: Variant) -> Timing | None:
-        timing = time_variant(runner, variant, samples, arguments.seconds, sizes.warmup_steps)
+        timing = time_variant(plain if variant.padded else runner, variant, samples, arguments.seconds, sizes.warmup_steps)
         if timing:
             say(f"{variant.name}: {timing.tok_s:.0f} tok/s, peak {timing.peak:.1f} GiB")
         return timing

@@ -143,8 +143,8 @@ def write_samples(folder: Path, sizes: Sizes) -> None:
             np.save(folder / kind / f"{name}.npy", rng.standard_normal(shape, dtype=np.float32).astype(np.float16))
 
 
-def make_runner(folder: Path, sizes: Sizes) -> RunnerBase:
-    """Build a runner of CONFIG for the files in a folder; adapters and projections have random weights."""
+def make_runner(folder: Path, sizes: Sizes, *further: str) -> RunnerBase:
+    """Build a runner of CONFIG for the files in a folder, with further options; trained weights are random, always the same."""
     options = [
         f"paths.root={folder}",
         f"run.output_dir={folder / 'out'}",
@@ -152,5 +152,6 @@ def make_runner(folder: Path, sizes: Sizes) -> RunnerBase:
         f"model.image_size={sizes.image_size}",
         f"model.slots.image.dim={sizes.image_width}",
         *sizes.options,
+        *further,
     ]
     return RunnerBase(load(str(ROOT / CONFIG), options))

@@ -162,8 +162,6 @@ def padded_step(runner: RunnerBase, variant: Variant, samples: list[Sample]) -> 
         runner.parallel.clip_grad_norm(None)
         runner.optimizer.step()
         runner.optimizer.zero_grad(set_to_none=True)
-        # The runner reads its loss in every step, too.
-        loss.item()
         return StepCounts(len(batch.input_ids), len(batch.names), 0.0)
 
     return step
@@ -179,15 +177,17 @@ def pad(runner: RunnerBase, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def compare_losses(runner: RunnerBase, samples: list[Sample]) -> str:
+def compare_losses(runner: RunnerBase, plain: RunnerBase, samples: list[Sample]) -> str:
     """Return a line with the mean losses of the same samples packed and padded, without dropout."""
     batch = collate(samples).to(runner.world.device)
     runner.model.eval()
+    plain.model.eval()
     with runner.precision.autocast():
         packed = runner.model(batch).mean().item()
-        set_up(runner, "sdpa", checkpointing=False)
-        embeddings, mask, labels = pad(runner, batch)
-        logits = runner.model.llama_model(inputs_embeds=embeddings, attention_mask=mask).logits[:, :-1].float()
+        set_up(plain, "sdpa", checkpointing=False)
+        embeddings, mask, labels = pad(plain, batch)
+        logits = plain.model.llama_model(inputs_embeds=embeddings, attention_mask=mask).logits[:, :-1].float()
     padded = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED).item()
     runner.model.train()
+    plain.model.train()
     return f"loss packed {packed:.6f}, padded sdpa {padded:.6f}, relative difference {abs(packed - padded) / padded:.2e}"

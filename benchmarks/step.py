@@ -4,10 +4,10 @@
     python benchmarks/step.py --hidden 256 --layers 4 --rounds 3
     python benchmarks/step.py --dtype bfloat16 --hidden 4096 --layers 32 --heads 32     # on a GPU
 
-All variants train the same model: a Llama with random weights, LoRA adapters and projections of features, with the shipped
-configuration of stage 1. A step is one optimizer step on the same samples. Before anything is timed, the script checks that all
-variants have the same loss and the same gradients, without dropout. Then it runs the variants in turn, several rounds, and
-prints the median of each:
+All variants train a Llama with the same random weights, LoRA adapters and projections of features, with the shipped configuration
+of stage 1. Those of Hugging Face have the layers of transformers and the adapters of peft. A step is one optimizer step on the
+same samples. Before anything is timed, the script checks that all variants have the same loss and the same gradients, without
+dropout. Then it runs the variants in turn, several rounds, and prints the median of each:
 
     emollama                    packed samples, no recomputation
     emollama, recomputation     the same with gradient checkpointing
@@ -17,7 +17,7 @@ prints the median of each:
     reference                   one sample at a time, eager attention, logits of all tokens, gradient checkpointing, and an image
                                 encoder that runs in every step
 
-The last table has one sample per step: "emollama, shipped" is the shipped configuration.
+The last table has one sample per step, as the shipped configurations have on each GPU.
 
 "minimum" is the number of unavoidable floating-point operations divided by the rate of matrix products of the model's sizes,
 which is measured in the same run: for each frozen weight 4 operations per token (forward, and the gradient of the input), for
@@ -56,11 +56,11 @@ def main() -> None:
     """Check that the variants are equal, time them, and print the tables."""
     arguments = parsed_arguments()
     with tempfile.TemporaryDirectory() as folder:
-        runner = build_runner(Path(folder), arguments)
-        samples = [runner.samples[index] for index in range(arguments.samples)]
+        runners = build_runners(Path(folder), arguments)
+        samples = [runners[0].samples[index] for index in range(arguments.samples)]
         results = [
-            run(runner, samples, arguments, several_samples(runner, samples, arguments.pack), minimum_flops(runner, samples)),
-            run(runner, samples[:1], arguments, one_sample(runner, samples[:1]), minimum_flops(runner, samples[:1])),
+            run(runners[0], samples, arguments, several_samples(*runners, samples, arguments.pack)),
+            run(runners[0], samples[:1], arguments, one_sample(*runners, samples[:1])),
         ]
     if arguments.json:
         sys.stdout.write(json.dumps(results) + "\n")
@@ -82,8 +82,8 @@ def parsed_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build_runner(folder: Path, arguments: argparse.Namespace) -> RunnerBase:
-    """Write the files of a random model and of random samples, and return the runner of the shipped configuration."""
+def build_runners(folder: Path, arguments: argparse.Namespace) -> tuple[RunnerBase, RunnerBase]:
+    """Write the files of a random model and of random samples; return runners of the shipped configuration: own, and plain HF."""
     llm: dict[str, int | float] = {
         "hidden_size": arguments.hidden,
         "intermediate_size": round(arguments.hidden * 2.6875 / 32) * 32,
@@ -94,38 +94,38 @@ def build_runner(folder: Path, arguments: argparse.Namespace) -> RunnerBase:
     options = ("run.num_workers=0", "run.loss_average=token", f"run.amp={arguments.dtype == 'bfloat16'}")
     sizes = dataclasses.replace(FULL, llm=llm, image_size=arguments.image_size, options=options)
     write_files(folder, sizes)
-    return make_runner(folder, sizes)
+    return make_runner(folder, sizes), make_runner(folder, sizes, "model.kernels=plain")
 
 
-def several_samples(runner: RunnerBase, samples: list[Sample], pack: int) -> dict[str, Step]:
+def several_samples(runner: RunnerBase, plain: RunnerBase, samples: list[Sample], pack: int) -> dict[str, Step]:
     """Return the variants with several samples per step."""
     encoder = ImageEncoder(runner, samples)
     reference = dataclasses.replace(PLAIN, encoder=encoder)
     return {
         "emollama": packed_step(runner, samples, pack, recompute=False),
         "emollama, recomputation": packed_step(runner, samples, pack, recompute=True),
-        "plain HF": hf_step(runner, samples, pack, PLAIN),
-        "plain HF, no recomputation": hf_step(runner, samples, pack, dataclasses.replace(PLAIN, recompute=False)),
-        "best-effort HF": hf_step(runner, samples, pack, BEST),
-        "reference": hf_step(runner, samples, 1, reference),
+        "plain HF": hf_step(plain, samples, pack, PLAIN),
+        "plain HF, no recomputation": hf_step(plain, samples, pack, dataclasses.replace(PLAIN, recompute=False)),
+        "best-effort HF": hf_step(plain, samples, pack, BEST),
+        "reference": hf_step(plain, samples, 1, reference),
     }
 
 
-def one_sample(runner: RunnerBase, samples: list[Sample]) -> dict[str, Step]:
+def one_sample(runner: RunnerBase, plain: RunnerBase, samples: list[Sample]) -> dict[str, Step]:
     """Return the variants with one sample per step."""
     return {
-        "emollama, shipped": packed_step(runner, samples, 1, recompute=runner.config.model.use_grad_checkpoint),
         "emollama": packed_step(runner, samples, 1, recompute=False),
-        "plain HF": hf_step(runner, samples, 1, PLAIN),
-        "best-effort HF": hf_step(runner, samples, 1, BEST),
+        "emollama, recomputation": packed_step(runner, samples, 1, recompute=True),
+        "plain HF": hf_step(plain, samples, 1, PLAIN),
+        "best-effort HF": hf_step(plain, samples, 1, BEST),
     }
 
 
 def run(
-    runner: RunnerBase, samples: list[Sample], arguments: argparse.Namespace, variants: dict[str, Step], flops: float
+    runner: RunnerBase, samples: list[Sample], arguments: argparse.Namespace, variants: dict[str, Step]
 ) -> dict[str, dict[str, float]]:
     """Check and time the variants, and print their table. Returns its rows."""
-    require_equal(runner, variants, arguments.dtype)
+    require_equal(variants, arguments.dtype)
     peaks = {name: peak_bytes(variant) for name, variant in variants.items()}
     times: dict[str, list[float]] = {name: [] for name in variants}
     rates = []
@@ -133,7 +133,7 @@ def run(
         rates.append(matmul_rate(runner, samples))
         for name, variant in variants.items():
             times[name].append(seconds(variant))
-    minimum = flops / statistics.median(rates)
+    minimum = minimum_flops(runner, samples) / statistics.median(rates)
     tokens = sum(len(sample.input_ids) for sample in samples)
     rows = {}
     for name in variants:
@@ -161,7 +161,7 @@ def show(rows: dict[str, dict[str, float]], samples: int, tokens: int, minimum: 
     sys.stdout.flush()
 
 
-def require_equal(runner: RunnerBase, variants: dict[str, Step], dtype: str) -> None:
+def require_equal(variants: dict[str, Step], dtype: str) -> None:
     """Check that all variants have the same loss and gradients without dropout.
 
     Raises:
@@ -170,10 +170,10 @@ def require_equal(runner: RunnerBase, variants: dict[str, Step], dtype: str) -> 
     limit = {"float32": 1e-5, "bfloat16": 3e-2}[dtype]
     first: tuple[float, torch.Tensor] | None = None
     for name, variant in variants.items():
-        with without_dropout(runner):
+        with without_dropout(variant.runner):
             loss = variant.gradients()
-        gradient = torch.cat([p.grad.flatten().float() for p in runner.model.parameters() if p.grad is not None])
-        runner.optimizer.zero_grad(set_to_none=True)
+        gradient = torch.cat([p.grad.flatten().float() for p in variant.runner.model.parameters() if p.grad is not None])
+        variant.runner.optimizer.zero_grad(set_to_none=True)
         first = first or (loss, gradient)
         errors = abs(loss / first[0] - 1), ((gradient - first[1]).norm() / first[1].norm()).item()
         sys.stdout.write(

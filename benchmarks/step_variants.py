@@ -1,4 +1,4 @@
-"""The training steps that step.py compares, on the same samples and with the same runner.
+"""The training steps that step.py compares, on the same samples and with equal weights.
 
 Shape letters: B = samples of a batch, W = tokens of the longest sample, V = size of the vocabulary.
 """
@@ -27,10 +27,12 @@ class Step:
     """A training step.
 
     Attributes:
+        runner: the runner whose model is trained.
         run: runs the whole step.
         gradients: computes only the gradients, and returns the loss.
     """
 
+    runner: RunnerBase
     run: Callable[[], object]
     gradients: Callable[[], float]
 
@@ -66,7 +68,7 @@ def packed_step(runner: RunnerBase, samples: list[Sample], pack: int, *, recompu
         set_up(runner, PACKED, recompute)
         return runner._gradients(0, batches, sum(batch.total_weight for batch in batches)).item()
 
-    return Step(run, gradients)
+    return Step(runner, run, gradients)
 
 
 def hf_step(runner: RunnerBase, samples: list[Sample], size: int, options: HFOptions) -> Step:
@@ -97,7 +99,7 @@ def hf_step(runner: RunnerBase, samples: list[Sample], size: int, options: HFOpt
         runner.optimizer.step()
         runner.optimizer.zero_grad(set_to_none=True)
 
-    return Step(run, gradients)
+    return Step(runner, run, gradients)
 
 
 def padded_loss(llm: nn.Module, embeddings: Tensor, mask: Tensor, labels: Tensor, labelled: int, *, all_logits: bool) -> Tensor:
