@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from ranks import ROOT, environment
 from transformers import GemmaConfig, LlamaConfig, LlamaForCausalLM, Qwen3Config
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from emollama.errors import UserError
 from emollama.models import attention, dropout, fused_layer, fused_ops, kernels, packing_check
@@ -71,6 +72,19 @@ def test_loss_and_gradients_are_those_of_transformers_and_peft_in_float32(p, rec
     plain_loss, plain_gradient = step(language_model(fused=False, p=p), in_layer=False)
     assert loss == pytest.approx(plain_loss, rel=1e-6)
     assert (gradient - plain_gradient).norm() <= 1e-6 * plain_gradient.norm()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_recomputed_layers_save_little(fused):
+    numbers = []
+    for recomputed in (False, True):
+        llm, saved = language_model(fused=fused, recomputed=recomputed), []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: saved.append(tensor.numel()) or tensor, lambda tensor: tensor
+        ):
+            step(llm, in_layer=fused)
+        numbers.append(sum(saved))
+    assert numbers[1] < numbers[0] / 4
 
 
 def test_loss_and_gradients_are_close_to_those_of_transformers_and_peft_in_bfloat16():
@@ -162,7 +176,7 @@ def test_liger_for_layers_unlike_those_of_llama_is_refused(monkeypatch):
 def test_the_layers_are_used_if_the_key_and_the_check_allow_them(key, problem, used):
     llm = language_model(fused=False).get_base_model()
     assert kernels.use_kernels(key, packing(problem), llm, CPU) is used
-    assert ("forward" in vars(llm.model.layers[0])) is used
+    assert (type(llm.model.layers[0]) is not LlamaDecoderLayer) is used
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ L = tokens whose outputs are needed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -45,8 +45,9 @@ def use_fused_layers(llm: nn.Module, ops: FusedOps) -> str:
     if not layers or not all(map(_is_like_llama, layers)):
         return "its layers do not have the parts of a layer of Llama"
     for layer in layers:
-        # An attribute of the object, so that class, names of weights and hooks of the layer remain.
-        layer.forward = partial(_forward, layer, ops, layer is layers[-1])
+        # A subclass, not another attribute "forward": transformers recomputes activations of the method of the class.
+        layer.__class__ = _fused(type(layer))
+        layer.fused_ops, layer.is_last = ops, layer is layers[-1]
     return ""
 
 
@@ -72,6 +73,22 @@ def difference(copy: RandomCopy) -> str:
     return ""
 
 
+@cache
+def _fused(layer_class: type) -> type:
+    """Return a subclass of a class of layers that computes packed samples with the functions of this module."""
+
+    def forward(self: Any, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        rows = kwargs.pop("output_rows", None)
+        if kwargs["past_key_values"] is not None:
+            # In generation, the layer of transformers also stores keys and values.
+            output: Tensor = layer_class.forward(self, hidden_states, **kwargs)  # type: ignore[attr-defined]
+            return output
+        return _layer(self, hidden_states, rows, kwargs)
+
+    # The name remains, because transformers knows some classes by name.
+    return type(layer_class.__name__, (layer_class,), {"forward": forward, "__module__": layer_class.__module__})
+
+
 def _is_like_llama(layer: nn.Module) -> bool:
     parts = dict(layer.named_children())
     if set(parts) != LAYER:
@@ -89,15 +106,11 @@ def _is_like_llama(layer: nn.Module) -> bool:
     )
 
 
-def _forward(layer: Any, ops: FusedOps, is_last: bool, hidden: Tensor, **kwargs: Any) -> Tensor:
-    """Return the output of a layer, (1, T, C), or (1, L, C) for the last one with ``output_rows`` (L,)."""
-    rows = kwargs.pop("output_rows", None)
-    if kwargs["past_key_values"] is not None:
-        # In generation, the layer of transformers also stores keys and values.
-        output: Tensor = type(layer).forward(layer, hidden, **kwargs)
-        return output
+def _layer(layer: Any, hidden: Tensor, rows: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+    """Return the output of a layer, (1, T, C), or (1, L, C) for the last one with ``rows`` (L,)."""
+    ops: FusedOps = layer.fused_ops
     attended = _attention(layer.self_attn, ops, _norm(layer.input_layernorm, ops, hidden), kwargs)
-    if not is_last or rows is None:
+    if not layer.is_last or rows is None:
         return _after_attention(layer, ops, hidden, attended)
     with dropout.use_keys(dropout.keys_at(rows)):
         return _after_attention(layer, ops, hidden[:, rows], attended[:, rows])
