@@ -41,12 +41,13 @@ def use_fused_layers(llm: nn.Module, ops: FusedOps) -> str:
     Returns:
         Why the layers cannot be computed here, and nothing was changed; "" if they are.
     """
-    layers: Sequence[nn.Module] = getattr(getattr(llm, "model", None), "layers", None) or ()
+    layers: Sequence[Any] = getattr(getattr(llm, "model", None), "layers", None) or ()
     if not layers or not all(map(_is_like_llama, layers)):
         return "its layers do not have the parts of a layer of Llama"
     for layer in layers:
         # A subclass, not another attribute "forward": transformers recomputes activations of the method of the class.
-        layer.__class__ = _fused(type(layer))
+        original: Any = type(layer)
+        layer.__class__ = _fused(original)
         layer.fused_ops, layer.is_last = ops, layer is layers[-1]
     return ""
 
@@ -74,14 +75,14 @@ def difference(copy: RandomCopy) -> str:
 
 
 @cache
-def _fused(layer_class: type) -> type:
+def _fused(layer_class: Any) -> type:
     """Return a subclass of a class of layers that computes packed samples with the functions of this module."""
 
     def forward(self: Any, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         rows = kwargs.pop("output_rows", None)
         if kwargs["past_key_values"] is not None:
             # In generation, the layer of transformers also stores keys and values.
-            output: Tensor = layer_class.forward(self, hidden_states, **kwargs)  # type: ignore[attr-defined]
+            output: Tensor = layer_class.forward(self, hidden_states, **kwargs)
             return output
         return _layer(self, hidden_states, rows, kwargs)
 
