@@ -61,7 +61,8 @@ def parsed_arguments() -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=int, default=32_000, help="size of the vocabulary (default: 32000)")
     parser.add_argument("--image-size", type=int, default=448, help="side of the images in pixels (default: 448)")
     parser.add_argument("--tasks-per-clip", type=int, default=3, choices=(2, 3), help="questions about a clip (default: 3)")
-    parser.add_argument("--clips", type=int, default=4, help="clips of a step (default: 4)")
+    parser.add_argument("--clips", type=int, default=2, help="clips of a step (default: 2)")
+    parser.add_argument("--words", type=int, default=57, help="average words of a caption (default: 57, about 100 tokens)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default: 5)")
     parser.add_argument("--dtype", choices=tuple(TOLERANCE), default="float32", help="bfloat16 uses autocast")
     return parser.parse_args()
@@ -85,7 +86,8 @@ def build_runner(folder: Path, arguments: argparse.Namespace) -> RunnerBase:
         f"datasets.feature_face_caption.task_pool=[{','.join(TASKS)}]",
         f"datasets.feature_face_caption.batch_size={arguments.clips * arguments.tasks_per_clip}",
     )
-    sizes = dataclasses.replace(FULL, llm=llm, image_size=arguments.image_size, options=options)
+    words = (round(0.7 * arguments.words), round(1.3 * arguments.words) + 1)
+    sizes = dataclasses.replace(FULL, llm=llm, image_size=arguments.image_size, answer_words=words, options=options)
     write_files(folder, sizes)
     coarse = json.loads((folder / "MERR" / "MERR_coarse_grained.json").read_text(encoding="utf-8"))
     fine = {name: {"smp_reason_caption": " ".join(reversed(entry["caption"].split()))} for name, entry in coarse.items()}
