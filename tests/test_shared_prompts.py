@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import TASKS, loaded, training_tree
+from running import golden_config, read_jsonl
 from test_attention import naive, offsets, tensors
+from workers import splits
 
 from emollama.data.batch import SharedPrompts, collate
 from emollama.data.loader import BatchLayout, TrainingSamples, WorkerOptions, step_batches, training_loader
@@ -270,3 +272,46 @@ def test_mistakes_are_reported_at_the_start(tmp_path, corpus, options, tasks, me
         config = loaded(tmp_path, training_tree(tmp_path, corpus, tasks), "run.tasks_per_clip=3", *options)
         Preparation(config, process_group.start("cpu"), training=True)
     assert message in str(error.value)
+
+
+# Runs
+
+
+def config(folder, batch_size, **run):
+    """A run of two epochs of two steps with six samples, with dropout."""
+    return str(
+        golden_config(
+            folder,
+            run={"iters_per_epoch": 2, "max_epoch": 2, "tasks_per_clip": K} | run,
+            data={"batch_size": batch_size, "task_pool": list(TASKS), "shuffle": True},
+            model={"lora_dropout": 0.05, "dropout": 0.1},
+        )
+    )
+
+
+def losses(folder):
+    return [row["loss"] for row in read_jsonl(folder / "out/run/log.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The folder of a run with both clips of a step in one micro-batch."""
+    folder = tmp_path_factory.mktemp("shared_prompts")
+    splits.train_only(config(folder, 2 * K))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", [{"accum_grad_iters": 2}, {"global_batch": 2 * K, "max_tokens": 400}])
+def test_losses_do_not_depend_on_the_micro_batches_of_a_step(reference, tmp_path, keys):
+    splits.train_only(config(tmp_path, K, **keys))
+    assert losses(tmp_path) == pytest.approx(losses(reference), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_run_resumes_with_other_processes_but_not_with_other_tasks_per_clip(reference, tmp_path, ranks):
+    keys = {"resume_ckpt_path": str(reference / "out/run/checkpoint_0.pth")}
+    ranks(splits.train_only, config(tmp_path, K, **keys))
+    assert losses(tmp_path) == pytest.approx(losses(reference)[2:], rel=1e-6)
+    with pytest.raises(UserError, match="run.tasks_per_clip: 3 in the checkpoint, 1 in this run"):
+        splits.train_only(config(tmp_path / "other", 2 * K, **keys, tasks_per_clip=1))
