@@ -61,7 +61,10 @@ class Augmentation:
             The same slots, in float32.
         """
         steps = {"noise": self._add_noise, "drop_modality": self._drop_modality, "mask_rows": self._mask_vectors}
-        features = {slot: vectors.float() for slot, vectors in features.items()}
+        # Imported here so that the Config classes can check an augmentation without torch.
+        from emollama.data.batch import dequantized
+
+        features = {slot: dequantized(vectors).float() for slot, vectors in features.items()}
         for kind in self.kinds:
             if rng.random() < self.prob:
                 features = features | steps[kind](features, rng)
@@ -78,7 +81,6 @@ class Augmentation:
 
     def _drop_modality(self, features: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
         """Replace one modality by zeros, unless only one modality has nonzero features."""
-        # Imported here so that the Config classes can check an augmentation without torch.
         import torch
 
         frame = features.get(PIXELS, torch.zeros(0, 0))

@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 
 IGNORED = -100
+SCALE_BYTES = 4  # after each feature vector in int8
 FEATURE_DTYPES = (torch.float32, torch.float16)  # of the feature vectors of records
+
+
+def dequantized(vectors: Tensor) -> Tensor:
+    """Return feature vectors as numbers: int8 vectors (n, D + 4), each followed by the bytes of its scale, as (n, D) float32."""
+    if vectors.dtype != torch.int8:
+        return vectors
+    scales = vectors[:, -SCALE_BYTES:].contiguous().view(torch.float32)
+    return vectors[:, :-SCALE_BYTES].float() * scales
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class Record:
         name: the name of the clip or image.
         task: the task's name.
         turns: (user text, answer) of each turn; the answer is None if it is to be generated.
-        features: slot -> feature vectors (n, D), in float32 or float16.
+        features: slot -> feature vectors (n, D), in float32 or float16, or in int8 with their scales (:func:`dequantized`).
         reference: the answer of the last turn as in the data, before any text processor; a list of alternatives for captions.
         cache_key: key under which the model caches the features of this sample's frame (:mod:`emollama.stores.feature_cache`);
             None if nothing is cached.
@@ -113,7 +122,7 @@ class PackedFeatures:
     They have the stored dtype, so that less is copied to the device. The model converts them there.
 
     Attributes:
-        values: (sum of n, D), in float32 or float16.
+        values: (sum of n, D), in float32 or float16, or (sum of n, D + 4) in int8 with scales (:func:`dequantized`).
         offsets: B + 1 integers; the vectors ``offsets[i]`` to ``offsets[i + 1]`` belong to sample i.
     """
 
@@ -124,12 +133,14 @@ class PackedFeatures:
     def pack(cls, vectors: Sequence[Tensor]) -> PackedFeatures:
         """Pack the feature vectors of samples: B tensors (n, D)."""
         offsets = tuple(accumulate((len(part) for part in vectors), initial=0))
+        if len({part.dtype for part in vectors}) > 1:
+            vectors = [dequantized(part) for part in vectors]
         # torch.cat copies even a single tensor, and image features are large. Of several dtypes, the result has the widest.
         return cls(vectors[0] if len(vectors) == 1 else torch.cat(list(vectors)), offsets)
 
     def float(self) -> PackedFeatures:
         """Return the same feature vectors in float32."""
-        return PackedFeatures(self.values.float(), self.offsets)
+        return PackedFeatures(dequantized(self.values).float(), self.offsets)
 
     def split(self) -> list[Tensor]:
         """Return the feature vectors of each sample: B tensors (n, D)."""

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from emollama.data.array_cache import ArrayCache, FileCheck
 from emollama.data.array_shapes import UnusableArray, dtype_problem, dtype_remedy, expected_shape, fits, shape_advice
 from emollama.data.checks_in_batches import in_batches
 from emollama.data.problems import Problem
+from emollama.data.quantized_vectors import read_quantized
 from emollama.data.slots import IMAGE, PIXELS, FrameSelection, Pooling, SlotShape
 from emollama.data.validation_cache import Stamp
 from emollama.disk import REMEDIES, remedy
@@ -30,7 +32,6 @@ from emollama.dtypes import LARGEST
 from emollama.errors import UserError
 from emollama.logs.console import Progress
 from emollama.remote.manager import is_remote
-from emollama.stores.feature_cache import FeatureCache
 from emollama.stores.npy import largest_magnitude
 from emollama.stores.store import ArrayStore, NpyFolder, open_store
 
@@ -125,13 +126,17 @@ class Features:
     def read(self, name: str) -> dict[str, Tensor]:
         """Read a clip's feature vectors: {slot: (n, D)}, and {"image": (P, D), "cls": (1, D)} with a class token.
 
-        Their dtype is the stored one, float16 or float32; float64 is converted to float32.
+        Their dtype is the stored one, float16 or float32; float64 is converted to float32. Vectors of int8 stores are (n, D + 4):
+        each is followed by the bytes of its scale (:func:`~emollama.data.batch.dequantized`).
 
         Raises:
             UserError: If an array has an unexpected shape or dtype, is truncated, or contains NaN, inf, or a value that overflows
                 the dtype in which the run computes. The message names the file and the slot.
         """
-        vectors = torch.from_numpy(self._vectors(name, self._from_store(self.store.load, name)))
+        array = None if self.pooling else self._from_store(partial(read_quantized, self.store, self.slots, self.shape), name)
+        if array is None:
+            array = self._vectors(name, self._from_store(self.store.load, name))
+        vectors = torch.from_numpy(array)
         if len(self.slots) == 1:
             return {self.slots[0]: vectors}
         return {self.slots[0]: vectors[1:], self.slots[1]: vectors[:1]}
@@ -289,10 +294,3 @@ class Features:
         """Return the error for an array: where it is, what is wrong with it, what that may mean, and what to do."""
         text = f"{self.store.location(name)} (slot {' + '.join(self.slots)}): {problem}{advice}. {remedy or self.remedy}"
         return UnusableArray(text, self.slots[0], problem)
-
-
-def feature_cache(shape: SlotShape) -> FeatureCache | None:
-    """Return the cache of a slot whose features the model computes from images; None if they are not cached."""
-    if shape.cache_folder is None or shape.num_vectors is None:
-        return None
-    return FeatureCache(shape.cache_folder, (shape.num_vectors, shape.dim))

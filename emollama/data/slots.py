@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from emollama.dtypes import ComputeDtype
 from emollama.field_texts import documented
+from emollama.stores.feature_cache import FeatureCache
 from emollama.suggestions import did_you_mean
 
 PATCH = 14  # side of an EVA patch in pixels
@@ -150,3 +151,10 @@ def _parse_slot(name: str, keys: Any, default_length: int) -> SlotConfig:
 
 def _is_positive(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def feature_cache(shape: SlotShape) -> FeatureCache | None:
+    """Return the cache of a slot whose features the model computes from images; None if they are not cached."""
+    if shape.cache_folder is None or shape.num_vectors is None:
+        return None
+    return FeatureCache(shape.cache_folder, (shape.num_vectors, shape.dim))

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, zeros
 
-from emollama.data.features import feature_cache
-from emollama.data.slots import SlotShape, declared_slots
+from emollama.data.slots import SlotShape, declared_slots, feature_cache
 from emollama.data.text_processors import TEXT_PROCESSORS
 from emollama.datasets.clip_texts import name_fraction
 from emollama.datasets.configs import CaptionConfig

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emollama.data.features import feature_cache
-from emollama.data.slots import FrameSelection, SlotShape
+from emollama.data.slots import FrameSelection, SlotShape, feature_cache
 from emollama.encoders.encoder import in_batches
 from emollama.encoders.eva_vit import EvaFiles, EvaVit, read_eva, read_ln_vision
 from emollama.encoders.qformer import HEAD, QFormer, read_qformer

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from emollama.component_errors import reported, source_file
-from emollama.data.batch import FEATURE_DTYPES, Record
+from emollama.data.batch import FEATURE_DTYPES, SCALE_BYTES, Record, dequantized
 from emollama.data.dataset import SampleDataset
 from emollama.data.slots import PIXELS, SlotShape
 from emollama.errors import UserError
@@ -49,6 +49,8 @@ def require_fitting_record(dataset: SampleDataset, block_path: str, shapes: Mapp
 def _problem(record: Record, slot: str, shape: SlotShape) -> str | None:
     """Return what is wrong with the features of a slot, or None."""
     vectors, dim = record.features[slot], shape.dim
+    if getattr(vectors, "dtype", None) == torch.int8 and vectors.shape[1:] == (dim + SCALE_BYTES,):
+        vectors = dequantized(vectors)
     if not isinstance(vectors, torch.Tensor) or vectors.ndim != 2 or vectors.shape[1] != dim:
         return f"{tuple(getattr(vectors, 'shape', ()))} instead of (n, {dim})"
     if vectors.dtype not in FEATURE_DTYPES:

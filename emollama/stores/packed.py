@@ -27,7 +27,7 @@ from emollama.json_io import parse_json
 from emollama.paths import PATHS, read_text, sha256
 from emollama.stores import packed_v1
 from emollama.stores.index import Index, Location, build, file_digest, open_cached
-from emollama.stores.quantization import dequantize
+from emollama.stores.quantization import SCALE_BYTES, dequantize
 
 METADATA, INDEX = "store.json", "index.sqlite3"
 FORMAT, VERSION = "emollama packed arrays", 2
@@ -138,6 +138,22 @@ class PackedStore:
             return dequantize(factors, np.ndarray(shape, dtype, data, offset + factors.nbytes))
         array: np.ndarray = np.ndarray(shape, dtype, data, offset).copy()
         return array
+
+    def load_quantized(self, name: str) -> np.ndarray | None:
+        """Return a copy of n int8 vectors of a clip, (n, D + 4), each followed by its float32 scale; None for other values.
+
+        Raises:
+            OSError, ValueError: As for :meth:`load`.
+        """
+        shard_index, offset, kind_index, _ = self._find(name)
+        shape, dtype, scales = self._kinds[kind_index]
+        if not scales:
+            return None
+        data, scale_bytes = self._shard(shard_index), scales * SCALE_BYTES
+        joined = np.empty((scales, math.prod(shape) // scales + SCALE_BYTES), dtype)
+        joined[:, :-SCALE_BYTES] = np.ndarray((scales, joined.shape[1] - SCALE_BYTES), dtype, data, offset + scale_bytes)
+        joined[:, -SCALE_BYTES:] = np.ndarray((scales, SCALE_BYTES), dtype, data, offset)
+        return joined
 
     def header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
         """Return shape and dtype of the array that :meth:`load` returns.

@@ -1,0 +1,33 @@
+"""Reads the int8 feature vectors of packed shards with their scales, so that they become float32 on the device."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from emollama.data.array_shapes import fits
+from emollama.data.slots import SlotShape
+from emollama.dtypes import LARGEST
+from emollama.stores.packed import PackedStore
+from emollama.stores.quantization import SCALE_BYTES
+from emollama.stores.store import ArrayStore
+
+LARGEST_INT8 = 128
+
+
+def read_quantized(store: ArrayStore, slots: tuple[str, ...], shape: SlotShape, name: str) -> np.ndarray | None:
+    """Return the (n, D + 4) int8 vectors of a clip, each followed by the bytes of its float32 scale.
+
+    Returns:
+        None if the store has other values, the array does not fit the slot, or a value may be too large for the run; the values
+        in float32 are checked then.
+    """
+    if not isinstance(store, PackedStore):
+        return None
+    array_shape, _ = store.header(name)
+    if not fits(array_shape, slots, shape.num_vectors, shape.dim):
+        return None
+    vectors = store.load_quantized(name)
+    if vectors is None:
+        return None
+    largest = LARGEST_INT8 * float(np.abs(np.ascontiguousarray(vectors[:, -SCALE_BYTES:]).view(np.float32)).max())
+    return vectors if largest <= LARGEST[shape.compute_dtype] else None
