@@ -21,6 +21,7 @@ from emollama.distributed import process_group
 from emollama.errors import UserError
 from emollama.models import attention, packing_check
 from emollama.models.attention import packed_attention
+from emollama.runners.memory_choice import most_tokens
 from emollama.runners.preparation import Preparation
 
 K = 3
@@ -315,3 +316,8 @@ def test_a_run_resumes_with_other_processes_but_not_with_other_tasks_per_clip(re
     assert losses(tmp_path) == pytest.approx(losses(reference)[2:], rel=1e-6)
     with pytest.raises(UserError, match="run.tasks_per_clip: 3 in the checkpoint, 1 in this run"):
         splits.train_only(config(tmp_path / "other", 2 * K, **keys, tasks_per_clip=1))
+
+
+@pytest.mark.parametrize(("max_tokens", "expected"), [(None, 600), (250, 300), (400, 400), (9000, 1200)])
+def test_the_memory_is_chosen_for_the_largest_possible_micro_batch(max_tokens, expected):
+    assert most_tokens(BatchLayout(2 * K, 2, 1, 0, max_tokens, K), longest=100) == expected

@@ -91,9 +91,7 @@ def recompute_as_needed(model: Model, run: Prepared) -> None:
     activations = measured(model, llm, loss, len(batch.input_ids))
     shapes = slot_shapes_of_run(run.config)
     longest = world.on_rank_zero(lambda: longest_sample(run.datasets, run.prompt, run.config.model, shapes))
-    tokens = longest * layout.batch_size
-    if layout.max_tokens is not None:
-        tokens = min(layout.max_tokens, tokens * layout.accumulate)
+    tokens = most_tokens(layout, longest)
     free, total = memory(world.device)
     recomputed, layer, not_free = world.max(activations.recomputed, activations.layer, -free)
     activations, free = Activations(recomputed, layer, activations.layers), -not_free
@@ -104,6 +102,14 @@ def recompute_as_needed(model: Model, run: Prepared) -> None:
     ordinal = {0: "no recomputation", 1: "recomputation of all layers"}.get(every, f"recomputation of one layer in {every}")
     text = "memory: micro-batches of up to %s tokens, %s, expecting %.1f of %.1f GiB"
     get_logger().info(text, f"{tokens:,}", ordinal, expected / GIB, total / GIB)
+
+
+def most_tokens(layout: BatchLayout, longest: int) -> int:
+    """Return a number of tokens that no micro-batch exceeds if a sample has at most ``longest`` tokens."""
+    if layout.max_tokens is None:
+        return longest * layout.batch_size
+    # The samples about a clip are in one micro-batch, even if they have more tokens.
+    return min(max(layout.max_tokens, longest * layout.tasks_per_clip), longest * layout.batch_size * layout.accumulate)
 
 
 def measured(model: nn.Module, llm: nn.Module, loss: Callable[[], Tensor], tokens: int) -> Activations:
