@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from helpers import FOLDERS
@@ -12,6 +13,7 @@ from running import GOLDEN, golden_config, read_jsonl
 
 from emollama.commands import pack
 from emollama.config import load
+from emollama.stores.packed import PackedStore
 
 KEYS = {slot: f"{slot}_feature_path" for slot in FOLDERS}
 STEPS, SAVED_AFTER = 8, 3
@@ -87,3 +89,17 @@ def test_resuming_a_run_on_tars_with_unsharded_files_is_refused(stores, tmp_path
     assert (folder / "checkpoint_0.pth").is_file()
     with pytest.raises(ValueError, match=r"shards or curriculum difficulty of clips"):
         trained(tmp_path, {"shuffle": True}, resume_ckpt_path="auto", max_epoch=2)
+
+
+@pytest.mark.slow
+def test_losses_on_int8_stores_are_bit_identical_to_those_on_their_values_in_float32(tmp_path):
+    quantized, values = {}, {}
+    for slot, folder in FOLDERS.items():
+        output = tmp_path / "int8" / folder
+        packed("--source", GOLDEN / "data" / folder, "--output", output, "--dtype", "int8")
+        store = PackedStore.open(output)
+        (tmp_path / "float32" / folder).mkdir(parents=True)
+        for name in store.names():
+            np.save(tmp_path / "float32" / folder / f"{name}.npy", store.load(name))
+        quantized[KEYS[slot]], values[KEYS[slot]] = str(output), str(tmp_path / "float32" / folder)
+    assert losses(trained(tmp_path / "a", quantized)) == losses(trained(tmp_path / "b", values))
