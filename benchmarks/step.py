@@ -46,6 +46,7 @@ from step_variants import HFOptions, ImageEncoder, Step, hf_step, packed_step, w
 from torch.profiler import ProfilerActivity, profile
 
 from emollama.data.batch import IGNORED, Sample
+from emollama.optim import trainable
 from emollama.runners.runner_base import RunnerBase
 
 PLAIN = HFOptions("eager", by_length=False, all_logits=True, recompute=True)
@@ -125,6 +126,10 @@ def run(
     runner: RunnerBase, samples: list[Sample], arguments: argparse.Namespace, variants: dict[str, Step]
 ) -> dict[str, dict[str, float]]:
     """Check and time the variants, and print their table. Returns its rows."""
+    # Timed steps of earlier variants have trained the models.
+    for variant in variants.values():
+        for own, other in zip(trainable(runner.model).values(), trainable(variant.runner.model).values(), strict=True):
+            other.data.copy_(own.data)
     require_equal(variants, arguments.dtype)
     peaks = {name: peak_bytes(variant) for name, variant in variants.items()}
     times: dict[str, list[float]] = {name: [] for name in variants}

@@ -401,7 +401,7 @@ def test_env_reports_every_package_that_is_required(monkeypatch, tmp_path):
 
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     required = {re.split(r"[<>=!; ]", line)[0] for line in lines if line and not line.startswith("#")}
-    extras = {"bitsandbytes", "gradio", "fastapi", "uvicorn", "python-multipart", "prometheus_client"}
+    extras = {"bitsandbytes", "liger-kernel", "gradio", "fastapi", "uvicorn", "python-multipart", "prometheus_client"}
     assert set(env.required_packages()) == required | extras
     monkeypatch.setattr(env.emollama, "__file__", str(tmp_path / "emollama/__init__.py"))
     installed = ["torch<2.16,>=2.11", "bitsandbytes>=0.46; extra == 'quant'"]
