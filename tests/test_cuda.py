@@ -108,8 +108,10 @@ def test_training_steps_do_not_wait_for_the_gpu(tmp_path):
     @contextmanager
     def without_waiting():
         torch.cuda.set_sync_debug_mode("error")
-        yield
-        torch.cuda.set_sync_debug_mode("default")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
     train_with_steps_in(config.runner_class(config), without_waiting)
 

@@ -12,7 +12,7 @@ from running import golden_config, read_jsonl
 from test_attention import naive, offsets, tensors
 from workers import splits
 
-from emollama.data.batch import SharedPrompts, collate
+from emollama.data.batch import IGNORED, Sample, SharedPrompts, collate
 from emollama.data.loader import BatchLayout, TrainingSamples, WorkerOptions, step_batches, training_loader
 from emollama.data.sampling import DatasetSampling, MixtureSampler
 from emollama.data.shared_prompts import records_of, share_prompts
@@ -147,6 +147,26 @@ def test_a_sample_with_features_after_the_different_tokens_stays_complete(sample
     different = replace(second, input_ids=second.input_ids.clone())
     different.input_ids[1] += 1
     assert share_prompts([first, different])[1] is different
+
+
+def test_a_sample_shares_the_tokens_of_the_last_complete_sample():
+    rows = [[1, 10, -1, -1, 20, 30], [1, 11, 12, -1, -1, 21, 31], [1, 10, -1, -1, 22, 23, 32], [1, 10, -1, -1, 22, 24, 32]]
+    samples = []
+    for ids in map(torch.tensor, rows):
+        labels = ids.where(torch.arange(len(ids)) == len(ids) - 1, IGNORED)
+        samples.append(Sample("clip", "emotion", ids, labels, (labels != IGNORED).float(), {"image": torch.zeros(2, 4)}))
+    batch = collate(share_prompts(samples))
+    attended = batch.shared.attended.split(batch.shared.cu_attended.diff().tolist())
+    assert [batch.input_ids[tokens].tolist() for tokens in attended] == rows
+    assert batch.shared.tokens == (0, 0, 0, 5)
+
+
+def test_all_tensors_of_a_micro_batch_are_moved_together(samples):
+    batch = collate(shared(samples, K))
+    moved = batch.to(torch.device("meta"))
+    assert all(tensor.is_meta for tensor in moved.tensors)
+    assert any(tensor is batch.shared.attended for tensor in batch.tensors)
+    assert any(tensor is batch.slots["image"].values for tensor in batch.tensors)
 
 
 @pytest.mark.parametrize("max_tokens", [50, 600, 2000])

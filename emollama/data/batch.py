@@ -193,10 +193,16 @@ class Batch:
         return max(self.lengths) if self.shared is None else self.shared.max_length(self.lengths)
 
     @property
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors of the batch except for its features, by the names of the attributes."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+    def tensors(self) -> list[Tensor]:
+        """All tensors of the batch."""
+        tensors: list[Tensor] = []
+
+        def add(tensor: Tensor) -> Tensor:
+            tensors.append(tensor)
+            return tensor
+
+        self._mapped(add)
+        return tensors
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device; the copy is asynchronous if the memory is pinned."""
@@ -208,11 +214,12 @@ class Batch:
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keep the memory of the tensors until the work in a CUDA stream that uses them is done."""
-        for tensor in [*self.tensors.values(), *(packed.values for packed in self.slots.values())]:
+        for tensor in self.tensors:
             tensor.record_stream(stream)
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        changes: dict[str, Any] = {name: function(tensor) for name, tensor in self.tensors.items()}
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        changes: dict[str, Any] = {name: function(value) for name, value in fields.items() if isinstance(value, Tensor)}
         slots = {slot: PackedFeatures(function(packed.values), packed.offsets) for slot, packed in self.slots.items()}
         shared = None if self.shared is None else self.shared.mapped(function)
         return dataclasses.replace(self, slots=slots, shared=shared, **changes)

@@ -30,7 +30,7 @@ def _owner(instance: object, method: str) -> type | None:
 
 
 def share_prompts(samples: Sequence[Sample]) -> list[Sample]:
-    """Remove from each sample but the first the tokens at its beginning that are those of the first, and its features.
+    """Remove from samples the tokens at their beginning that are those of the last complete sample before, and their features.
 
     A sample stays complete if the tokens of its features are not all among them. The token before its first answer is never
     removed, because its logits are those of the answer's first token.
@@ -38,13 +38,17 @@ def share_prompts(samples: Sequence[Sample]) -> list[Sample]:
     Args:
         samples: samples with the same features.
     """
-    return [samples[0], *(_without_shared_tokens(sample, samples[0]) for sample in samples[1:])]
+    complete, shared = samples[0], [samples[0]]
+    for sample in samples[1:]:
+        shared.append(_without_shared_tokens(sample, complete))
+        complete = complete if shared[-1].shared_tokens else sample
+    return shared
 
 
-def _without_shared_tokens(sample: Sample, first: Sample) -> Sample:
+def _without_shared_tokens(sample: Sample, complete: Sample) -> Sample:
     ids, answer = sample.input_ids, (sample.labels != IGNORED).nonzero()
-    limit = min(int(answer[0]) if len(answer) else len(ids), len(first.input_ids) + 1) - 1
-    different = (ids[:limit] != first.input_ids[:limit]).nonzero()
+    limit = min(int(answer[0]) if len(answer) else len(ids), len(complete.input_ids) + 1) - 1
+    different = (ids[:limit] != complete.input_ids[:limit]).nonzero()
     shared = int(different[0]) if len(different) else limit
     if shared == 0 or bool((ids[shared:] < 0).any()):
         return sample

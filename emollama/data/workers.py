@@ -66,8 +66,7 @@ def check_shared_memory(
 
 def _shared_bytes(batch: Batch) -> int:
     """Return the size of a batch's tensors in whole pages."""
-    tensors = [*batch.tensors.values(), *(packed.values for packed in batch.slots.values())]
-    return sum(-(-tensor.nbytes // _PAGE) * _PAGE for tensor in tensors)
+    return sum(-(-tensor.nbytes // _PAGE) * _PAGE for tensor in batch.tensors)
 
 
 def _mib(size: int) -> str:

@@ -49,7 +49,7 @@ class RunnerConfig:
     tasks_per_clip: int = 1
     """Number of different tasks of task_pool that a step asks about a clip, in as many samples with the same augmentation. The
     language model processes the beginning of their prompts, which contains the features, once for all of them. batch_size must be
-    a multiple, and a step has fewer clips."""
+    a multiple, or with max_tokens the global_batch, and a step has fewer clips."""
     num_workers: int = 4
     """Data loader processes for each training process; they read features and tokenize."""
     lr_sched: str = "linear_warmup_cosine_lr"
@@ -82,7 +82,7 @@ class RunnerConfig:
     amp_dtype: AmpDtype = "auto"
     """Data type of mixed precision. auto: bf16 if the device supports it, otherwise fp16."""
     max_skipped_steps: int = 25
-    """The run stops at a log entry after this number of consecutive steps whose loss or gradient was not finite."""
+    """The run stops if, at a log entry, the loss or gradient of at least this number of last steps was not finite."""
     log_freq: int = 10
     """Iterations between log entries."""
     wandb_log: bool = False
