@@ -87,6 +87,7 @@ def plan(config: RunConfig) -> Plan:
     model_class, dtype = config.model_class, precision.frozen_dtype
     beams = any(block.task.num_beams > 1 for block in config.evaluation_datasets.values())
     uses = ["beam search"] * beams + ["shared prompts"] * (bool(config.datasets) and config.run.tasks_per_clip > 1)
+    uses += ["compiled layers"] * (bool(config.datasets) and config.model.compile)
     notes += model_class.check_language_model(config.model, prompt, device=precision.device, frozen_dtype=dtype, uses=uses)
     notes.append(f"trained tensors: {', '.join(_trained_names(model))}")
     notes.append(

@@ -101,6 +101,15 @@ def test_training_losses_on_the_gpu_match_those_on_the_cpu(tmp_path, amp, dtype)
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.05 if amp else 1e-3)
 
 
+def test_losses_of_compiled_layers_on_the_gpu_are_those_of_other_layers(tmp_path):
+    losses = []
+    for compiled in (False, True):
+        keys = {"run": {"device": "cuda", "amp": False}, "model": {"compile": compiled, "lora_dropout": 0.1}}
+        config = load(str(golden_config(tmp_path / str(compiled), **keys)))
+        losses.append([row["loss"] for row in read_jsonl(config.runner_class(config).train() / "log.jsonl")])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
 def test_training_steps_do_not_wait_for_the_gpu(tmp_path):
     settings = {"device": "cuda", "amp": True, "amp_dtype": "bf16", "max_grad_norm": 1.0}
     config = load(str(golden_config(tmp_path, run=settings)))

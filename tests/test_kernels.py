@@ -158,19 +158,19 @@ def packing(problem=""):
 
 def test_liger_without_a_gpu_is_refused():
     with pytest.raises(UserError, match="liger needs a GPU, but the device is cpu. Set model.kernels: auto"):
-        kernels.require_kernels(block(), packing(), CPU, "llama")
+        kernels.require_kernels(block(), packing(), CPU, "llama", compiled=False)
 
 
 def test_liger_that_is_not_installed_is_refused_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(fused_ops, "has_liger", lambda: False)
     with pytest.raises(UserError, match=r"needs the package liger-kernel \(pip install 'emollama\[fast\]'\)"):
-        kernels.require_kernels(block(), packing(), torch.device("cuda"), "llama")
+        kernels.require_kernels(block(), packing(), torch.device("cuda"), "llama", compiled=False)
 
 
 def test_liger_for_layers_unlike_those_of_llama_is_refused(monkeypatch):
     monkeypatch.setattr(fused_ops, "has_liger", lambda: True)
     with pytest.raises(UserError, match="does not work with models of the type 'gemma', because its layers"):
-        kernels.require_kernels(block(), packing("its layers differ"), torch.device("cuda"), "gemma")
+        kernels.require_kernels(block(), packing("its layers differ"), torch.device("cuda"), "gemma", compiled=False)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_liger_for_layers_unlike_those_of_llama_is_refused(monkeypatch):
 )
 def test_the_layers_are_used_if_the_key_and_the_check_allow_them(key, problem, used):
     llm = language_model(fused=False).get_base_model()
-    assert kernels.use_kernels(key, packing(problem), llm, CPU) is used
+    assert kernels.use_kernels(LLMConfig(llama_model="llm", kernels=key), packing(problem), llm, CPU) is used
     assert (type(llm.model.layers[0]) is not LlamaDecoderLayer) is used
 
 

@@ -125,12 +125,14 @@ def _varlen(
     cu_keys = cu_seqlens if shared is None else shared.cu_attended
     if shared is not None:
         key, value = (tensor.index_select(2, shared.attended) for tensor in (key, value))
-    # Repeat key/value heads, because varlen_attn has no enable_gqa in some supported versions of PyTorch.
     groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        # Because varlen_attn has no enable_gqa in some supported versions of PyTorch.
+        key, value = (tensor.repeat_interleave(groups, 1) for tensor in (key, value))
     joined = varlen_attn(
         query[0].transpose(0, 1),  # (T, H, E)
-        key[0].repeat_interleave(groups, 0).transpose(0, 1),
-        value[0].repeat_interleave(groups, 0).transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
         cu_seq_q=cu_seqlens,
         cu_seq_k=cu_keys,
         max_q=max_length,

@@ -73,6 +73,8 @@ class LLMConfig:
     liger: with the kernels of Liger on a GPU (pip install 'emollama[fast]'), for models whose layers are those of Llama.
     auto: adapters with few operations, and layers, too, where a check of a small random copy of the model shows that losses and
     gradients are the same; with Liger if it is installed."""
+    compile: bool = False
+    """Compile the layers for training with torch.compile, if they are like those of Llama. The first steps are slow."""
     frozen_dtype: FrozenDtype = "auto"
     """Numbers of the language model's frozen linear layers. auto: those of run.amp. fp8: their products are computed in 8 bits,
     with weights that are rounded at the start, on a GPU such as H100 or H200; losses change by rounding."""
@@ -106,7 +108,7 @@ class LLMConfig:
             raise ValueError(
                 "train_llm: full cannot train quantized weights. Set train_llm: lora, or low_resource and load_in_4bit to False."
             )
-        self._require_plain_weights_for_fp8()
+        self._require_combinations()
         if self.merge_adapters:
             self._require_mergeable()
         require_at_least(1, self, "lora_r", "lora_alpha")
@@ -131,18 +133,18 @@ class LLMConfig:
         """
         return False
 
-    def _require_plain_weights_for_fp8(self) -> None:
-        if self.frozen_dtype != "fp8":
-            return
+    def _require_combinations(self) -> None:
+        full, fp8, compiled = self.train_llm == "full", self.frozen_dtype == "fp8", self.compile
         others = {
-            "low_resource": self.low_resource,
-            "load_in_4bit": self.load_in_4bit,
-            "train_llm: full": self.train_llm == "full",
-            "merge_adapters": self.merge_adapters,
+            **{name: (getattr(self, name), fp8 or compiled) for name in ("low_resource", "load_in_4bit")},
+            "train_llm: full": (full, fp8),
+            "merge_adapters": (self.merge_adapters, fp8),
+            f"kernels: {self.kernels}": (self.kernels != "auto", compiled),
+            "compile: True": (compiled, fp8),
         }
-        for name, is_set in others.items():
-            if is_set:
-                raise ValueError(f"frozen_dtype: fp8 and {name} cannot be combined. Set frozen_dtype: auto, or change {name}.")
+        key, off = ("frozen_dtype: fp8", "frozen_dtype: auto") if fp8 else ("compile: True", "compile: False")
+        for name in (name for name, conditions in others.items() if all(conditions)):
+            raise ValueError(f"{key} and {name} cannot be combined. Set {off}, or change {name}.")
 
     def _require_mergeable(self) -> None:
         if self.train_llm != "lora":
@@ -204,8 +206,7 @@ class MiniGPTv2Config(LLMConfig):
     vit_precision: ComputeDtype = "fp16"
     """Precision of the image encoder's computations."""
     use_grad_checkpoint_vit: bool = False
-    """Accepted for compatibility with existing configurations. It has no benefit, because the image encoder is frozen and stores
-    no activations that could be recomputed."""
+    """Accepted for compatibility. It has no benefit, because the image encoder is frozen and stores no activations."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -277,8 +278,7 @@ class MiniGPT4Config(LLMConfig):
     cache_visual: bool = False
     """Cache the output of the frozen encoders on disk, so that each image is encoded only once."""
     visual_cache_path: str = "visual_cache"
-    """Folder of the cache: 98 KB per image, or 1.4 MB without the Q-Former. A cache that was written with other encoders is
-    rejected."""
+    """Folder of the cache: 98 KB per image, or 1.4 MB without the Q-Former. A cache of other encoders is rejected."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -44,6 +44,7 @@ class CounterDropout(nn.Dropout):
     def __init__(self, p: float, name: str) -> None:
         super().__init__(p)
         self._key = _signed(zlib.crc32(name.encode()))
+        self._key_tensor: Tensor | None = None
         self._threshold = min(round(p * 2**BITS), 2**BITS - 1)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -57,6 +58,25 @@ class CounterDropout(nn.Dropout):
             return nn.functional.dropout(input, self.p)
         output: Tensor = _Dropout.apply(input, self.mask_of(keys))
         return output
+
+    def prepare_compilation(self, device: torch.device) -> None:
+        """Let :meth:`compiled` be called in compiled code on this device."""
+        # Code that is compiled for a number is compiled again for another one, but all layers share the code for a tensor.
+        self._key_tensor = torch.tensor(self._key, dtype=torch.int32, device=device)
+
+    def compiled(self, input: Tensor) -> Tensor:
+        """Return the values of :meth:`forward` with operations that torch.compile fuses with their neighbours."""
+        if not self.training or not self.p:
+            return input
+        if _STATE.keys is None:
+            return nn.functional.dropout(input, self.p)
+        assert self._key_tensor is not None, "prepare_compilation was not called"
+        columns = torch.arange(input.shape[-1], dtype=torch.int32, device=input.device)
+        words = _mixed(_mixed(_STATE.keys.flatten() ^ self._key_tensor)[:, None] ^ _mixed(columns // 2 + 1))
+        # The same halves of the words as in dropped_elements, which views them as numbers of 16 bits.
+        halves = torch.where(columns % 2 == 0, words << BITS, words) >> BITS
+        dropped = (halves < self._threshold - 2 ** (BITS - 1)).view(input.shape)
+        return torch.where(dropped, 0.0, input * scale_of(self._threshold))
 
     def mask_of(self, keys: Tensor) -> DropoutMask:
         """Return the mask for tokens with these keys."""

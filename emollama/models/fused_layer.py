@@ -9,7 +9,8 @@ L = tokens whose outputs are needed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from emollama.models import attention, dropout
+from emollama.models import attention, dropout, fused_ops
 from emollama.models.fused_ops import PLAIN, FusedOps
 from emollama.models.packing_comparisons import packed_logits
 from emollama.models.random_copy import RandomCopy
@@ -29,7 +30,7 @@ ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 HEAD_NORMS = {"q_norm", "k_norm"}  # of each head, as in Qwen3
 
 
-def use_fused_layers(llm: nn.Module, ops: FusedOps) -> str:
+def use_fused_layers(llm: nn.Module, ops: FusedOps, *, compiled: bool = False) -> str:
     """Compute the layers of a language model with the functions of this module when it gets packed samples.
 
     The last layer then computes only what the tokens of ``output_rows`` need.
@@ -37,6 +38,7 @@ def use_fused_layers(llm: nn.Module, ops: FusedOps) -> str:
     Args:
         llm: the model, without the wrapper of peft.
         ops: norm, position embedding and activation.
+        compiled: compile the layers for training, without these operations.
 
     Returns:
         Why the layers cannot be computed here, and nothing was changed; "" if they are.
@@ -48,7 +50,7 @@ def use_fused_layers(llm: nn.Module, ops: FusedOps) -> str:
         # A subclass, not another attribute "forward": transformers recomputes activations of the method of the class.
         original: Any = type(layer)
         layer.__class__ = _fused(original)
-        layer.fused_ops, layer.is_last = ops, layer is layers[-1]
+        layer.fused_ops, layer.is_last, layer.is_compiled = ops, layer is layers[-1], compiled
     return ""
 
 
@@ -107,14 +109,70 @@ def _is_like_llama(layer: nn.Module) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """The parts of a layer before and after attention, and their operations."""
+
+    ops: FusedOps
+    before: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    after: Callable[..., Tensor]
+    after_in_rows: Callable[..., Tensor]
+
+
+@cache
+def _compiled_parts() -> _Parts:
+    """Return the parts as functions that torch.compile compiles when they are called first, for any number of tokens.
+
+    All layers share the compiled code. Attention is not compiled, because the boundaries of the samples change in each step.
+    """
+    functions = (_before_attention, _after_attention, _after_attention_in_rows)
+    parts: list[Any] = [torch.compile(function, fullgraph=True, dynamic=True) for function in functions]
+    return _Parts(fused_ops.compiled_ops(), *parts)
+
+
 def _layer(layer: Any, hidden: Tensor, rows: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
     """Return the output of a layer, (1, T, C), or (1, L, C) for the last one with ``rows`` (L,)."""
-    ops: FusedOps = layer.fused_ops
-    attended = _attention(layer.self_attn, ops, _norm(layer.input_layernorm, ops, hidden), kwargs)
+    parts = _Parts(layer.fused_ops, _before_attention, _after_attention, _after_attention_in_rows)
+    if layer.is_compiled and layer.training:
+        parts = _compiled_parts()
+        # The embeddings are a view, for which there would be other code than for the outputs of layers. A layer that recomputes
+        # its activations could then run the one in the forward pass and the other in the backward pass.
+        hidden = hidden if hidden._base is None else hidden.clone()
+    attended = _attention(layer.self_attn, parts.before(layer, parts.ops, hidden, *kwargs["position_embeddings"]), kwargs)
     if not layer.is_last or rows is None:
-        return _after_attention(layer, ops, hidden, attended)
+        return parts.after(layer, parts.ops, hidden, attended)
     with dropout.use_keys(dropout.keys_at(rows)):
-        return _after_attention(layer, ops, hidden[:, rows], attended[:, rows])
+        return parts.after_in_rows(layer, parts.ops, hidden, attended, rows)
+
+
+def _before_attention(layer: Any, ops: FusedOps, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return query (1, H, T, E), key and value (1, K, T, E)."""
+    module, inputs = layer.self_attn, _norm(layer.input_layernorm, ops, hidden)
+    query, key, value = (
+        projection(inputs).unflatten(-1, (-1, module.head_dim)) for projection in (module.q_proj, module.k_proj, module.v_proj)
+    )
+    if hasattr(module, "q_norm"):
+        query, key = _norm(module.q_norm, ops, query), _norm(module.k_norm, ops, key)
+    query, key = ops.rope(query.transpose(1, 2), key.transpose(1, 2), cos, sin)
+    return query, key, value.transpose(1, 2)
+
+
+def _attention(module: Any, heads: tuple[Tensor, Tensor, Tensor], kwargs: dict[str, Any]) -> Tensor:
+    """Return what the output projection of an attention layer gets, (1, T, H * E), from query, key and value."""
+    function = ALL_ATTENTION_FUNCTIONS[module.config._attn_implementation]
+    # Mistral has its window in the configuration only.
+    window = module.sliding_window if hasattr(module, "sliding_window") else getattr(module.config, "sliding_window", None)
+    attended, _ = function(
+        module,
+        *heads,
+        kwargs["attention_mask"],
+        dropout=module.attention_dropout if module.training else 0.0,
+        scaling=module.scaling,
+        sliding_window=window,
+        **{name: kwargs[name] for name in kwargs.keys() - {"attention_mask", "position_embeddings", "past_key_values"}},
+    )
+    output: Tensor = attended.flatten(2)
+    return output
 
 
 def _after_attention(layer: Any, ops: FusedOps, hidden: Tensor, attended: Tensor) -> Tensor:
@@ -124,30 +182,8 @@ def _after_attention(layer: Any, ops: FusedOps, hidden: Tensor, attended: Tensor
     return output
 
 
-def _attention(module: Any, ops: FusedOps, inputs: Tensor, kwargs: dict[str, Any]) -> Tensor:
-    """Return what the output projection of an attention layer gets, (1, T, H * E)."""
-    query, key, value = (
-        projection(inputs).unflatten(-1, (-1, module.head_dim)) for projection in (module.q_proj, module.k_proj, module.v_proj)
-    )
-    if hasattr(module, "q_norm"):
-        query, key = _norm(module.q_norm, ops, query), _norm(module.k_norm, ops, key)
-    query, key = ops.rope(query.transpose(1, 2), key.transpose(1, 2), *kwargs["position_embeddings"])
-    function = ALL_ATTENTION_FUNCTIONS[module.config._attn_implementation]
-    # Mistral has its window in the configuration only.
-    window = module.sliding_window if hasattr(module, "sliding_window") else getattr(module.config, "sliding_window", None)
-    attended, _ = function(
-        module,
-        query,
-        key,
-        value.transpose(1, 2),
-        kwargs["attention_mask"],
-        dropout=module.attention_dropout if module.training else 0.0,
-        scaling=module.scaling,
-        sliding_window=window,
-        **{name: kwargs[name] for name in kwargs.keys() - {"attention_mask", "position_embeddings", "past_key_values"}},
-    )
-    output: Tensor = attended.flatten(2)
-    return output
+def _after_attention_in_rows(layer: Any, ops: FusedOps, hidden: Tensor, attended: Tensor, rows: Tensor) -> Tensor:
+    return _after_attention(layer, ops, hidden[:, rows], attended[:, rows])
 
 
 def _norm(module: Any, ops: FusedOps, x: Tensor) -> Tensor:

@@ -108,6 +108,11 @@ class _SiLUMul(torch.autograd.Function):
 PLAIN = FusedOps(_RMSNorm.apply, _Rope.apply, _SiLUMul.apply)
 
 
+def compiled_ops() -> FusedOps:
+    """Return the operations in a form that torch.compile fuses with their neighbours."""
+    return FusedOps(lambda x, weight, eps: _rms_norm(x, weight, eps)[0], _rope, _silu_mul)
+
+
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     wide = x.float()
     factor = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)

@@ -1,8 +1,13 @@
-"""The key ``model.kernels``: with which operations the layers of a language model are computed in training."""
+"""The keys ``model.kernels`` and ``model.compile``: how the layers of a language model are computed in training."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,25 +15,33 @@ from torch import Tensor
 
 from emollama.errors import UserError
 from emollama.models import fp8_linear, fused_ops
-from emollama.models.configs import KernelsKey, LLMConfig
+from emollama.models.configs import LLMConfig
+from emollama.models.dropout import CounterDropout
 
 if TYPE_CHECKING:
     from emollama.models.packing_check import Packing
 
 
-def require_kernels(cfg: LLMConfig, packing: Packing, device: torch.device, family: str) -> None:
-    """Check that the kernels that ``model.kernels`` and ``model.frozen_dtype`` demand can be used.
+VOLTA = (7, 0)  # lowest compute capability for which torch.compile creates kernels
+
+
+def require_kernels(cfg: LLMConfig, packing: Packing, device: torch.device, family: str, *, compiled: bool) -> None:
+    """Check that the kernels that ``model.kernels``, ``model.compile`` and ``model.frozen_dtype`` demand can be used.
 
     Args:
         cfg: the ``model`` block.
         packing: how the language model is run.
         device: device of the run.
         family: type of the language model, for messages.
+        compiled: whether the run trains with ``model.compile: True``.
 
     Raises:
         UserError: If they cannot.
     """
     fp8_linear.require_fp8(cfg.frozen_dtype, device)
+    unlike_llama = f"does not work with models of the type '{family}', because {packing.fused_problem}"
+    if compiled and (problem := unlike_llama if packing.fused_problem else _compiler_problem(device)):
+        raise UserError(f"model.compile: True {problem}. Set model.compile: False to run without it.")
     if cfg.kernels != "liger":
         return
     problem = ""
@@ -37,16 +50,32 @@ def require_kernels(cfg: LLMConfig, packing: Packing, device: torch.device, fami
     elif not fused_ops.has_liger():
         problem = "needs the package liger-kernel (pip install 'emollama[fast]')"
     elif packing.fused_problem:
-        problem = f"does not work with models of the type '{family}', because {packing.fused_problem}"
+        problem = unlike_llama
     if problem:
         raise UserError(f"model.kernels: liger {problem}. Set model.kernels: auto to run without it.")
 
 
-def use_kernels(key: KernelsKey, packing: Packing, llm: Any, device: torch.device) -> bool:
-    """Let the layers of a language model compute as the key demands.
+def _compiler_problem(device: torch.device) -> str:
+    """Return what torch.compile lacks for a device; "" if it can be used."""
+    on_gpu = device.type == "cuda"
+    if on_gpu and (capability := torch.cuda.get_device_capability(device)) < VOLTA:
+        minimum, actual = (".".join(map(str, numbers)) for numbers in (VOLTA, capability))
+        return f"needs a GPU with compute capability {minimum} or higher, but {torch.cuda.get_device_name(device)} has {actual}"
+    if on_gpu and importlib.util.find_spec("triton") is None:
+        return "needs the package triton (pip install triton)"
+    variable, names = ("CC", ["gcc", "clang"]) if on_gpu else ("CXX", ["clang++" if sys.platform == "darwin" else "g++"])
+    if not any(map(shutil.which, [os.environ[variable]] if os.environ.get(variable) else names)):
+        return f"needs a compiler ({' or '.join(names)}, or another one in the variable {variable})"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "needs the header files of Python (on Debian and Ubuntu, the package python3-dev)"
+    return ""
+
+
+def use_kernels(cfg: LLMConfig, packing: Packing, llm: Any, device: torch.device) -> bool:
+    """Let the layers of a language model compute as the ``model`` block demands.
 
     Args:
-        key: the value of ``model.kernels``.
+        cfg: the ``model`` block.
         packing: how the language model is run.
         llm: the language model, without the wrapper of peft.
         device: device of the run.
@@ -56,13 +85,16 @@ def use_kernels(key: KernelsKey, packing: Packing, llm: Any, device: torch.devic
     """
     if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
         from emollama.models import dropout_kernel  # noqa: F401 (the import registers the kernel)
-    if key == "plain" or packing.fused_problem:
+    if cfg.kernels == "plain" or packing.fused_problem:
         return False
     # Imported here because it takes seconds.
     from emollama.models.fused_layer import use_fused_layers
 
     liger = device.type == "cuda" and fused_ops.has_liger()
-    return not use_fused_layers(llm, fused_ops.liger_ops() if liger else fused_ops.PLAIN)
+    for module in llm.modules() if cfg.compile else ():
+        if isinstance(module, CounterDropout):
+            module.prepare_compilation(device)
+    return not use_fused_layers(llm, fused_ops.liger_ops() if liger else fused_ops.PLAIN, compiled=cfg.compile)
 
 
 def selection(positions: Tensor, *, in_last_layer: bool) -> dict[str, Any]:

@@ -31,21 +31,32 @@ class LoRALinear(Linear):
             return self._plain(x, *args, **kwargs)
         (name,) = adapters
         base: Any = self.base_layer
-        weight, a, b = base.weight, self.lora_A[name].weight, self.lora_B[name].weight
+        a: Any = self.lora_A[name].weight
+        b: Any = self.lora_B[name].weight
+        weight = base.weight
         autocast = torch.is_autocast_enabled(x.device.type)
         dtype: Any = torch.get_autocast_dtype(x.device.type) if autocast else a.dtype
+        is_fp8 = isinstance(base, Fp8Linear)
+        if weight.requires_grad or not (is_fp8 or weight.dtype == dtype) or not (autocast or x.dtype == dtype):
+            return self._plain(x)
+        if torch.compiler.is_compiling():
+            return self._compiled(x.to(dtype), a.to(dtype), b.to(dtype), name)
         mask = None
         if self.training and not isinstance(dropout := self.lora_dropout[name], nn.Identity) and dropout.p:
             mask = dropout.current_mask(x.shape[:-1].numel()) if isinstance(dropout, CounterDropout) else None
             if mask is None:
                 return self._plain(x)
-        is_fp8 = isinstance(base, Fp8Linear)
-        if weight.requires_grad or not (is_fp8 or weight.dtype == dtype) or not (autocast or x.dtype == dtype):
-            return self._plain(x)
         constants = _Constants(None if is_fp8 else weight, None if is_fp8 else base.bias, self.scaling[name], mask)
         low = x.to(dtype)
         output: Tensor = _LoRA.apply(low, a, b, constants)
         return output + base(low) if is_fp8 else output
+
+    def _compiled(self, x: Tensor, a: Tensor, b: Tensor, name: str) -> Tensor:
+        """Return the output with operations of which torch.compile derives the backward pass, and what it computes again."""
+        dropout: Any = self.lora_dropout[name]
+        dropped = dropout.compiled(x) if isinstance(dropout, CounterDropout) else x
+        output: Tensor = self.base_layer(x) + F.linear(F.linear(dropped, a), b) * self.scaling[name]
+        return output
 
     def _plain(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         output: Tensor = super().forward(x, *args, **kwargs)

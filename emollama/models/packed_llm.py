@@ -72,7 +72,7 @@ class PackedLLM(nn.Module, ABC):
         build = embedding_table.build if embeddings_only else llm_weights.build
         self.llama_model: Any = build(options, self.llm_config, dtype=frozen_dtype, device=device)
         dropout.replace_dropout(self.llama_model)
-        self._fused = kernels.use_kernels(cfg.kernels, self.packing, self._llm, device)
+        self._fused = kernels.use_kernels(cfg, self.packing, self._llm, device)
         # In a few models, such as some of OPT, the embedding table is narrower than the layers.
         width = self.llama_model.get_input_embeddings().weight.shape[1]
         self.fusion, layout = build_fusion(self.fusion_key(cfg), without_pixels(self.slot_shapes(cfg)), width, device)
@@ -102,7 +102,7 @@ class PackedLLM(nn.Module, ABC):
             prompt: the prompt format; None if the folder has no tokenizer.
             device: device of the run.
             frozen_dtype: dtype of frozen weights.
-            uses: of "beam search" and "shared prompts" (``run.tasks_per_clip``), those that the run uses.
+            uses: of "beam search", "shared prompts" (``run.tasks_per_clip``) and "compiled layers", those that the run uses.
 
         Raises:
             UserError: If the language model cannot be run correctly, or not as the configuration and ``uses`` demand.
@@ -114,7 +114,7 @@ class PackedLLM(nn.Module, ABC):
         packing = packing_check.resolve(cfg.packing, config, device, frozen_dtype)
         if "beam search" in uses:
             packing.require_beam_search(config.model_type)
-        kernels.require_kernels(cfg, packing, device, config.model_type)
+        kernels.require_kernels(cfg, packing, device, config.model_type, compiled="compiled layers" in uses)
         if "shared prompts" in uses:
             packing.require_shared_prompts(config.model_type)
         cls._check_lengths(cfg, packing_check.length_limit(packing, config))

@@ -161,6 +161,8 @@ class Preparation:
         members = build_models(*state, embeddings_only=embeddings_only)
         if self.config.model.merge_adapters and not self.training and not embeddings_only:
             members[0].merge_adapters()
+        if self.training and self.config.model.compile and self.world.is_main:
+            get_logger().info("model.compile: the first steps take minutes, because the layers are compiled.")
         if self.training and self.config.model.use_grad_checkpoint == "auto":
             recompute_as_needed(members[0], self)
         return members
@@ -187,6 +189,7 @@ class Preparation:
             beams = any(block.task.num_beams > 1 for block in evaluated.values())
             check, device, dtype = self.config.model_class.check_language_model, self.world.device, self.precision.frozen_dtype
             uses = ["beam search"] * beams + ["shared prompts"] * (self.training and run.tasks_per_clip > 1)
+            uses += ["compiled layers"] * (self.training and model.compile)
             lines = self.world.rank_zero_first(lambda: check(model, self.prompt, device=device, frozen_dtype=dtype, uses=uses))
             for line in lines if self.world.is_main else ():
                 get_logger().warning(line)

@@ -45,6 +45,7 @@ RESUMABLE_OVERRIDES = (
     "model.cache_visual",
     "model.merge_adapters",
     "model.kernels",
+    "model.compile",
     "model.use_grad_checkpoint",
     "model.ckpt",
     "model.ckpt_allow_missing",
