@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers import golden_tree, loaded
 
 from emollama.data.batch import collate
+from emollama.data.loader import BatchLayout
+from emollama.distributed.process_group import World
 from emollama.recomputation import layers_of, set_recomputation
 from emollama.runners import memory_choice
-from emollama.runners.memory_choice import Activations, measured, memory, saved_bytes
+from emollama.runners.longest_samples import Longest
+from emollama.runners.memory_choice import (
+    Activations,
+    measured,
+    memory,
+    most_labels,
+    recompute_as_needed,
+    saved_bytes,
+)
 
 GIB = 2**30
 
@@ -32,17 +45,76 @@ def runner(configuration):
 @pytest.mark.parametrize(("free", "every"), [(220, 0), (219, 4), (180, 4), (179, 3), (159, 2), (139, 1), (0, 1)])
 def test_the_fewest_layers_that_fit_are_recomputed(free, every):
     # A token has 20 + 9 * 10 = 110 bytes without recomputation; each recomputed layer saves 10.
-    assert Activations(recomputed=20, layer=10, layers=8).best_choice(2, free) == every
+    assert Activations(recomputed=20, layer=10, label=0, layers=8).best_choice(2, 0, free) == every
+
+
+def test_a_label_needs_its_log_probabilities_and_two_gradients_of_their_size():
+    activations = Activations(recomputed=20, layer=10, label=7, layers=8)
+    assert activations.bytes_of_step(1, tokens=2, labels=5) == 2 * 30 + 5 * 3 * 7
+
+
+@pytest.mark.parametrize(("max_tokens", "expected"), [(None, 4 * 30), (200, 200), (9000, 8 * 30)])
+def test_all_samples_of_a_micro_batch_may_have_the_longest_answer(max_tokens, expected):
+    assert most_labels(BatchLayout(4, 2, 1, 0, max_tokens), Longest(sample=100, answer=30, group=100)) == expected
+
+
+def prepared(runner):
+    """What a runner keeps of its preparation."""
+    names = ("config", "world", "precision", "prompt", "datasets", "layout")
+    return SimpleNamespace(**{name: getattr(runner, name) for name in names}, sampler=runner.samples.sampler)
+
+
+def runner_loss(runner):
+    return partial(runner.task.loss, runner.model)
+
+
+def test_the_measurement_does_not_depend_on_the_answer_of_the_sample(runner):
+    sample, llm = runner.samples[0], runner.model.llama_model
+    longer = replace(sample, labels=sample.input_ids.clamp(min=0))
+    short, long = (measured(runner.model, llm, runner_loss(runner), item) for item in (sample, longer))
+    assert short == long
+    # The log-probabilities are the largest tensor of a label.
+    log_probabilities = 4 * llm.get_output_embeddings().weight.shape[0]
+    assert log_probabilities <= short.label < 2 * log_probabilities
+
+
+def test_a_measurement_does_not_change_buffers(runner):
+    norm, loss = torch.nn.BatchNorm1d(2), runner_loss(runner)
+
+    def loss_with_norm(batch):
+        norm(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        norm.running_var = torch.zeros(2)
+        return loss(batch)
+
+    measured(torch.nn.ModuleList([runner.model, norm]), runner.model.llama_model, loss_with_norm, runner.samples[0])
+    assert norm.running_mean.tolist() == [0, 0] and norm.running_var.tolist() == [1, 1] and norm.num_batches_tracked == 0
+
+
+def test_a_model_with_one_switch_for_all_layers_says_that_all_are_recomputed(runner, monkeypatch, caplog):
+    monkeypatch.setattr(memory_choice, "layers_of", lambda llm: [])
+    monkeypatch.setattr(logging.getLogger("emollama"), "propagate", True)
+    with caplog.at_level(logging.INFO):
+        recompute_as_needed(runner.model, prepared(runner))
+    assert "memory: all layers are recomputed, because this language model has one switch for all of them" in caplog.text
+
+
+def test_the_expected_memory_is_that_of_the_process_with_the_least_free_memory(runner, monkeypatch, caplog):
+    monkeypatch.setattr(World, "gather", lambda world, value: [(60 * GIB, 80 * GIB), (30 * GIB, 40 * GIB)])
+    monkeypatch.setattr(logging.getLogger("emollama"), "propagate", True)
+    with caplog.at_level(logging.INFO):
+        recompute_as_needed(runner.model, prepared(runner))
+    assert "expecting 10.0 of 40.0 GiB" in caplog.text
 
 
 def test_the_measurement_predicts_the_saved_tensors_for_any_choice(runner):
-    batch, llm = collate([runner.samples[0], runner.samples[1]]), runner.model.llama_model
+    batch, llm = collate([runner.samples[0]]), runner.model.llama_model
     tokens, loss = len(batch.input_ids), partial(runner.task.loss, runner.model, batch)
-    activations = measured(runner.model, llm, loss, tokens)
+    activations = measured(runner.model, llm, runner_loss(runner), runner.samples[0])
     constant = {tensor.untyped_storage().data_ptr() for tensor in [*runner.model.parameters(), *runner.model.buffers()]}
     for every, stored in ((0, 2), (2, 1), (1, 0)):
         set_recomputation(llm, every)
-        predicted = tokens * (activations.recomputed + stored * activations.layer)
+        labels = len(batch.label_positions) * activations.label
+        predicted = tokens * (activations.recomputed + stored * activations.layer) + labels
         # The last layer saves less than the others if it computes only the outputs at the answers.
         least = predicted - tokens * activations.layer * (every != 1)
         assert 0.97 * least < saved_bytes(loss, constant) < 1.03 * predicted, every

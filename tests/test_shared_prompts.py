@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -293,6 +294,13 @@ def test_mistakes_are_reported_at_the_start(tmp_path, corpus, options, tasks, me
         config = loaded(tmp_path, training_tree(tmp_path, corpus, tasks), "run.tasks_per_clip=3", *options)
         Preparation(config, process_group.start("cpu"), training=True)
     assert message in str(error.value)
+
+
+def test_samples_about_a_clip_with_more_tokens_than_a_micro_batch_are_logged_at_the_start(tmp_path, corpus, monkeypatch, caplog):
+    options = ("run.tasks_per_clip=3", "datasets.golden.batch_size=3", "run.max_tokens=200")
+    monkeypatch.setattr(logging.getLogger("emollama"), "propagate", True)
+    Preparation(loaded(tmp_path, training_tree(tmp_path, corpus, TASKS), *options), process_group.start("cpu"), training=True)
+    assert "the 3 samples about a clip (run.tasks_per_clip) have up to about " in caplog.text
 
 
 # Runs

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from emollama.data.features import Features
 from emollama.data.loader import BatchLayout
+from emollama.data.shared_prompts import share_prompts
+from emollama.data.slots import SlotShape
 from emollama.errors import UserError
-from emollama.runners.longest_samples import require_fitting_samples
+from emollama.runners.longest_samples import most_vectors, require_fitting_samples, warn_of_long_groups
 from emollama.runners.run_config import RunnerConfig
 from emollama.runners.step_layout import samples_per_step, step_layout
 
@@ -71,3 +77,32 @@ def test_a_sample_with_more_tokens_than_the_maximum_is_named(check, longest):
         check(tokens - 1)
     start = f"run.max_tokens is {tokens - 1}, but the sample '{name}' of datasets.clips has {tokens} tokens (task "
     assert str(error.value).startswith(start) and f"Set it to at least {tokens}, " in str(error.value)
+
+
+def longest_group(dataset, prompt):
+    """Tokens of the longest prompts and answers about one clip with all tasks, the same beginning counted once."""
+    pool, places = dataset.pool, range(len(dataset))
+    groups = [
+        [prompt.tokenize(dataset.record(index, task, pool.instructions[task][0])) for task in pool.tasks] for index in places
+    ]
+    return max(sum(len(sample.input_ids) for sample in share_prompts(group)) for group in groups)
+
+
+@pytest.mark.parametrize("warns", [True, False])
+def test_a_maximum_below_the_samples_about_a_clip_is_logged(check, golden_dataset, golden_prompt, monkeypatch, caplog, warns):
+    tokens, tasks = longest_group(golden_dataset, golden_prompt), len(golden_dataset.pool.tasks)
+    monkeypatch.setattr(logging.getLogger("emollama"), "propagate", True)
+    # The estimate counts the opening and the closing of a prompt for each task.
+    maximum = tokens - 1 if warns else tokens + 16 * tasks
+    warn_of_long_groups(*check.args, maximum, tasks)
+    start = f"the {tasks} samples about a clip (run.tasks_per_clip) have up to about "
+    assert (start in caplog.text and f", more than run.max_tokens, which is {maximum}." in caplog.text) == warns
+
+
+@pytest.mark.parametrize(("shape", "expected"), [(SlotShape(None, 7), 5), (SlotShape(None, 7, class_token="first"), 4)])
+def test_a_slot_of_any_number_of_vectors_counts_with_its_largest_array(tmp_path, shape, expected):
+    for name, rows in {"a": 2, "b": 5, "c": 3}.items():
+        np.save(tmp_path / f"{name}.npy", np.arange(rows * 7, dtype=np.float32).reshape(rows, 7))
+    source = Features.open(str(tmp_path), ("gaze", "first")[: 1 + (shape.class_token is not None)], shape, "features.gaze")
+    dataset = SimpleNamespace(features=[source], names=lambda: ["a", "b", "c"])
+    assert most_vectors([dataset], "gaze", shape) == expected

@@ -2,22 +2,53 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from emollama.component_configs import ModelConfig
 from emollama.data.dataset import SampleDataset
+from emollama.data.features import Features
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.slots import SlotShape, without_pixels
 from emollama.data.validation_cache import ValidationCache
 from emollama.errors import UserError
+from emollama.logs.logger import get_logger
 
 MARGIN = 8  # tokens around the texts of a sample, such as BOS
-Candidate = tuple[int, str, int, str, str]  # estimated text tokens, block name, index, task, instruction
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A sample with its estimated numbers of text tokens, and of those of its answer."""
+
+    tokens: int
+    answer: int
+    block_name: str
+    index: int
+    task: str
+    instruction: str
+
+
+@dataclass(frozen=True)
+class Longest:
+    """Estimated numbers of tokens in a run, which no sample exceeds by much.
+
+    Attributes:
+        sample: tokens of the longest sample.
+        answer: tokens of the longest answer.
+        group: tokens of the longest samples about one clip (``run.tasks_per_clip``), without those that they share.
+    """
+
+    sample: int
+    answer: int
+    group: int
 
 
 def require_fitting_samples(
@@ -30,7 +61,8 @@ def require_fitting_samples(
     """Check that no sample has more than the maximum number of tokens.
 
     Lengths are estimated from texts and the shapes of slots, and computed exactly for samples that seem to be too long. The
-    estimate is too small for samples with several turns, or with several feature vectors in a slot of any number of them.
+    estimate is too small for samples with several turns. In a slot of any number of feature vectors, all samples count with the
+    largest array.
 
     Args:
         datasets: block name -> training dataset.
@@ -42,7 +74,7 @@ def require_fitting_samples(
     Raises:
         UserError: If a sample is longer. The message names it.
     """
-    max_text_tokens = max_tokens - _feature_tokens(prompt, shapes)
+    max_text_tokens = max_tokens - _feature_tokens(datasets, prompt, shapes)
     if model.max_context_len + model.max_txt_len + MARGIN <= max_text_tokens:
         return
     candidates = [
@@ -50,9 +82,10 @@ def require_fitting_samples(
         for block_name, dataset in datasets.items()
         for candidate in _candidates(block_name, dataset, prompt, model, max_text_tokens)
     ]
-    for _, block_name, index, task, instruction in sorted(candidates, key=lambda candidate: -candidate[0]):
+    for candidate in sorted(candidates, key=lambda candidate: -candidate.tokens):
+        block_name, task = candidate.block_name, candidate.task
         # Empty slots, and the parts of a prompt that depend on them, make a sample shorter than its estimate.
-        sample = prompt.tokenize(datasets[block_name].record(index, task, instruction))
+        sample = prompt.tokenize(datasets[block_name].record(candidate.index, task, candidate.instruction))
         if (tokens := len(sample.input_ids)) > max_tokens:
             raise UserError(
                 f"run.max_tokens is {max_tokens}, but the sample '{sample.name}' of datasets.{block_name} has {tokens} tokens"
@@ -61,29 +94,106 @@ def require_fitting_samples(
             )
 
 
-def longest_sample(
-    datasets: Mapping[str, SampleDataset], prompt: PromptFormat, model: ModelConfig, shapes: Mapping[str, SlotShape]
-) -> int:
-    """Return the estimated number of tokens of the longest sample; see :func:`require_fitting_samples`.
+def warn_of_long_groups(
+    datasets: Mapping[str, SampleDataset],
+    prompt: PromptFormat,
+    model: ModelConfig,
+    shapes: Mapping[str, SlotShape],
+    max_tokens: int,
+    tasks_per_clip: int,
+) -> None:
+    """Warn if the samples about one clip, which are never split, probably have more than the maximum number of tokens.
 
-    All texts are tokenized. The number is cached until they change.
+    Args:
+        datasets: block name -> training dataset.
+        prompt: prompt format of the model.
+        model: the ``model`` block, with the limits of texts.
+        shapes: slot -> the shape that the model expects.
+        max_tokens: the value of ``run.max_tokens``.
+        tasks_per_clip: the value of ``run.tasks_per_clip``.
     """
-    cache = ValidationCache.load("longest", os.path.abspath(model.llama_model), repr(model))
-    lengths = []
+    longest_text = model.max_context_len + model.max_txt_len + MARGIN
+    if tasks_per_clip == 1 or tasks_per_clip * longest_text + _feature_tokens(datasets, prompt, shapes) <= max_tokens:
+        return
+    longest = longest_samples(datasets, prompt, model, shapes, tasks_per_clip)
+    if longest.group > max_tokens:
+        get_logger().warning(
+            "the %d samples about a clip (run.tasks_per_clip) have up to about %d tokens, more than run.max_tokens, which is %d."
+            " They stay in one micro-batch, which needs more memory. To prevent this, raise run.max_tokens or lower"
+            " run.tasks_per_clip",
+            *(tasks_per_clip, longest.group, max_tokens),
+        )
+
+
+def longest_samples(
+    datasets: Mapping[str, SampleDataset],
+    prompt: PromptFormat,
+    model: ModelConfig,
+    shapes: Mapping[str, SlotShape],
+    tasks_per_clip: int,
+) -> Longest:
+    """Return the estimated numbers of tokens of the longest samples; see :func:`require_fitting_samples`.
+
+    All texts are tokenized. The numbers are cached until they change.
+    """
+    cache = ValidationCache.load("longest", os.path.abspath(model.llama_model), repr(model), f"{tasks_per_clip} tasks")
+    rows = []
     for block_name, dataset in datasets.items():
         pool = json.dumps([dataset.digest(), dataset.pool.instructions])
         stamp = (int.from_bytes(hashlib.sha256(pool.encode()).digest()[:7]),)
         if (cached := cache.get(block_name, stamp)) is None:
-            cached = str(max((tokens for tokens, *_ in _candidates(block_name, dataset, prompt, model, 0)), default=0))
+            candidates = list(_candidates(block_name, dataset, prompt, model, 0))
+            sample = max((candidate.tokens for candidate in candidates), default=0)
+            answer = max((candidate.answer for candidate in candidates), default=0)
+            group = sample if tasks_per_clip == 1 else _longest_group(dataset, prompt, model, candidates, tasks_per_clip)
+            cached = f"{sample} {answer} {group}"
             cache.add(block_name, stamp, cached)
-        lengths.append(int(cached))
+        rows.append([int(number) for number in cached.split()])
     cache.save()
-    return max(lengths) + _feature_tokens(prompt, shapes)
+    sample, answer, group = map(max, zip(*rows, strict=True))
+    features = _feature_tokens(datasets, prompt, shapes)
+    return Longest(sample + features, answer, group + features)
 
 
-def _feature_tokens(prompt: PromptFormat, shapes: Mapping[str, SlotShape]) -> int:
-    vectors = {slot: shape.num_zeros for slot, shape in without_pixels(shapes).items()}
+def _longest_group(
+    dataset: SampleDataset, prompt: PromptFormat, model: ModelConfig, candidates: Sequence[Candidate], tasks_per_clip: int
+) -> int:
+    """Return the text tokens of the longest tasks of a clip; those of the beginning of their user texts count once."""
+    groups: dict[int, list[Candidate]] = defaultdict(list)
+    for candidate in sorted(candidates, key=lambda candidate: -candidate.tokens):
+        if len(group := groups[candidate.index]) < tasks_per_clip:
+            group.append(candidate)
+    texts = [[dataset.user_text(index, item.task, item.instruction) for item in group] for index, group in groups.items()]
+    empty, *prompts = prompt.prompt_lengths(["", *map(os.path.commonprefix, texts)])
+    shared = [1 + min(length - empty, model.max_context_len) for length in prompts]  # 1 for the BOS token
+    return max(
+        (
+            sum(candidate.tokens for candidate in group) - (len(group) - 1) * tokens
+            for group, tokens in zip(groups.values(), shared, strict=True)
+        ),
+        default=0,
+    )
+
+
+def _feature_tokens(datasets: Mapping[str, SampleDataset], prompt: PromptFormat, shapes: Mapping[str, SlotShape]) -> int:
+    vectors = {slot: most_vectors(datasets.values(), slot, shape) for slot, shape in without_pixels(shapes).items()}
     return sum(prompt.feature_tokens.fusion.num_feature_tokens(vectors).values())
+
+
+def most_vectors(datasets: Iterable[SampleDataset], slot: str, shape: SlotShape) -> int:
+    """Return the largest number of feature vectors of a slot in a sample.
+
+    For a slot of any number, it is that of the largest array in the check of the arrays, which is cached.
+    """
+    if shape.num_vectors is not None:
+        return shape.num_vectors
+    shapes: set[str] = set()
+    for dataset in datasets:
+        for source in dataset.features:
+            if isinstance(source, Features) and source.slots[0] == slot and source.pooling is None:
+                shapes |= {check.shape for check in source.check(dataset.names()).valid.values()}
+    arrays = [(1, *ast.literal_eval(text)) for text in shapes]
+    return max((array[-2] - (shape.class_token is not None) for array in arrays), default=shape.num_zeros)
 
 
 def _candidates(
@@ -107,4 +217,4 @@ def _candidates(
         for index, prompt_tokens, answer_tokens in zip(long, prompts, targets, strict=True):
             tokens = min(prompt_tokens, model.max_context_len) + min(answer_tokens, model.max_txt_len) + 1
             if tokens > max_text_tokens:
-                yield tokens, block_name, index, task, instruction
+                yield Candidate(tokens, min(answer_tokens, model.max_txt_len), block_name, index, task, instruction)

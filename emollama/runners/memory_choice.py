@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from emollama.components import Model
 from emollama.config import RunConfig
-from emollama.data.batch import collate
+from emollama.data.batch import IGNORED, Batch, Sample, collate
 from emollama.data.dataset import SampleDataset
 from emollama.data.loader import BatchLayout, TrainingSamples
 from emollama.data.prompts.prompt import PromptFormat
@@ -23,11 +24,13 @@ from emollama.optim import trainable
 from emollama.precision import Precision
 from emollama.recomputation import layers_of, recomputed_layers, set_recomputation, switch
 from emollama.runners.datasets import slot_shapes_of_run
-from emollama.runners.longest_samples import longest_sample
+from emollama.runners.longest_samples import Longest, longest_samples
 
 CHOICES = (0, 4, 3, 2, 1)  # every how many layers one is recomputed, from the fastest to the one with the least memory
 USABLE = 0.9  # share of the free memory; the rest is for temporary tensors and unused blocks of the allocator
 TRAINING_BYTES = 12  # of a trained parameter: its gradient and the two moments of AdamW, float32
+LABEL_TENSORS = 3  # of the size of a label's log-probabilities; the backward pass adds their gradient and that of the logits
+MEASURED_LABELS = 64  # more of them would need much memory if the vocabulary is large
 GIB = 2**30
 
 
@@ -45,26 +48,29 @@ class Prepared(Protocol):
 
 @dataclass(frozen=True)
 class Activations:
-    """The memory of the tensors that a forward pass saves for each token.
+    """The memory of the tensors that a forward pass saves.
 
     Attributes:
         recomputed: bytes of a token if all layers are recomputed.
         layer: additional bytes of a token in a layer that is not recomputed.
+        label: additional bytes of a token with a label.
         layers: number of layers.
     """
 
     recomputed: int
     layer: int
+    label: int
     layers: int
 
-    def bytes_per_token(self, every: int) -> int:
-        """Return the bytes of a token in a step if every n-th layer is recomputed."""
+    def bytes_of_step(self, every: int, tokens: int, labels: int) -> int:
+        """Return the bytes of a micro-batch in a step if every n-th layer is recomputed."""
         # The backward pass also holds the tensors of one more layer: those that it recomputes, or their gradients.
-        return self.recomputed + self.layer * (self.layers - recomputed_layers(self.layers, every) + 1)
+        layers = self.layers - recomputed_layers(self.layers, every) + 1
+        return tokens * (self.recomputed + self.layer * layers) + LABEL_TENSORS * labels * self.label
 
-    def best_choice(self, tokens: int, free: int) -> int:
-        """Return every how many layers one must be recomputed for this number of tokens and of free bytes; 0 is none."""
-        return next((every for every in CHOICES if self.bytes_per_token(every) * tokens <= free), CHOICES[-1])
+    def best_choice(self, tokens: int, labels: int, free: int) -> int:
+        """Return every how many layers one must be recomputed for a micro-batch and a number of free bytes; 0 is none."""
+        return next((every for every in CHOICES if self.bytes_of_step(every, tokens, labels) <= free), CHOICES[-1])
 
 
 def recompute_as_needed(model: Model, run: Prepared) -> None:
@@ -79,26 +85,26 @@ def recompute_as_needed(model: Model, run: Prepared) -> None:
     assert isinstance(model, nn.Module)
     assert isinstance(llm, nn.Module)
     if not layers_of(llm):
-        # All layers have one switch, so that the memory without recomputation cannot be measured safely.
+        # The memory without recomputation cannot be measured safely.
+        get_logger().info("memory: all layers are recomputed, because this language model has one switch for all of them")
         return
     task, samples = run.config.task_class(), TrainingSamples(list(run.datasets.values()), run.prompt, run.sampler)
-    batch = collate([samples[0]]).to(world.device)
 
-    def loss() -> Tensor:
+    def loss(batch: Batch) -> Tensor:
         with run.precision.autocast():
-            return task.loss(model, batch)
+            return task.loss(model, batch.to(world.device))
 
-    activations = measured(model, llm, loss, len(batch.input_ids))
-    shapes = slot_shapes_of_run(run.config)
-    longest = world.on_rank_zero(lambda: longest_sample(run.datasets, run.prompt, run.config.model, shapes))
-    tokens = most_tokens(layout, longest)
-    free, total = memory(world.device)
-    recomputed, layer, not_free = world.max(activations.recomputed, activations.layer, -free)
-    activations, free = Activations(recomputed, layer, activations.layers), -not_free
+    activations = measured(model, llm, loss, samples[0])
+    arguments = run.datasets, run.prompt, run.config.model, slot_shapes_of_run(run.config), layout.tasks_per_clip
+    longest = world.on_rank_zero(lambda: longest_samples(*arguments))
+    tokens, labels = most_tokens(layout, longest.sample), most_labels(layout, longest)
+    recomputed, layer, label = world.max(activations.recomputed, activations.layer, activations.label)
+    activations = replace(activations, recomputed=recomputed, layer=layer, label=label)
+    free, total = min(world.gather(memory(world.device)))
     needed = TRAINING_BYTES * sum(parameter.numel() for parameter in trainable(model).values())
-    every = activations.best_choice(tokens, int(USABLE * free) - needed)
+    every = activations.best_choice(tokens, labels, int(USABLE * free) - needed)
     set_recomputation(llm, every)
-    expected = total - free + needed + activations.bytes_per_token(every) * tokens
+    expected = total - free + needed + activations.bytes_of_step(every, tokens, labels)
     ordinal = {0: "no recomputation", 1: "recomputation of all layers"}.get(every, f"recomputation of one layer in {every}")
     text = "memory: micro-batches of up to %s tokens, %s, expecting %.1f of %.1f GiB"
     get_logger().info(text, f"{tokens:,}", ordinal, expected / GIB, total / GIB)
@@ -112,21 +118,50 @@ def most_tokens(layout: BatchLayout, longest: int) -> int:
     return min(max(layout.max_tokens, longest * layout.tasks_per_clip), longest * layout.batch_size * layout.accumulate)
 
 
-def measured(model: nn.Module, llm: nn.Module, loss: Callable[[], Tensor], tokens: int) -> Activations:
+def most_labels(layout: BatchLayout, longest: Longest) -> int:
+    """Return a number of labels that no micro-batch exceeds."""
+    samples = layout.batch_size if layout.max_tokens is None else layout.batch_size * layout.accumulate
+    return min(longest.answer * samples, most_tokens(layout, longest.sample))
+
+
+def measured(model: nn.Module, llm: nn.Module, loss: Callable[[Batch], Tensor], sample: Sample) -> Activations:
     """Measure the tensors that a forward pass saves, while all layers are recomputed and while all but one are.
 
     Args:
-        model: the model of the run.
+        model: the model of the run. Its buffers do not change.
         llm: its language model, with a switch in each layer.
         loss: runs the forward pass.
-        tokens: number of tokens of the forward pass.
+        sample: any sample.
     """
     layers, constant = layers_of(llm), {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-    set_recomputation(llm, 1)
-    recomputed = saved_bytes(loss, constant)
-    switch(layers[0], False)
-    layer = saved_bytes(loss, constant) - recomputed
-    return Activations(recomputed // tokens + 1, layer // tokens + 1, len(layers))
+    # The bytes must not depend on how long the answer of this sample is.
+    one, many = (with_labels(sample, number) for number in (1, min(MEASURED_LABELS, len(sample.input_ids) - 1)))
+    tokens, more_labels = len(sample.input_ids), max(1, len(many.label_positions) - 1)
+    with unchanged_buffers(model):
+        set_recomputation(llm, 1)
+        recomputed = saved_bytes(lambda: loss(one), constant)
+        label = (saved_bytes(lambda: loss(many), constant) - recomputed) // more_labels
+        switch(layers[0], False)
+        layer = saved_bytes(lambda: loss(one), constant) - recomputed
+    return Activations((recomputed - label) // tokens + 1, layer // tokens + 1, label, len(layers))
+
+
+def with_labels(sample: Sample, number: int) -> Batch:
+    """Return a micro-batch of a sample in which this number of tokens at the end have labels."""
+    labels = torch.full_like(sample.labels, IGNORED)
+    labels[-number:] = sample.input_ids[-number:].clamp(min=0)
+    return collate([replace(sample, labels=labels)])
+
+
+@contextmanager
+def unchanged_buffers(model: nn.Module) -> Iterator[None]:
+    """Restore the buffers of a model, such as the averages of a batch normalization, after forward passes in training mode."""
+    buffers = [(module, name, tensor) for module in model.modules() for name, tensor in module.named_buffers(recurse=False)]
+    copies = [tensor.clone() for _, _, tensor in buffers]
+    yield
+    with torch.no_grad():
+        for (module, name, tensor), copy in zip(buffers, copies, strict=True):
+            setattr(module, name, tensor.copy_(copy))
 
 
 def saved_bytes(loss: Callable[[], Tensor], constant: set[int]) -> int:
