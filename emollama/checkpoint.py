@@ -23,7 +23,7 @@ from torch import Tensor
 from emollama import disk
 from emollama.checkpoint_files import other_architecture, require_checkpoint_file
 from emollama.errors import UserError
-from emollama.file_digests import DamagedError, HashedFile, digest_path, read_once, require_intact, stored_digests
+from emollama.file_digests import DamagedError, HashedFile, digest_path, matches, read_once, stored_digests
 from emollama.listing import listing
 from emollama.optim import HasParameters, trainable
 from emollama.paths import atomic_write
@@ -47,12 +47,19 @@ def copy(source: Path, target: Path) -> None:
     """Copy a checkpoint with its digest; the target is replaced as by :func:`save`.
 
     Raises:
-        DamagedError: If the source does not match its digest.
+        DamagedError: If the source does not match its digest. The target is unchanged then.
         UserError: If the target cannot be written.
     """
-    require_intact(source)
-    with source.open("rb") as content, _replaced(target) as file:
-        shutil.copyfileobj(content, file)
+
+    def write(content: IO[bytes]) -> None:
+        with _replaced(target) as file:
+            shutil.copyfileobj(content, file)
+            if matches(source, file) is False:
+                raise DamagedError("", source)
+
+    _, error = read_once(source, write)
+    if error is not None:
+        raise error
 
 
 @contextmanager
@@ -74,8 +81,6 @@ def _replaced(path: Path) -> Iterator[HashedFile]:
         with atomic_write(digest) as lines:
             lines.write(line)
     except (OSError, RuntimeError) as error:
-        with suppress(OSError):
-            temporary.unlink()
         # torch raises the end of a data worker wherever the process is at that moment.
         if ended := next((cause for cause in disk.causes(error) if "DataLoader worker" in str(cause)), None):
             raise ended from None
@@ -83,6 +88,9 @@ def _replaced(path: Path) -> Iterator[HashedFile]:
             raise
         text = f"{path} could not be written: {disk.reason(error)}. {disk.remedy(error, 'set another run.output_dir')}"
         raise UserError(f"{text} Earlier checkpoints are intact.") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def read(path: str, key: str) -> dict[str, Any]:

@@ -137,6 +137,12 @@ def require_intact(path: str | Path, key: str = "") -> None:
         raise DamagedError(key, path)
 
 
+def matches(path: str | Path, content: HashedFile | HashingReader) -> bool | None:
+    """Return whether the digest next to a file is that of this content, or None if the file has no digest."""
+    digest = digest_path(path)
+    return content.hexdigest() in stored_digests(digest) if os.path.lexists(digest) else None
+
+
 def read_once(path: str | Path, use: Callable[[IO[bytes]], T]) -> tuple[bool | None, T | Exception]:
     """Open a file, which a training may replace at any moment, read it with a function, and compare it with its digest.
 
@@ -145,14 +151,13 @@ def read_once(path: str | Path, use: Callable[[IO[bytes]], T]) -> tuple[bool | N
     """
     while True:
         with PATHS.open(str(path), "rb") as opened:
-            file, intact = HashingReader(opened), None
+            file = HashingReader(opened)
             result: T | Exception
             try:
                 result = use(cast("IO[bytes]", file))
             except Exception as error:  # damage is the more helpful message, which the digest shows
                 result = error
-            if os.path.lexists(digest_path(path)):
-                intact = file.hexdigest() in stored_digests(digest_path(path))
+            intact = matches(path, file)
             # The digest of a file that was replaced meanwhile is that of the new file.
             if intact is not False or os.path.samestat(os.fstat(opened.fileno()), os.stat(path)):
                 return intact, result

@@ -444,6 +444,20 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary_file(tmp_path, monk
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["checkpoint_0.pth", "checkpoint_0.pth.sha256"]
 
 
+def test_a_copy_of_a_file_that_changes_after_it_was_opened_is_refused(tmp_path, monkeypatch):
+    source, target = saved(tmp_path, {"model": {}, "step": 2}), saved(tmp_path, {"model": {}, "step": 1}, "checkpoint_best.pth")
+    copy = shutil.copyfileobj
+
+    def copy_changed(content, file):
+        source.write_bytes(source.read_bytes()[::-1])
+        copy(content, file)
+
+    monkeypatch.setattr(checkpoint.shutil, "copyfileobj", copy_changed)
+    with pytest.raises(file_digests.DamagedError, match="checkpoint_0.pth was changed after it was saved"):
+        checkpoint.copy(source, target)
+    assert checkpoint.read(str(target), "x")["step"] == 1 and not list(tmp_path.glob(".*"))
+
+
 @pytest.mark.parametrize("moment", range(3))
 def test_a_write_that_is_killed_at_any_moment_leaves_an_intact_checkpoint(tmp_path, monkeypatch, moment):
     path = saved(tmp_path, {"model": {}, "step": 2}, "checkpoint_last.pth")

@@ -43,7 +43,7 @@ def test_losses_of_compiled_layers_are_equal_and_all_steps_share_their_code(tmp_
 def require(device, problem=""):
     packing = packing_check.Packing("packed", fused_problem=problem)
     cfg = LLMConfig(llama_model="llm", compile=True)
-    kernels.require_kernels(cfg, packing, device, "gemma", compiled=True)
+    kernels.check_kernels(cfg, packing, "gemma", device, torch.bfloat16, compiled=True)
 
 
 def test_a_family_with_other_layers_is_refused():

@@ -80,15 +80,41 @@ def test_norm_rotary_embedding_and_swiglu_of_liger_give_the_values_of_the_cpu():
         torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.skipif(
+products_in_8_bits = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() < fp8_linear.CAPABILITY, reason="no products in 8 bits"
 )
+
+
+class Frozen(torch.nn.Sequential):
+    def get_output_embeddings(self):
+        return None
+
+
+@products_in_8_bits
 def test_products_in_8_bits_on_the_gpu_are_those_of_the_emulation():
     torch.manual_seed(0)
     left, right = (fp8_linear.rounded(torch.randn(rows, 64)) for rows in (37, 48))
     on_gpu = [fp8_linear.Rounded(*(tensor.cuda() for tensor in matrix)) for matrix in (left, right)]
     product = fp8_linear.product(*on_gpu, torch.bfloat16).cpu().float()
     torch.testing.assert_close(product, fp8_linear.product(left, right, torch.float32), rtol=2e-2, atol=2e-2)
+
+
+@products_in_8_bits
+@pytest.mark.parametrize("rows", [1, 5, 37])
+def test_a_layer_in_8_bits_has_the_outputs_and_gradients_of_the_emulation(rows):
+    torch.manual_seed(0)
+    model, x, direction = Frozen(torch.nn.Linear(64, 48)), torch.randn(1, rows, 64), torch.randn(1, rows, 48)
+    fp8_linear.use_fp8(model.requires_grad_(False))
+
+    def results(device):
+        input_ = x.to(device, torch.bfloat16).requires_grad_()
+        output = model.to(device)(input_)
+        # In the layers of a language model, gradients arrive with other strides, too.
+        (gradient,) = torch.autograd.grad(output, input_, direction.to(device, torch.bfloat16).mT.contiguous().mT)
+        return output.detach().cpu().float(), gradient.cpu().float()
+
+    for emulated, on_gpu in zip(results("cpu"), results("cuda"), strict=True):
+        torch.testing.assert_close(on_gpu, emulated, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize(("amp", "dtype"), [(True, "bf16"), (True, "fp16"), (False, "auto")])

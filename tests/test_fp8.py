@@ -41,6 +41,10 @@ def test_rows_of_zeros_stay_zero():
     assert (values.float() * factors).equal(torch.zeros(3, 16))
 
 
+def test_rounded_matrices_are_contiguous_whatever_the_strides():
+    assert fp8_linear.rounded(torch.randn(16, 32).T).values.is_contiguous()
+
+
 def test_outputs_and_gradients_are_those_of_the_rounded_matrices():
     plain = layer()
     rounded, x, direction = Model(layer(), layer(48, 32)), torch.randn(3, 7, 64, requires_grad=True), torch.randn(3, 7, 48)
@@ -84,8 +88,17 @@ def test_the_loss_and_the_gradients_of_a_trained_model_change_little(tmp_path):
 
 def test_fp8_is_refused_on_a_device_without_such_products():
     with pytest.raises(UserError, match="compute capability 9.0 or higher, such as H100 or H200, but this is the device cpu"):
-        fp8_linear.require_fp8("fp8", CPU)
-    fp8_linear.require_fp8("auto", CPU)
+        fp8_linear.require_fp8("fp8", CPU, torch.bfloat16)
+    fp8_linear.require_fp8("auto", CPU, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_fp8_is_refused_in_runs_that_do_not_compute_in_bfloat16(monkeypatch, dtype):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: fp8_linear.CAPABILITY)
+    device = torch.device("cuda")
+    fp8_linear.require_fp8("fp8", device, torch.bfloat16)
+    with pytest.raises(UserError, match=f"but this one computes in {dtype}. Set run.amp: True and run.amp_dtype: bf16, or"):
+        fp8_linear.require_fp8("fp8", device, getattr(torch, dtype))
 
 
 def test_fp8_is_refused_for_a_model_without_linear_layers():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from functools import partial
@@ -148,29 +149,60 @@ def test_a_layer_with_another_formula_is_detected():
     assert "its logits would change by" in found
 
 
-def block():
-    return LLMConfig(llama_model="llm", kernels="liger")
-
-
 def packing(problem=""):
     return packing_check.Packing("packed", fused_problem=problem)
 
 
+def checked(key="liger", *, device="cuda", problem="", family="llama"):
+    cfg = LLMConfig(llama_model="llm", kernels=key)
+    return kernels.check_kernels(cfg, packing(problem), family, torch.device(device), torch.bfloat16, compiled=False)
+
+
 def test_liger_without_a_gpu_is_refused():
     with pytest.raises(UserError, match="liger needs a GPU, but the device is cpu. Set model.kernels: auto"):
-        kernels.require_kernels(block(), packing(), CPU, "llama", compiled=False)
+        checked(device="cpu")
 
 
-def test_liger_that_is_not_installed_is_refused_with_the_command_that_installs_it(monkeypatch):
-    monkeypatch.setattr(fused_ops, "has_liger", lambda: False)
-    with pytest.raises(UserError, match=r"needs the package liger-kernel \(pip install 'emollama\[fast\]'\)"):
-        kernels.require_kernels(block(), packing(), torch.device("cuda"), "llama", compiled=False)
-
-
-def test_liger_for_layers_unlike_those_of_llama_is_refused(monkeypatch):
-    monkeypatch.setattr(fused_ops, "has_liger", lambda: True)
+def test_liger_for_layers_unlike_those_of_llama_is_refused():
     with pytest.raises(UserError, match="does not work with models of the type 'gemma', because its layers"):
-        kernels.require_kernels(block(), packing("its layers differ"), torch.device("cuda"), "gemma", compiled=False)
+        checked(problem="its layers differ", family="gemma")
+
+
+BROKEN = [
+    (None, r"the package liger-kernel \(pip install 'emollama\[fast\]'\)"),
+    (ImportError("no 'libdevice' in triton"), "import raises ImportError: no 'libdevice' in triton"),
+    (AttributeError("no attribute 'jit'"), "import raises AttributeError: no attribute 'jit'"),
+]
+
+
+@pytest.fixture(params=BROKEN, ids=["missing", "another version", "any exception"])
+def problem_of_liger(request, monkeypatch):
+    """The problem of an installation of Liger that is missing or cannot be imported."""
+    error, problem = request.param
+
+    class Finder:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name.startswith("liger_kernel"):
+                raise error or ModuleNotFoundError("No module named 'liger_kernel'", name="liger_kernel")
+
+    for name in [name for name in sys.modules if name.startswith("liger_kernel")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    return problem
+
+
+def test_liger_that_cannot_be_imported_is_refused_with_the_reason(problem_of_liger):
+    with pytest.raises(UserError, match=f"model.kernels: liger needs .*{problem_of_liger}.*Set model.kernels: auto"):
+        checked()
+
+
+def test_without_liger_the_layers_are_computed_by_pytorch_and_a_line_says_so(problem_of_liger):
+    (line,) = checked("auto")
+    assert re.search(f"auto runs without the kernels of Liger, because it needs .*{problem_of_liger}", line)
+    llm = language_model(fused=False).get_base_model()
+    assert kernels.use_kernels(LLMConfig(llama_model="llm"), packing(), llm, torch.device("cuda"))
+    assert llm.model.layers[0].fused_ops is fused_ops.PLAIN
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ IMPORTS = {
     "recomputation": "",
     "__init__": "",
     "component_configs": "",
-    "data.batch": "",
+    "data.int8_vectors": "",
+    "data.batch": "data.int8_vectors",
     "decoding_state": "",
     "distributed": "",
     "dtypes": "",
@@ -72,8 +73,8 @@ IMPORTS = {
     "file_digests": "errors paths",
     "checkpoint": "checkpoint_files disk errors file_digests listing optim paths",
     "config": "config.omegaconf_errors config.packaged disk errors field_texts listing paths registration registry suggestions",
-    "data": "config.packaged data.batch disk distributed.stop_requests dtypes errors field_texts json_io listing logs.console"
-    " memory paths remote stores suggestions text_encoding",
+    "data": "config.packaged data.batch data.int8_vectors disk distributed.stop_requests dtypes errors field_texts json_io"
+    " listing logs.console memory paths remote stores suggestions text_encoding",
     "evaluation": "component_errors data disk errors field_texts json_io listing logs.console paths registry run_folder stores"
     " suggestions text_encoding",
     "media": "data disk errors listing paths",
@@ -93,9 +94,10 @@ IMPORTS = {
     " registry run_folder stores tensor_files",
     "decoding": "components data data.batch decoding_state",
     "runners": "__init__ checkpoint checkpoint_average checkpoint_files component_configs component_errors components config data"
-    " data.batch decoding disk distributed.process_group distributed.stop_requests distributed.worker_variables dtypes encoders"
-    " errors evaluation field_texts file_digests folder_lock heartbeat interface_check listing logs logs.console lr_schedules"
-    " memory optim paths planning precision recomputation registry run_folder stores suggestions variables",
+    " data.batch data.int8_vectors decoding disk distributed.process_group distributed.stop_requests"
+    " distributed.worker_variables dtypes encoders errors evaluation field_texts file_digests folder_lock heartbeat"
+    " interface_check listing logs logs.console lr_schedules memory optim paths planning precision recomputation"
+    " registry run_folder stores suggestions variables",
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning remote runners",
     "tasks": "components data data.batch decoding errors evaluation field_texts run_folder",
     "inference": "__init__ checkpoint checkpoint_files component_configs config data data.batch decoding"

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from emollama.data.augmentation import Augmentation
-from emollama.data.batch import PackedFeatures, dequantized
+from emollama.data.batch import PackedFeatures
 from emollama.data.features import Features
+from emollama.data.int8_vectors import dequantized
 from emollama.data.slots import SlotShape
 from emollama.errors import UserError
 from emollama.stores.packed import PackedStore
@@ -38,6 +39,12 @@ def test_vectors_are_read_in_int8_and_become_the_stored_numbers(tmp_path, shape)
         vectors = features.read(name)["face"]
         assert vectors.dtype == torch.int8 and vectors.shape[1] == 8 + 4
         assert torch.equal(dequantized(vectors), torch.from_numpy(store.load(name)).reshape(-1, 8))
+
+
+def test_a_single_vector_may_have_any_number_of_values(tmp_path):
+    store = store_of(tmp_path / "packed", {"a": numbers(7)})
+    vectors = Features.open(str(tmp_path / "packed"), ("face",), SlotShape(1, 7), "features.face").read("a")["face"]
+    assert torch.equal(PackedFeatures.pack([vectors]).float().values, torch.from_numpy(store.load("a"))[None])
 
 
 def test_the_class_token_is_the_first_vector(tmp_path):

@@ -62,7 +62,7 @@ class Augmentation:
         """
         steps = {"noise": self._add_noise, "drop_modality": self._drop_modality, "mask_rows": self._mask_vectors}
         # Imported here so that the Config classes can check an augmentation without torch.
-        from emollama.data.batch import dequantized
+        from emollama.data.int8_vectors import dequantized
 
         features = {slot: dequantized(vectors).float() for slot, vectors in features.items()}
         for kind in self.kinds:

@@ -14,17 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emollama.data.int8_vectors import dequantized
+
 IGNORED = -100
-SCALE_BYTES = 4  # after each feature vector in int8
 FEATURE_DTYPES = (torch.float32, torch.float16)  # of the feature vectors of records
-
-
-def dequantized(vectors: Tensor) -> Tensor:
-    """Return feature vectors as numbers: int8 vectors (n, D + 4), each followed by the bytes of its scale, as (n, D) float32."""
-    if vectors.dtype != torch.int8:
-        return vectors
-    scales = vectors[:, -SCALE_BYTES:].contiguous().view(torch.float32)
-    return vectors[:, :-SCALE_BYTES].float() * scales
 
 
 @dataclass(frozen=True)
@@ -35,7 +28,8 @@ class Record:
         name: the name of the clip or image.
         task: the task's name.
         turns: (user text, answer) of each turn; the answer is None if it is to be generated.
-        features: slot -> feature vectors (n, D), in float32 or float16, or in int8 with their scales (:func:`dequantized`).
+        features: slot -> feature vectors (n, D), in float32 or float16, or in int8 with their scales
+            (:mod:`emollama.data.int8_vectors`).
         reference: the answer of the last turn as in the data, before any text processor; a list of alternatives for captions.
         cache_key: key under which the model caches the features of this sample's frame (:mod:`emollama.stores.feature_cache`);
             None if nothing is cached.
@@ -122,7 +116,8 @@ class PackedFeatures:
     They have the stored dtype, so that less is copied to the device. The model converts them there.
 
     Attributes:
-        values: (sum of n, D), in float32 or float16, or (sum of n, D + 4) in int8 with scales (:func:`dequantized`).
+        values: (sum of n, D), in float32 or float16, or (sum of n, D + 4) in int8 with scales
+            (:mod:`emollama.data.int8_vectors`).
         offsets: B + 1 integers; the vectors ``offsets[i]`` to ``offsets[i + 1]`` belong to sample i.
     """
 

@@ -127,7 +127,7 @@ class Features:
         """Read a clip's feature vectors: {slot: (n, D)}, and {"image": (P, D), "cls": (1, D)} with a class token.
 
         Their dtype is the stored one, float16 or float32; float64 is converted to float32. Vectors of int8 stores are (n, D + 4):
-        each is followed by the bytes of its scale (:func:`~emollama.data.batch.dequantized`).
+        each is followed by the bytes of its scale (:func:`~emollama.data.int8_vectors.dequantized`).
 
         Raises:
             UserError: If an array has an unexpected shape or dtype, is truncated, or contains NaN, inf, or a value that overflows

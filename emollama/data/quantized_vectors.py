@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from emollama.data.array_shapes import fits
+from emollama.data.int8_vectors import with_scales
 from emollama.data.slots import SlotShape
 from emollama.dtypes import LARGEST
 from emollama.stores.packed import PackedStore
-from emollama.stores.quantization import SCALE_BYTES
 from emollama.stores.store import ArrayStore
 
 LARGEST_INT8 = 128
 
 
 def read_quantized(store: ArrayStore, slots: tuple[str, ...], shape: SlotShape, name: str) -> np.ndarray | None:
-    """Return the (n, D + 4) int8 vectors of a clip, each followed by the bytes of its float32 scale.
+    """Return the int8 vectors of a clip with their scales, (n, D + 4), in the layout of :mod:`emollama.data.int8_vectors`.
 
     Returns:
         None if the store has other values, the array does not fit the slot, or a value may be too large for the run; the values
@@ -26,8 +26,7 @@ def read_quantized(store: ArrayStore, slots: tuple[str, ...], shape: SlotShape, 
     array_shape, _ = store.header(name)
     if not fits(array_shape, slots, shape.num_vectors, shape.dim):
         return None
-    vectors = store.load_quantized(name)
-    if vectors is None:
+    parts = store.load_quantized(name)
+    if parts is None or LARGEST_INT8 * float(np.abs(parts[0]).max()) > LARGEST[shape.compute_dtype]:
         return None
-    largest = LARGEST_INT8 * float(np.abs(np.ascontiguousarray(vectors[:, -SCALE_BYTES:]).view(np.float32)).max())
-    return vectors if largest <= LARGEST[shape.compute_dtype] else None
+    return with_scales(*parts)

@@ -214,7 +214,17 @@ def build_base(folder: str, *, dtype: torch.dtype, device: torch.device) -> Any:
     # Imported here because these modules import transformers, which takes seconds.
     from emollama.models import llm, llm_weights
 
-    options = llm_weights.LLMOptions(folder, "none", 1, 1, 0.0, None, None, False, attention="eager")
+    options = llm_weights.LLMOptions(
+        path=folder,
+        train="none",
+        lora_r=1,
+        lora_alpha=1,
+        lora_dropout=0.0,
+        lora_targets=None,
+        quantize=None,
+        recompute_every=0,
+        attention="eager",
+    )
     try:
         return llm_weights.build(options, llm.read_config(folder), dtype=dtype, device=device)
     except UserError as error:

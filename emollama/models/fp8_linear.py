@@ -37,7 +37,8 @@ class Rounded(NamedTuple):
 def rounded(matrix: Tensor) -> Rounded:
     """Round a matrix (R, C) to 8 bits, with the largest factor for each row that avoids overflow."""
     factors = matrix.abs().amax(-1, keepdim=True).float().clamp(min=torch.finfo(torch.float32).tiny * LARGEST) / LARGEST
-    return Rounded((matrix.float() / factors).to(DTYPE), factors)
+    # The products of a GPU need contiguous rows, and a gradient may have other strides.
+    return Rounded((matrix.float() / factors).to(DTYPE).contiguous(), factors)
 
 
 def product(left: Rounded, right: Rounded, dtype: torch.dtype) -> Tensor:
@@ -114,20 +115,27 @@ def _round(layer: Any) -> None:
         layer.register_buffer(name, value, persistent=False)
 
 
-def require_fp8(key: FrozenDtype, device: torch.device) -> None:
-    """Check that the device of the run has products in 8 bits if the key demands them.
+def require_fp8(key: FrozenDtype, device: torch.device, dtype: torch.dtype) -> None:
+    """Check that the device of the run has products in 8 bits if the key demands them, and that their results are in bfloat16.
 
     Args:
         key: the value of ``model.frozen_dtype``.
         device: device of the run.
+        dtype: dtype of autocast, or float32 without it.
 
     Raises:
-        UserError: If it does not have them.
+        UserError: If it does not have them, or the run does not compute in bfloat16.
     """
-    if key != "fp8" or (device.type == "cuda" and torch.cuda.get_device_capability(device) >= CAPABILITY):
+    if key != "fp8":
         return
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"the device {device.type}"
-    raise UserError(
-        f"model.frozen_dtype: fp8 needs a GPU with compute capability {CAPABILITY[0]}.{CAPABILITY[1]} or higher, such as H100 or"
-        f" H200, but this is {name}. Set model.frozen_dtype: auto."
-    )
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < CAPABILITY:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"the device {device.type}"
+        raise UserError(
+            f"model.frozen_dtype: fp8 needs a GPU with compute capability {CAPABILITY[0]}.{CAPABILITY[1]} or higher, such as H100"
+            f" or H200, but this is {name}. Set model.frozen_dtype: auto."
+        )
+    if dtype != torch.bfloat16:
+        raise UserError(
+            f"model.frozen_dtype: fp8 needs a run in bfloat16, but this one computes in {str(dtype).removeprefix('torch.')}. Set"
+            " run.amp: True and run.amp_dtype: bf16, or model.frozen_dtype: auto."
+        )

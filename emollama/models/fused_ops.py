@@ -9,7 +9,6 @@ Shape letters: T = tokens, C = channels, H = query heads, K = key/value heads, E
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -43,13 +42,12 @@ class FusedOps:
     silu_mul: Callable[[Tensor, Tensor], Tensor]
 
 
-def has_liger() -> bool:
-    """Return whether the kernels of Liger are installed."""
-    return importlib.util.find_spec("liger_kernel") is not None
-
-
 def liger_ops() -> FusedOps:
-    """Return the operations of Liger, which run on a GPU."""
+    """Return the operations of Liger, which run on a GPU.
+
+    Raises:
+        ImportError: If it is not installed. Versions of Liger and Triton that do not fit raise other exceptions, too.
+    """
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
     from liger_kernel.ops.rope import LigerRopeFunction
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction

@@ -17,6 +17,7 @@ from emollama.errors import UserError
 from emollama.models import fp8_linear, fused_ops
 from emollama.models.configs import LLMConfig
 from emollama.models.dropout import CounterDropout
+from emollama.models.fused_ops import FusedOps
 
 if TYPE_CHECKING:
     from emollama.models.packing_check import Packing
@@ -25,34 +26,54 @@ if TYPE_CHECKING:
 VOLTA = (7, 0)  # lowest compute capability for which torch.compile creates kernels
 
 
-def require_kernels(cfg: LLMConfig, packing: Packing, device: torch.device, family: str, *, compiled: bool) -> None:
+def check_kernels(
+    cfg: LLMConfig, packing: Packing, family: str, device: torch.device, frozen_dtype: torch.dtype, *, compiled: bool
+) -> list[str]:
     """Check that the kernels that ``model.kernels``, ``model.compile`` and ``model.frozen_dtype`` demand can be used.
 
     Args:
         cfg: the ``model`` block.
         packing: how the language model is run.
-        device: device of the run.
         family: type of the language model, for messages.
+        device: device of the run.
+        frozen_dtype: dtype of frozen weights.
         compiled: whether the run trains with ``model.compile: True``.
+
+    Returns:
+        A line if ``model.kernels: auto`` does without Liger on a GPU although it could use it.
 
     Raises:
         UserError: If they cannot.
     """
-    fp8_linear.require_fp8(cfg.frozen_dtype, device)
+    fp8_linear.require_fp8(cfg.frozen_dtype, device, frozen_dtype)
     unlike_llama = f"does not work with models of the type '{family}', because {packing.fused_problem}"
     if compiled and (problem := unlike_llama if packing.fused_problem else _compiler_problem(device)):
         raise UserError(f"model.compile: True {problem}. Set model.compile: False to run without it.")
-    if cfg.kernels != "liger":
-        return
-    problem = ""
+    if cfg.kernels == "plain" or (cfg.kernels == "auto" and (device.type != "cuda" or packing.fused_problem)):
+        return []
     if device.type != "cuda":
         problem = f"needs a GPU, but the device is {device.type}"
-    elif not fused_ops.has_liger():
-        problem = "needs the package liger-kernel (pip install 'emollama[fast]')"
     elif packing.fused_problem:
         problem = unlike_llama
-    if problem:
+    elif isinstance(ops := _liger(), str):
+        problem = ops
+    else:
+        return []
+    if cfg.kernels == "liger":
         raise UserError(f"model.kernels: liger {problem}. Set model.kernels: auto to run without it.")
+    return [f"model.kernels: auto runs without the kernels of Liger, because it {problem}."]
+
+
+def _liger() -> FusedOps | str:
+    """Return the operations of Liger, or why they cannot be used."""
+    try:
+        return fused_ops.liger_ops()
+    except Exception as error:
+        # With a version of Triton that does not fit, any exception is possible.
+        if isinstance(error, ModuleNotFoundError) and error.name == "liger_kernel":
+            return "needs the package liger-kernel (pip install 'emollama[fast]')"
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(". ")
+        return f"needs other versions of liger-kernel or triton; their import raises {reason}"
 
 
 def _compiler_problem(device: torch.device) -> str:
@@ -90,11 +111,11 @@ def use_kernels(cfg: LLMConfig, packing: Packing, llm: Any, device: torch.device
     # Imported here because it takes seconds.
     from emollama.models.fused_layer import use_fused_layers
 
-    liger = device.type == "cuda" and fused_ops.has_liger()
+    ops = _liger() if device.type == "cuda" else fused_ops.PLAIN
     for module in llm.modules() if cfg.compile else ():
         if isinstance(module, CounterDropout):
             module.prepare_compilation(device)
-    return not use_fused_layers(llm, fused_ops.liger_ops() if liger else fused_ops.PLAIN, compiled=cfg.compile)
+    return not use_fused_layers(llm, fused_ops.PLAIN if isinstance(ops, str) else ops, compiled=cfg.compile)
 
 
 def selection(positions: Tensor, *, in_last_layer: bool) -> dict[str, Any]:

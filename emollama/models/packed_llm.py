@@ -114,11 +114,11 @@ class PackedLLM(nn.Module, ABC):
         packing = packing_check.resolve(cfg.packing, config, device, frozen_dtype)
         if "beam search" in uses:
             packing.require_beam_search(config.model_type)
-        kernels.require_kernels(cfg, packing, device, config.model_type, compiled="compiled layers" in uses)
+        lines = kernels.check_kernels(cfg, packing, config.model_type, device, frozen_dtype, compiled="compiled layers" in uses)
         if "shared prompts" in uses:
             packing.require_shared_prompts(config.model_type)
         cls._check_lengths(cfg, packing_check.length_limit(packing, config))
-        lines = [*packing.notices(config.model_type), *llm_weights.check_options(cfg, config)]
+        lines += [*packing.notices(config.model_type), *llm_weights.check_options(cfg, config)]
         lines += llm.float16_warning(config, frozen_dtype)
         if prompt is not None:
             lines += tokenizer_check.warnings(prompt.tokenizer, llm.vocabulary(cfg.llama_model, config), cfg.end_sym)

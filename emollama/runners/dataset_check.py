@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import torch
 
 from emollama.component_errors import reported, source_file
-from emollama.data.batch import FEATURE_DTYPES, SCALE_BYTES, Record, dequantized
+from emollama.data.batch import FEATURE_DTYPES, Record
 from emollama.data.dataset import SampleDataset
+from emollama.data.int8_vectors import SCALE_BYTES, dequantized
 from emollama.data.slots import PIXELS, SlotShape
 from emollama.errors import UserError
 from emollama.interface_check import missing_members

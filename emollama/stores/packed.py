@@ -27,7 +27,7 @@ from emollama.json_io import parse_json
 from emollama.paths import PATHS, read_text, sha256
 from emollama.stores import packed_v1
 from emollama.stores.index import Index, Location, build, file_digest, open_cached
-from emollama.stores.quantization import SCALE_BYTES, dequantize
+from emollama.stores.quantization import dequantize
 
 METADATA, INDEX = "store.json", "index.sqlite3"
 FORMAT, VERSION = "emollama packed arrays", 2
@@ -130,30 +130,17 @@ class PackedStore:
         Raises:
             OSError, ValueError: If the clip does not exist, or its shard cannot be read.
         """
-        shard_index, offset, kind_index, _ = self._find(name)
-        shape, dtype, scales = self._kinds[kind_index]
-        data = self._shard(shard_index)
-        if scales:
-            factors = np.ndarray((scales, 1), np.float32, data, offset)
-            return dequantize(factors, np.ndarray(shape, dtype, data, offset + factors.nbytes))
-        array: np.ndarray = np.ndarray(shape, dtype, data, offset).copy()
-        return array
+        views = self._views(name)
+        return dequantize(*views) if len(views) == 2 else views[0].copy()
 
-    def load_quantized(self, name: str) -> np.ndarray | None:
-        """Return a copy of n int8 vectors of a clip, (n, D + 4), each followed by its float32 scale; None for other values.
+    def load_quantized(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the scales (n, 1) and int8 values of a clip's array, which are views of the file; None for other values.
 
         Raises:
             OSError, ValueError: As for :meth:`load`.
         """
-        shard_index, offset, kind_index, _ = self._find(name)
-        shape, dtype, scales = self._kinds[kind_index]
-        if not scales:
-            return None
-        data, scale_bytes = self._shard(shard_index), scales * SCALE_BYTES
-        joined = np.empty((scales, math.prod(shape) // scales + SCALE_BYTES), dtype)
-        joined[:, :-SCALE_BYTES] = np.ndarray((scales, joined.shape[1] - SCALE_BYTES), dtype, data, offset + scale_bytes)
-        joined[:, -SCALE_BYTES:] = np.ndarray((scales, SCALE_BYTES), dtype, data, offset)
-        return joined
+        views = self._views(name)
+        return views if len(views) == 2 else None
 
     def header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
         """Return shape and dtype of the array that :meth:`load` returns.
@@ -217,6 +204,16 @@ class PackedStore:
         if location is None:
             raise FileNotFoundError(f"no clip '{name}' in {self.folder}")
         return location
+
+    def _views(self, name: str) -> tuple[np.ndarray] | tuple[np.ndarray, np.ndarray]:
+        """Return the values of a clip as they are in the file, after the scales if they are int8."""
+        shard_index, offset, kind_index, _ = self._find(name)
+        shape, dtype, scales = self._kinds[kind_index]
+        data = self._shard(shard_index)
+        if not scales:
+            return (np.ndarray(shape, dtype, data, offset),)
+        factors: np.ndarray = np.ndarray((scales, 1), np.float32, data, offset)
+        return factors, np.ndarray(shape, dtype, data, offset + factors.nbytes)
 
     def _map_shard(self, shard_index: int) -> mmap.mmap:
         with open(self.folder / shard_name(shard_index), "rb") as file:

@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 Values = Literal["stored", "float16", "int8"]
-SCALE_BYTES = 4  # of the float32 scale of a feature vector
 _LARGEST = 127  # -128 is not used, so that the range of int8 is symmetric
 
 
