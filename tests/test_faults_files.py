@@ -159,7 +159,7 @@ TOLERATED = [
     (("log.jsonl", "eval.jsonl", "config.yaml"), REPORT),
     (("result/epoch_1/metrics_*.json", "result/epoch_1/predictions_*.jsonl"), REPORT),
     (("sweep_config/epoch_0/evaluated.json", "sweep_config/epoch_1/result/metrics_answers.json"), EVALUATE_ALL),
-    (("cache/emollama/arrays-*.json", "cache/emollama/lengths-*.json", "cache/emollama/indexes-1/*.sqlite3"), CHECK),
+    (("cache/emollama/arrays-*.bin", "cache/emollama/lengths-*.json", "cache/emollama/indexes-1/*.sqlite3"), CHECK),
 ]
 # A file, and a command that cannot continue without it.
 NEEDED = [

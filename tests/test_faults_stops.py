@@ -255,7 +255,7 @@ def test_data_workers_that_get_the_signal_too_do_not_disturb_the_stop(tmp_path, 
 def test_a_second_signal_ends_a_process_at_once(tmp_path, fork_server):
     config = golden_config(tmp_path)
     run = start(str(ROOT / "tests/workers/faulty_training.py"), "hang", "0", "3", "--cfg-path", str(config))
-    wait_until(lambda: len(read_jsonl(tmp_path / "out/run/log.jsonl")) == 3, run)
+    wait_until(lambda: (tmp_path / "out/run/hanging").is_file(), run)
     run.send_signal(signal.SIGTERM)
     run.send_signal(signal.SIGUSR1)  # the same request
     time.sleep(SAME_REQUEST_SECONDS + 0.5)

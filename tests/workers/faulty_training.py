@@ -39,6 +39,7 @@ def fault(runner: Any) -> None:
     if FAULT == "ignored interrupt":
         Finalized()
     if FAULT == "hang":
+        (runner.folder / "hanging").touch()
         time.sleep(3600)
     if FAULT == "hang in a library":  # which does not release the global interpreter lock
         ctypes.PyDLL(None).sleep(3600)
