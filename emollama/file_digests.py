@@ -180,4 +180,4 @@ def stored_digests(digest: Path) -> list[str]:
         lines = digest.read_bytes().splitlines()
     except (FileNotFoundError, IsADirectoryError):
         return []
-    return [match[1].decode() for line in lines if (match := re.match(rb"([0-9a-f]{64})\b", line))]
+    return [match[1].decode().lower() for line in lines if (match := re.match(rb"([0-9a-fA-F]{64})\b", line))]

@@ -81,8 +81,7 @@ def plan(config: RunConfig) -> Plan:
     has_tokenizer = any(Path(config.model.llama_model, name).is_file() for name in TOKENIZER_FILES)
     prompt = model.prompt_format(config.model) if has_tokenizer else None
     tokens, notes = _tokens(config, model, prompt)
-    blocks = [*config.datasets.values(), *(block.dataset for block in config.evaluation_datasets.values())]
-    batch = max((block.batch_size for block in blocks), default=1)
+    batch = _samples_of_micro_batch(config, sum(tokens.values()))
     memory = _memory(config, model, sum(tokens.values()), batch)
     model_class, dtype = config.model_class, precision.frozen_dtype
     beams = any(block.task.num_beams > 1 for block in config.evaluation_datasets.values())
@@ -94,6 +93,17 @@ def plan(config: RunConfig) -> Plan:
         f"the memory is for micro-batches of {batch}, sentences of {SENTENCE_TOKENS} tokens and answers of {ANSWER_TOKENS} tokens"
     )
     return Plan(parameters, memory, tokens, notes)
+
+
+def _samples_of_micro_batch(config: RunConfig, tokens: int) -> int:
+    """Return the largest number of samples of a micro-batch on a single process, for samples of this number of tokens."""
+    run = config.run
+    sizes = [block.dataset.batch_size for block in config.evaluation_datasets.values()]
+    if config.datasets:
+        batch_size = max(block.batch_size for block in config.datasets.values())
+        of_step = run.global_batch or batch_size * run.accum_grad_iters
+        sizes.append(batch_size if run.max_tokens is None else max(1, min(of_step, run.max_tokens // tokens)))
+    return max(sizes, default=1)
 
 
 def parameter_groups(model: Model, *, only_trained: bool = False) -> dict[str, int]:

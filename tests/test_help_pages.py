@@ -17,7 +17,15 @@ from emollama.config import RunConfig, load
 PAGES = {name: (ROOT / f"docs/{name}.md").read_text(encoding="utf-8") for name in ("troubleshooting", "hardware")}
 BLOCKS = ("model", "datasets", "evaluation_datasets", "encoders", "extraction", "run")
 STAGE_1, FLICKR = "train_configs/Emotion-LLaMA_finetune.yaml", "train_configs/minigpt4_flickr_finetune.yaml"
-ALONE = {"load_in_4bit", "low_resource", "train_llm", "merge_adapters"}  # keys that exclude each other
+ALONE = {
+    "load_in_4bit",
+    "low_resource",
+    "train_llm",
+    "merge_adapters",
+    "compile",
+    "frozen_dtype",
+    "kernels",
+}  # keys that exclude each other
 ONLY_MINIGPT4 = {"cache_visual", "has_qformer"}
 # Messages of other programs: PyTorch, the shell, the system.
 FOREIGN = {"CUDA out of memory", "Bus error", "emollama: command not found"}

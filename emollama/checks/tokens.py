@@ -13,7 +13,7 @@ import numpy as np
 from emollama.checks.findings import Finding, LengthSummary
 from emollama.config import RunConfig
 from emollama.data.prompts.prompt import PromptFormat
-from emollama.data.validation_cache import ValidationCache
+from emollama.data.validation_cache import ValidationCache, files_of
 from emollama.errors import UserError
 from emollama.logs.console import Progress
 from emollama.planning import CHARACTERS_PER_TOKEN
@@ -38,7 +38,7 @@ class TokenLengths:
         self._limits = {"max_txt_len": self._model.max_txt_len, "max_context_len": self._model.max_context_len}
         path = self._model.llama_model
         components = [self._class.__qualname__, repr(self._model), _sources(config.unresolved().get("imports", []))]
-        self._cache = ValidationCache.load("lengths", os.path.abspath(path), _files(path), *components)
+        self._cache = ValidationCache.load("lengths", os.path.abspath(path), files_of(path), *components)
 
     @cached_property
     def _prompt(self) -> PromptFormat | None:
@@ -121,12 +121,3 @@ def _sources(imports: Sequence[str]) -> str:
     modules = [module for name, module in sys.modules.items() if name.partition(".")[0] in packages]
     paths = {path for module in modules if (path := getattr(module, "__file__", None)) and os.path.isfile(path)}
     return str([(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in sorted(paths)])
-
-
-def _files(folder: str) -> str:
-    """Return names, sizes and times of the files in a folder as text; "" if the folder does not exist."""
-    try:
-        stamps = [(entry.name, entry.stat()) for entry in os.scandir(folder) if entry.is_file()]
-    except OSError:
-        return ""
-    return str(sorted((name, status.st_size, status.st_mtime_ns) for name, status in stamps))

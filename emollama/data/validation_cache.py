@@ -72,6 +72,15 @@ def cache_path(kind: str, suffix: str, *settings: str) -> Path:
         return Path(os.devnull)
 
 
+def files_of(folder: str) -> str:
+    """Return names, sizes and times of the files in a folder as text; "" if the folder does not exist."""
+    try:
+        stamps = [(entry.name, entry.stat()) for entry in os.scandir(folder) if entry.is_file()]
+    except OSError:
+        return ""
+    return str(sorted((name, status.st_size, status.st_mtime_ns) for name, status in stamps))
+
+
 def read_verified(path: Path) -> bytes:
     """Return the content of a cache file; nothing if it does not exist or is damaged."""
     try:

@@ -74,7 +74,7 @@ class LLMConfig:
     auto: adapters with few operations, and layers, too, where a check of a small random copy of the model on the CPU, without
     Liger, shows that losses and gradients are the same; on a GPU with Liger if it is installed and can be imported."""
     compile: bool = False
-    """Compile the layers for training with torch.compile, if they are like those of Llama. The first steps are slow."""
+    """Compile the layers for training with torch.compile, if they are like those of Llama. The start may take minutes."""
     frozen_dtype: FrozenDtype = "auto"
     """Numbers of the language model's frozen linear layers. auto: those of run.amp. fp8: their products are computed in 8 bits,
     with weights that are rounded at the start, on a GPU such as H100 or H200, in runs in bfloat16; losses change by rounding."""

@@ -17,7 +17,7 @@ from emollama.data.dataset import SampleDataset
 from emollama.data.features import Features
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.slots import SlotShape, without_pixels
-from emollama.data.validation_cache import ValidationCache
+from emollama.data.validation_cache import ValidationCache, files_of
 from emollama.errors import UserError
 from emollama.logs.logger import get_logger
 
@@ -134,9 +134,9 @@ def longest_samples(
 ) -> Longest:
     """Return the estimated numbers of tokens of the longest samples; see :func:`require_fitting_samples`.
 
-    All texts are tokenized. The numbers are cached until they change.
+    All texts are tokenized. The numbers are cached until the texts or the files of the language model change.
     """
-    cache = ValidationCache.load("longest", os.path.abspath(model.llama_model), repr(model), f"{tasks_per_clip} tasks")
+    cache = ValidationCache.load("longest", files_of(model.llama_model), repr(model), f"{tasks_per_clip} tasks")
     rows = []
     for block_name, dataset in datasets.items():
         pool = json.dumps([dataset.digest(), dataset.pool.instructions])

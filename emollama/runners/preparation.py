@@ -162,7 +162,7 @@ class Preparation:
         if self.config.model.merge_adapters and not self.training and not embeddings_only:
             members[0].merge_adapters()
         if self.training and self.config.model.compile and self.world.is_main:
-            get_logger().info("model.compile: the first steps take minutes, because the layers are compiled.")
+            get_logger().info("model.compile: the start may take minutes, because the layers are compiled.")
         if self.training and self.config.model.use_grad_checkpoint == "auto":
             recompute_as_needed(members[0], self)
         return members

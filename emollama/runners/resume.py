@@ -26,6 +26,7 @@ from emollama.runners.checkpoints import content_to_resume, read_to_resume
 
 # Keys that can differ between a stored run and the run that resumes it: paths, intervals, workers, the number of epochs, and the
 # split of the global batch.
+SAMPLES_OF_A_STEP = "samples of a step (processes x batch_size x accum_grad_iters)"
 RESUMABLE_OVERRIDES = (
     "imports",
     "paths*",
@@ -101,7 +102,7 @@ def sampling_fields(
         UserError: If processes have different samples or texts.
     """
     fields: dict[str, Any] = {
-        "samples of a step (processes x batch_size x accum_grad_iters)": layout.global_batch,
+        SAMPLES_OF_A_STEP: layout.global_batch,
         "datasets in order": list(datasets),
     }
     for (block_name, dataset), sampling in zip(datasets.items(), samplings, strict=True):
@@ -263,9 +264,11 @@ def _check_same_run(content: dict[str, Any], config: RunConfig, fields: dict[str
             ),
             "; ",
         )
+        samples = stored_fields.get(SAMPLES_OF_A_STEP)
+        remedy = f" (run.global_batch: {samples} sets the samples of a step)" if SAMPLES_OF_A_STEP in different else ""
         raise UserError(
             f"run.resume_ckpt_path: {path} belongs to a run that was configured differently: {changed}. Restore these"
-            " values, or start a new run from its weights with model.ckpt."
+            f" values{remedy}, or start a new run from its weights with model.ckpt."
         )
 
 

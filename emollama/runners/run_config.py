@@ -41,7 +41,8 @@ class RunnerConfig:
     """Micro-batches per iteration on each process (gradient accumulation)."""
     global_batch: int | None = None
     """Samples per iteration over all processes, in place of accum_grad_iters, which then follows from batch_size and the number
-    of processes. With max_tokens, batch_size has no effect, either. If null, it is processes x batch_size x accum_grad_iters."""
+    of processes, and must not be set. It must be a multiple of processes x batch_size. With max_tokens, batch_size has no effect,
+    and it must be a multiple of the processes. If null, it is processes x batch_size x accum_grad_iters."""
     max_tokens: int | None = None
     """Maximum number of tokens of a micro-batch. If it is set, the samples of an iteration on a process are grouped by their
     lengths into as few micro-batches as possible, equally many on all processes; the loss of an iteration does not change.
