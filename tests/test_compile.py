@@ -35,7 +35,9 @@ def test_losses_of_compiled_layers_are_equal_and_all_steps_share_their_code(tmp_
     fused_layer._compiled_parts.cache_clear()
     counters.clear()
     compiled = losses(tmp_path / "compiled", compile=True, use_grad_checkpoint=recomputed)
-    assert counters["stats"]["unique_graphs"] == GRAPHS
+    # The memory is measured with one label, padded to four rows. The tiny model has as many heads, so that torch.compile first
+    # creates code for equal numbers of both.
+    assert counters["stats"]["unique_graphs"] == GRAPHS + (recomputed == "auto")
     fused_layer._compiled_parts.cache_clear()
     assert compiled == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
 
