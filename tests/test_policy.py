@@ -52,7 +52,8 @@ IMPORTS = {
     "folder_lock": "disk errors paths",
     "precision": "dtypes",
     "demo.folder": "disk errors paths",
-    "distributed.process_group": "distributed.worker_variables errors heartbeat optim",
+    "distributed.process_group": "distributed.worker_variables errors heartbeat",
+    "distributed.parallel": "distributed.process_group errors optim",
     "distributed.stop_requests": "distributed.process_group distributed.worker_variables errors variables",
     "distributed.worker_errors": "distributed.worker_variables errors variables",
     "distributed.watchdog": "distributed.worker_errors distributed.worker_variables errors heartbeat",
@@ -94,7 +95,7 @@ IMPORTS = {
     " registry run_folder stores tensor_files",
     "decoding": "components data data.batch decoding_state",
     "runners": "__init__ checkpoint checkpoint_average checkpoint_files component_configs component_errors components config data"
-    " data.batch data.int8_vectors decoding disk distributed.process_group distributed.stop_requests"
+    " data.batch data.int8_vectors decoding disk distributed.parallel distributed.process_group distributed.stop_requests"
     " distributed.worker_variables dtypes encoders errors evaluation field_texts file_digests folder_lock heartbeat"
     " interface_check listing logs logs.console lr_schedules memory optim paths planning precision recomputation"
     " registry run_folder stores suggestions variables",

@@ -21,6 +21,7 @@ from emollama.data.loader import TrainingSamples, WorkerOptions, mix_seed, step_
 from emollama.data.token_budget import split_into
 from emollama.data.workers import worker_errors
 from emollama.distributed import process_group
+from emollama.distributed.parallel import Parallel
 from emollama.distributed.process_group import World
 from emollama.distributed.stop_requests import STOP_REQUESTS
 from emollama.errors import ErrorCollector, Stopped
@@ -285,7 +286,7 @@ class RunnerBase:
         self.model.train()
         assert isinstance(self.model, nn.Module)  # a Protocol cannot require a base class
         self.copy_to_device = DeviceCopy(self.world.device)
-        self.parallel = process_group.Parallel(self.model, self.world, cfg.parallel)
+        self.parallel = Parallel(self.model, self.world, cfg.parallel)
         trained = optim.trainable(self.model).items()
         self.optimizer = optim.adamw(trained, lr=cfg.init_lr, weight_decay=cfg.weight_decay, beta2=cfg.beta2)
         self.resumed_from = str(resumed["path"]) if resumed else None

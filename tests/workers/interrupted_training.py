@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from emollama.distributed.process_group import Parallel
+from emollama.distributed.parallel import Parallel
 from emollama.file_digests import HashedFile
 from emollama.runners.evaluation import Evaluation
 from emollama.runners.partial_answers import PartialAnswers
