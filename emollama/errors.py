@@ -93,7 +93,8 @@ def require_at_least(minimum: float, cfg: Any, *keys: str) -> None:
     for key in keys:
         value = getattr(cfg, key)
         if value is not None and not minimum <= value < math.inf:
-            raise ValueError(f"{key} is {value}; it must be at least {minimum} and finite")
+            number = "" if math.isfinite(value) else "a finite number of "
+            raise ValueError(f"{key} is {value}; it must be {number}at least {minimum}")
 
 
 class ErrorCollector:

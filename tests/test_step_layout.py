@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +13,7 @@ from emollama.data.loader import BatchLayout
 from emollama.data.shared_prompts import share_prompts
 from emollama.data.slots import SlotShape
 from emollama.errors import UserError
-from emollama.runners.longest_samples import most_vectors, require_fitting_samples, warn_of_long_groups
+from emollama.runners.longest_samples import SampleLengths, most_vectors
 from emollama.runners.run_config import RunnerConfig
 from emollama.runners.step_layout import samples_per_step, step_layout
 
@@ -60,21 +59,21 @@ def longest(golden_dataset, golden_prompt):
 
 
 @pytest.fixture
-def check(golden_config, golden_dataset, golden_prompt):
-    """A function that checks the golden corpus with a maximum number of tokens."""
+def lengths(golden_config, golden_dataset, golden_prompt):
+    """The lengths of the samples of the golden corpus."""
     model, shapes = golden_config.model, golden_config.model_class.slot_shapes(golden_config.model)
-    return partial(require_fitting_samples, {"clips": golden_dataset}, golden_prompt, model, shapes)
+    return SampleLengths({"clips": golden_dataset}, golden_prompt, model, shapes)
 
 
-def test_samples_of_at_most_the_maximum_are_accepted_without_reading_features(check, golden_dataset, longest, monkeypatch):
+def test_samples_of_at_most_the_maximum_are_accepted_without_reading_features(lengths, golden_dataset, longest, monkeypatch):
     monkeypatch.setattr(golden_dataset, "record", None)
-    check(longest[0])
+    lengths.require_fitting(longest[0])
 
 
-def test_a_sample_with_more_tokens_than_the_maximum_is_named(check, longest):
+def test_a_sample_with_more_tokens_than_the_maximum_is_named(lengths, longest):
     tokens, name = longest
     with pytest.raises(UserError) as error:
-        check(tokens - 1)
+        lengths.require_fitting(tokens - 1)
     start = f"run.max_tokens is {tokens - 1}, but the sample '{name}' of datasets.clips has {tokens} tokens (task "
     assert str(error.value).startswith(start) and f"Set it to at least {tokens}, " in str(error.value)
 
@@ -89,12 +88,12 @@ def longest_group(dataset, prompt):
 
 
 @pytest.mark.parametrize("warns", [True, False])
-def test_a_maximum_below_the_samples_about_a_clip_is_logged(check, golden_dataset, golden_prompt, monkeypatch, caplog, warns):
+def test_a_maximum_below_the_samples_about_a_clip_is_logged(lengths, golden_dataset, golden_prompt, monkeypatch, caplog, warns):
     tokens, tasks = longest_group(golden_dataset, golden_prompt), len(golden_dataset.pool.tasks)
     monkeypatch.setattr(logging.getLogger("emollama"), "propagate", True)
     # The estimate counts the opening and the closing of a prompt for each task.
     maximum = tokens - 1 if warns else tokens + 16 * tasks
-    warn_of_long_groups(*check.args, maximum, tasks)
+    lengths.warn_of_long_groups(maximum, tasks)
     start = f"the {tasks} samples about a clip (run.tasks_per_clip) have up to about "
     assert (start in caplog.text and f", more than run.max_tokens, which is {maximum}." in caplog.text) == warns
 

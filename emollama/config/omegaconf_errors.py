@@ -43,7 +43,8 @@ def describe_type(hint: Any, *, plural: bool = False) -> str:
     if origin is typing.Literal:
         return f"{'the values' if plural else 'one of'} {', '.join(map(str, arguments))}"
     if origin in (types.UnionType, typing.Union):
-        return " or ".join(describe_type(argument, plural=plural) for argument in arguments)
+        choices = " or ".join(describe_type(argument, plural=plural) for argument in arguments).split(" or ")
+        return " or ".join([", ".join(choices[:-1]), choices[-1]])
     if origin in (list, dict):
         kind = ("list of", "lists of") if origin is list else ("mapping to", "mappings to")
         elements = describe_type(arguments[-1], plural=True)

@@ -24,7 +24,7 @@ from emollama.optim import trainable
 from emollama.precision import Precision
 from emollama.recomputation import layers_of, recomputed_layers, set_recomputation, switch
 from emollama.runners.datasets import slot_shapes_of_run
-from emollama.runners.longest_samples import Longest, longest_samples
+from emollama.runners.longest_samples import Longest, SampleLengths
 
 CHOICES = (0, 4, 3, 2, 1)  # every how many layers one is recomputed, from the fastest to the one with the least memory
 USABLE = 0.9  # share of the free memory; the rest is for temporary tensors and unused blocks of the allocator
@@ -95,8 +95,8 @@ def recompute_as_needed(model: Model, run: Prepared) -> None:
             return task.loss(model, batch.to(world.device))
 
     activations = measured(model, llm, loss, samples[0])
-    arguments = run.datasets, run.prompt, run.config.model, slot_shapes_of_run(run.config), layout.tasks_per_clip
-    longest = world.on_rank_zero(lambda: longest_samples(*arguments))
+    lengths = SampleLengths(run.datasets, run.prompt, run.config.model, slot_shapes_of_run(run.config))
+    longest = world.on_rank_zero(lambda: lengths.longest(layout.tasks_per_clip))
     tokens, labels = most_tokens(layout, longest.sample), most_labels(layout, longest)
     recomputed, layer, label = world.max(activations.recomputed, activations.layer, activations.label)
     activations = replace(activations, recomputed=recomputed, layer=layer, label=label)

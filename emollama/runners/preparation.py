@@ -42,7 +42,7 @@ from emollama.runners.datasets import (
 )
 from emollama.runners.evaluation import EvaluationSet, build_blocks, warn_of_training_samples
 from emollama.runners.folder_check import check_run_folder
-from emollama.runners.longest_samples import require_fitting_samples, warn_of_long_groups
+from emollama.runners.longest_samples import SampleLengths
 from emollama.runners.memory_choice import recompute_as_needed
 from emollama.runners.prediction_runner import PredictionRunner
 from emollama.runners.resume import require_job_id, resume_content, run_fields, sampling_fields
@@ -251,9 +251,9 @@ class Preparation:
         self.world.rank_zero_first(lambda: require_tasks(self.datasets, run.tasks_per_clip))
         self.layout = self.world.rank_zero_first(lambda: step_layout(run, batch_size(self.datasets), processes, rank))
         if run.max_tokens is not None:
-            texts = self.datasets, self.prompt, self.config.model, slot_shapes_of_run(self.config), run.max_tokens
-            self.world.on_rank_zero(partial(require_fitting_samples, *texts))
-            self.world.on_rank_zero(partial(warn_of_long_groups, *texts, run.tasks_per_clip))
+            lengths = SampleLengths(self.datasets, self.prompt, self.config.model, slot_shapes_of_run(self.config))
+            self.world.on_rank_zero(partial(lengths.require_fitting, run.max_tokens))
+            self.world.on_rank_zero(partial(lengths.warn_of_long_groups, run.max_tokens, run.tasks_per_clip))
         samplings = [dataset.sampling() for dataset in self.datasets.values()]
         samples_per_epoch = self.layout.global_batch * run.iters_per_epoch
         names = tuple(f"datasets.{name}" for name in self.datasets)
