@@ -143,8 +143,8 @@ def test_an_unknown_top_level_key_is_reported_with_the_nearest_key_and_all_keys(
         ("run", "max_grad_norm", "x", "expected a number or null, got 'x'."),
         ("model", "train_llm", "some", "expected one of lora, none, full, got 'some'."),
         ("model", "slot_dims", {"image": "wide"}, "expected a mapping to whole numbers, got {'image': 'wide'}."),
-        ("model", "lora_target_modules", {"q": 1}, "expected a text or a list of texts or null, got {'q': 1}."),
-        ("model", "ckpt", {"a": 1}, "expected a text or a list of texts or null, got {'a': 1}."),
+        ("model", "lora_target_modules", {"q": 1}, "expected a text, a list of texts or null, got {'q': 1}."),
+        ("model", "ckpt", {"a": 1}, "expected a text, a list of texts or null, got {'a': 1}."),
     ],
 )
 def test_a_value_of_the_wrong_type_is_reported_with_the_file_the_key_and_the_type(tmp_path, block, key, value, message):
