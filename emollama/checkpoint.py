@@ -20,7 +20,7 @@ from typing import IO, Any, Protocol
 import torch
 from torch import Tensor
 
-from emollama import disk
+from emollama import disk, weight_parts
 from emollama.checkpoint_files import other_architecture, require_checkpoint_file
 from emollama.errors import UserError
 from emollama.file_digests import DamagedError, HashedFile, digest_path, matches, read_once, stored_digests
@@ -225,7 +225,7 @@ def load_trainable(
         with torch.no_grad():
             for name, parameter in parameters.items():
                 if name in stored:
-                    parameter.copy_(stored[name])
+                    weight_parts.fill(parameter, stored[name])
     return notes
 
 

@@ -114,3 +114,17 @@ def loaded_shipped_configs() -> dict[str, RunConfig]:
         for variable in {name for text in texts.values() for name in re.findall(r"\$\{oc\.env:(\w+)", text)}:
             patch.delenv(variable, raising=False)
         return {path: config.load(path) for path in texts}
+
+
+def joined_parts(models: Sequence[Any]) -> dict[str, Any]:
+    """Name -> the tensor that the parts in all processes make up, for each parameter that was loaded in parts."""
+    import torch
+
+    from emollama.weight_parts import part_of
+
+    named = [dict(model.named_parameters(remove_duplicate=False)) for model in models]
+    return {
+        name: torch.cat([part_of(one[name]).values for one in named])
+        for name, parameter in named[0].items()
+        if part_of(parameter) is not None
+    }

@@ -13,6 +13,7 @@ from functools import cached_property
 import language_models
 import pytest
 import torch
+from helpers import joined_parts
 from peft import PeftModel
 from running import GOLDEN, golden_config, read_jsonl
 from transformers import AutoModelForCausalLM
@@ -27,6 +28,7 @@ from emollama.decoding.sampling_params import SamplingParams
 from emollama.models import random_copy, shrinking
 from emollama.models.adapters import split_adapters
 from emollama.planning import plan
+from emollama.weight_parts import WeightShare
 
 pytestmark = pytest.mark.models
 VOCABULARY = 832  # larger than the tokenizer's vocabulary
@@ -139,6 +141,18 @@ def test_losses_together_and_alone_are_those_of_plain_transformers(family):
         alone = torch.cat([model(collate([sample])) for sample in family.samples])
         torch.testing.assert_close(alone, plain_losses(family.plain, family.samples), atol=TOLERANCE, rtol=0)
         torch.testing.assert_close(model(collate(family.samples)), alone, atol=TOLERANCE, rtol=0)
+
+
+def test_the_parts_that_processes_load_are_the_weights_and_buffers(family):
+    config, cpu = family.config(train_llm="none"), torch.device("cpu")
+    shares = (WeightShare(0, 2), WeightShare(1, 2))
+    parts = [config.model_class(config.model, device=cpu, frozen_dtype=torch.float32, weights=share) for share in shares]
+    for named, expected in (
+        (joined_parts([part.llama_model for part in parts]), family.model.llama_model.named_parameters(remove_duplicate=False)),
+        (dict(parts[1].llama_model.named_buffers()), family.model.llama_model.named_buffers()),
+    ):
+        values = {name: value for name, value in expected if value.ndim}
+        assert [name for name, value in values.items() if name not in named or not torch.equal(named[name], value)] == []
 
 
 def test_the_plan_of_training_and_of_evaluation_has_an_estimate_of_the_memory(family):

@@ -44,6 +44,7 @@ IMPORTS = {
     "interface_check": "",
     "suggestions": "",
     "variables": "",
+    "weight_parts": "",
     "run_folder": "json_io",
     "distributed.worker_variables": "errors variables",
     "logs.console": "disk errors heartbeat logs.bars logs.verbosity text_encoding",
@@ -72,7 +73,7 @@ IMPORTS = {
     "config.packaged": "errors listing paths suggestions variables",
     "lr_schedules": "registry suggestions",
     "file_digests": "errors paths",
-    "checkpoint": "checkpoint_files disk errors file_digests listing optim paths",
+    "checkpoint": "checkpoint_files disk errors file_digests listing optim paths weight_parts",
     "config": "config.omegaconf_errors config.packaged disk errors field_texts listing paths registration registry suggestions",
     "data": "config.packaged data.batch data.int8_vectors disk distributed.stop_requests dtypes errors field_texts json_io"
     " listing logs.console memory paths remote stores suggestions text_encoding",
@@ -90,7 +91,7 @@ IMPORTS = {
     "extraction": "__init__ config data datasets disk distributed.process_group encoders errors field_texts folder_lock listing"
     " logs logs.console media paths stores",
     "models": "checkpoint_files component_errors config data data.batch decoding_state dtypes encoders errors field_texts"
-    " json_io listing paths recomputation registry stores suggestions tensor_files",
+    " json_io listing paths recomputation registry stores suggestions tensor_files weight_parts",
     "convert": "__init__ checkpoint checkpoint_average config data errors file_digests json_io listing logs models paths"
     " registry run_folder stores tensor_files",
     "decoding": "components data data.batch decoding_state",
@@ -98,7 +99,7 @@ IMPORTS = {
     " data.batch data.int8_vectors decoding disk distributed.parallel distributed.process_group distributed.stop_requests"
     " distributed.worker_variables dtypes encoders errors evaluation field_texts file_digests folder_lock heartbeat"
     " interface_check listing logs logs.console lr_schedules memory optim paths planning precision recomputation"
-    " registry run_folder stores suggestions variables",
+    " registry run_folder stores suggestions variables weight_parts",
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning remote runners",
     "tasks": "components data data.batch decoding errors evaluation field_texts run_folder",
     "inference": "__init__ checkpoint checkpoint_files component_configs config data data.batch decoding"

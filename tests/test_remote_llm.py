@@ -52,7 +52,7 @@ def embedder(golden_config):
     from emollama import checkpoint
 
     model = golden_config.model_class(
-        golden_config.model, device=torch.device("cpu"), frozen_dtype=torch.float32, embeddings_only=True
+        golden_config.model, device=torch.device("cpu"), frozen_dtype=torch.float32, weights="embeddings"
     )
     checkpoint.load_trainable(model, checkpoint.read(SLIM, "model.ckpt")["model"], path=SLIM, allow_missing=[])
     return model.eval()
@@ -270,7 +270,7 @@ def test_a_folder_without_the_embedding_table_is_refused(tmp_path):
     config = loaded(tmp_path, tree)
     (tmp_path / "base/model.safetensors").unlink()
     with pytest.raises(UserError, match="contains no .safetensors file with the embedding table model.embed_tokens.weight"):
-        config.model_class(config.model, device=torch.device("cpu"), frozen_dtype=torch.float32, embeddings_only=True)
+        config.model_class(config.model, device=torch.device("cpu"), frozen_dtype=torch.float32, weights="embeddings")
 
 
 # The engine with a language model in a server

@@ -9,8 +9,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import warnings
+import zipfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,11 +21,13 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
+from emollama import weight_parts
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
 from emollama.models import dropout, fp8_linear, lora_targets
 from emollama.models.configs import LLMConfig, TrainLLM
 from emollama.recomputation import recomputed_every, set_recomputation
+from emollama.weight_parts import Weights, WeightShare
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class LLMOptions:
         attention: name of the attention implementation.
         plain_adapters: compute adapters as peft does.
         fp8: compute the products of frozen linear layers in 8 bits.
+        share: load only this part of each weight, unless they are quantized; None loads whole weights.
     """
 
     path: str
@@ -52,9 +58,10 @@ class LLMOptions:
     attention: str
     plain_adapters: bool = False
     fp8: bool = False
+    share: WeightShare | None = None
 
 
-def options_of(cfg: LLMConfig, attention: str) -> LLMOptions:
+def options_of(cfg: LLMConfig, attention: str, weights: Weights = "all") -> LLMOptions:
     """Return the options of a ``model`` block, with this attention implementation."""
     return LLMOptions(
         path=cfg.llama_model,
@@ -68,6 +75,7 @@ def options_of(cfg: LLMConfig, attention: str) -> LLMOptions:
         attention=attention,
         plain_adapters=cfg.kernels == "plain",
         fp8=cfg.frozen_dtype == "fp8",
+        share=weights if isinstance(weights, WeightShare) else None,
     )
 
 
@@ -134,17 +142,22 @@ def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=options.attention)
             return _with_options(model, options)
     quantization = _quantization(options, dtype)
+    # A quantized weight is computed from the whole one.
+    share = None if quantization else options.share
+    if share is not None:
+        _require_mappable(options.path)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            options.path,
-            config=config,
-            dtype=dtype,
-            attn_implementation=options.attention,
-            local_files_only=True,
-            quantization_config=quantization,
-            device_map={"": device} if device.type == "cuda" else None,
-            output_loading_info=True,
-        )
+        with nullcontext() if share is None else weight_parts.loading(share, device, whole=_tied_shapes(config)):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                options.path,
+                config=config,
+                dtype=dtype,
+                attn_implementation=options.attention,
+                local_files_only=True,
+                quantization_config=quantization,
+                device_map={"": device} if device.type == "cuda" and share is None else None,
+                output_loading_info=True,
+            )
     # A quantized model needs a package that may not be installed.
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(f"model.llama_model: cannot load the weights in '{options.path}': {error}") from error
@@ -152,6 +165,8 @@ def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch
     if report["missing_keys"]:
         missing = listing(sorted(report["missing_keys"]), "tensor")
         raise UserError(f"model.llama_model: the weights in '{options.path}' lack {missing}. Download them again.")
+    if share is not None:
+        weight_parts.keep_parts(model, share, device)
     if quantization:
         from peft import prepare_model_for_kbit_training
 
@@ -160,6 +175,32 @@ def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch
     if options.fp8:
         fp8_linear.use_fp8(model)
     return model
+
+
+def _tied_shapes(config: Any) -> set[torch.Size]:
+    """Return the shapes of weights that several modules share.
+
+    If the files contain such a weight several times, transformers compares the values.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    return {model.get_submodule(name).weight.shape for name in lora_targets.shared_weights(model)}
+
+
+def _require_mappable(folder: str) -> None:
+    """Check that a part of the weights can be read without the rest.
+
+    Raises:
+        UserError: If they are in files that torch.load can only read as a whole.
+    """
+    if any(Path(folder).glob("*.safetensors")):
+        return
+    if whole := [file for file in sorted(Path(folder).glob("*.bin")) if not zipfile.is_zipfile(file)]:
+        raise UserError(
+            f"model.llama_model: '{whole[0]}' is in a format of which each process would have to read all weights. Convert the"
+            " weights to safetensors: load the model with from_pretrained and store it with save_pretrained. Or set"
+            " run.parallel: ddp."
+        )
 
 
 def _with_options(llm: Any, options: LLMOptions) -> Any:

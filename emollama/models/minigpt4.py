@@ -17,6 +17,7 @@ from emollama.models.fusion.linear import GROUP
 from emollama.models.packed_llm import PackedLLM
 from emollama.registry import PROMPT_FORMATS
 from emollama.stores.manifest import Manifest
+from emollama.weight_parts import Weights
 
 
 class MiniGPT4(PackedLLM):
@@ -32,10 +33,8 @@ class MiniGPT4(PackedLLM):
     shape_keys: tuple[str, ...] = ("has_qformer", "llama_model", "lora_r")
     architecture = "minigpt4"
 
-    def __init__(
-        self, cfg: MiniGPT4Config, *, device: torch.device, frozen_dtype: torch.dtype, embeddings_only: bool = False
-    ) -> None:
-        super().__init__(cfg, device=device, frozen_dtype=frozen_dtype, embeddings_only=embeddings_only)
+    def __init__(self, cfg: MiniGPT4Config, *, device: torch.device, frozen_dtype: torch.dtype, weights: Weights = "all") -> None:
+        super().__init__(cfg, device=device, frozen_dtype=frozen_dtype, weights=weights)
         self.vision = vision.FrozenVision(cfg, self.slot_shapes(cfg)["image"], device=device)
 
     @staticmethod

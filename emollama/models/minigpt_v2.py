@@ -14,6 +14,7 @@ from emollama.models import checkpoint_names, frames, prompt_formats
 from emollama.models.configs import MiniGPTv2Config
 from emollama.models.packed_llm import PackedLLM
 from emollama.stores.manifest import Manifest
+from emollama.weight_parts import Weights
 
 
 class MiniGPTv2(PackedLLM):
@@ -25,9 +26,9 @@ class MiniGPTv2(PackedLLM):
     architecture = "minigpt_v2"
 
     def __init__(
-        self, cfg: MiniGPTv2Config, *, device: torch.device, frozen_dtype: torch.dtype, embeddings_only: bool = False
+        self, cfg: MiniGPTv2Config, *, device: torch.device, frozen_dtype: torch.dtype, weights: Weights = "all"
     ) -> None:
-        super().__init__(cfg, device=device, frozen_dtype=frozen_dtype, embeddings_only=embeddings_only)
+        super().__init__(cfg, device=device, frozen_dtype=frozen_dtype, weights=weights)
         self.vit = frames.build(cfg.vit_weights, cfg, device) if cfg.vit_weights is not None else None
 
     @staticmethod

@@ -27,6 +27,7 @@ from emollama.models.fusion.build import FusionKey, build_fusion, fusion_layout
 from emollama.models.fusion.feature_tokens import joined_feature_tokens, pad_positions
 from emollama.models.kv_cache import empty_cache, left_padded_state, unpacked_state
 from emollama.stores.manifest import Manifest
+from emollama.weight_parts import Weights
 
 if TYPE_CHECKING:
     from emollama.models.packing_check import LengthLimit
@@ -39,7 +40,7 @@ class PackedLLM(nn.Module, ABC):
         cfg: the ``model`` block.
         device: device of the model; on the meta device it has shapes but no weights.
         frozen_dtype: dtype of frozen weights; trained weights are float32.
-        embeddings_only: load only the embedding table of the language model, which runs elsewhere.
+        weights: which weights of the language model to load; see :data:`~emollama.weight_parts.Weights`.
 
     Attributes:
         ignored_tensors: glob patterns of checkpoint tensors that the model does not use.
@@ -58,7 +59,7 @@ class PackedLLM(nn.Module, ABC):
     architecture = ""
     stored_name = staticmethod(checkpoint_names.stored_name)
 
-    def __init__(self, cfg: Any, *, device: torch.device, frozen_dtype: torch.dtype, embeddings_only: bool = False) -> None:
+    def __init__(self, cfg: Any, *, device: torch.device, frozen_dtype: torch.dtype, weights: Weights = "all") -> None:
         # Imported here because it takes seconds, and most commands need no weights.
         from emollama.models import embedding_table, llm_weights, packing_check
 
@@ -68,8 +69,8 @@ class PackedLLM(nn.Module, ABC):
         self.packing = packing_check.resolve(cfg.packing, self.llm_config, device, frozen_dtype)
         self._limit = packing_check.length_limit(self.packing, self.llm_config)
         self.max_tokens = self._limit.tokens if self._limit is not None else None
-        options = llm_weights.options_of(cfg, self.packing.attention)
-        build = embedding_table.build if embeddings_only else llm_weights.build
+        options = llm_weights.options_of(cfg, self.packing.attention, weights)
+        build = embedding_table.build if weights == "embeddings" else llm_weights.build
         self.llama_model: Any = build(options, self.llm_config, dtype=frozen_dtype, device=device)
         dropout.replace_dropout(self.llama_model)
         self._fused = kernels.use_kernels(cfg, self.packing, self._llm, device)

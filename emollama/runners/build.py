@@ -21,6 +21,7 @@ from emollama.logs.logger import get_logger
 from emollama.precision import Precision
 from emollama.runners import provenance
 from emollama.runners.resume import FEATURE_TOKENS, as_block, reordered_outputs
+from emollama.weight_parts import Weights
 
 # Keys of a model that a tensor-shape check cannot detect -> the effect of a different value.
 NON_SHAPE_KEYS = {
@@ -40,7 +41,7 @@ def build_models(
     tensors: list[dict[str, Tensor]],
     resumed: dict[str, Any] | None = None,
     *,
-    embeddings_only: bool = False,
+    weights: Weights = "all",
 ) -> list[Model]:
     """Build the model on this process's device and load its checkpoint, or build all members of an ensemble.
 
@@ -52,21 +53,21 @@ def build_models(
         precision: precision of the run, which defines the dtype of frozen weights.
         tensors: the result of :func:`checkpoint_tensors`.
         resumed: content of the checkpoint to resume from; if None, ``model.ckpt`` is loaded.
-        embeddings_only: load only the embedding table of the language model, which runs elsewhere.
+        weights: which weights of the language model to load. A class of models without this argument loads all of them.
 
     Raises:
         UserError: If the language model cannot be used.
     """
     cfg, model_class, (sources, allowed) = config.model, config.model_class, _sources(config, resumed)
-    if embeddings_only and "embeddings_only" not in inspect.signature(model_class).parameters:
-        raise UserError(f"model.arch: {config.names['model']} cannot be built without its language model (embeddings_only).")
+    options: dict[str, Any] = {"weights": weights} if "weights" in inspect.signature(model_class).parameters else {}
+    if weights == "embeddings" and not options:
+        raise UserError(f"model.arch: {config.names['model']} cannot be built without its language model (weights).")
     if world.is_main:
-        what = "embedding table" if embeddings_only else "language model"
+        what = "embedding table" if weights == "embeddings" else "language model"
         get_logger().info("loading the %s from %s", what, cfg.llama_model)
     if world.is_main and not tensors:
         get_logger().warning("model.ckpt is null: projections and adapters start from random values")
     torch.manual_seed(config.run.seed)
-    options: dict[str, Any] = {"embeddings_only": True} if embeddings_only else {}
     model = model_class(cfg, device=world.device, frozen_dtype=precision.frozen_dtype, **options)
     # Passed as the memo of deepcopy, this makes the copies refer to the frozen tensors instead of copying them.
     frozen = {id(value): value for value in [*model.parameters(), *model.buffers()] if not value.requires_grad}

@@ -158,7 +158,7 @@ class Preparation:
             embeddings_only: load only the embedding table of the language model, which runs elsewhere.
         """
         state = self.config, self.world, self.precision, self.tensors, self.resumed
-        members = build_models(*state, embeddings_only=embeddings_only)
+        members = build_models(*state, weights="embeddings" if embeddings_only else "all")
         if self.config.model.merge_adapters and not self.training and not embeddings_only:
             members[0].merge_adapters()
         if self.training and self.config.model.compile and self.world.is_main:
