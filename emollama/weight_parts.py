@@ -63,7 +63,7 @@ class Part:
 
 
 def part_of(parameter: Tensor) -> Part | None:
-    """Return what this process has loaded of the parameter that a placeholder stands for; None if it is no placeholder."""
+    """Return what this process has loaded of the parameter that a placeholder stands for; None if it is not a placeholder."""
     part: Part | None = getattr(parameter, PART, None)
     return part
 
@@ -121,7 +121,7 @@ def keep_parts(model: nn.Module, share: WeightShare, device: torch.device) -> No
 
 
 def _placeholder(parameter: nn.Parameter, share: WeightShare, device: torch.device) -> nn.Parameter | None:
-    """Return a placeholder with this process's part of a parameter; None if it has no values to divide, or is a placeholder."""
+    """Return a placeholder with this process's part of a parameter; None if it has no values to divide, or already is a placeholder."""
     if parameter.is_meta or not parameter.ndim or part_of(parameter) is not None or not getattr(parameter, LOADED, False):
         return None
     part = share.of(parameter.detach())
