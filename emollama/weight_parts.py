@@ -121,7 +121,7 @@ def keep_parts(model: nn.Module, share: WeightShare, device: torch.device) -> No
 
 
 def _placeholder(parameter: nn.Parameter, share: WeightShare, device: torch.device) -> nn.Parameter | None:
-    """Return a placeholder with this process's part of a parameter; None if it has no values to divide, or already is a placeholder."""
+    """Return a placeholder with this process's part of a parameter; None if there is nothing to divide."""
     if parameter.is_meta or not parameter.ndim or part_of(parameter) is not None or not getattr(parameter, LOADED, False):
         return None
     part = share.of(parameter.detach())
