@@ -78,7 +78,7 @@ def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> i
             _print(str(stopped) or when_interrupted)
         if isinstance(stopped, Stopped):
             # A launcher would report a failure, or restart the processes, if a worker had another status.
-            return 0 if worker and write_stop(str(stopped)) else stopped.STATUS
+            return 0 if worker and write_stop(stopped) and (LAUNCHER in os.environ or stopped.STATUS != 1) else stopped.STATUS
         number = stopped.signal_number if isinstance(stopped, Interrupted) else (received or [signal.SIGINT])[0]
         return 128 + number
     except Exception as error:

@@ -84,6 +84,12 @@ class Stopped(KeyboardInterrupt):
     STATUS = 75  # exit status of the command: EX_TEMPFAIL of sysexits.h, "try again later"
 
 
+class NoProgress(Stopped):
+    """A run that was restarted several times from the same step stops, because another attempt would fail, too."""
+
+    STATUS = 1
+
+
 def require_at_least(minimum: float, cfg: Any, *keys: str) -> None:
     """Check that values of a Config are finite and not below a minimum. None is allowed.
 

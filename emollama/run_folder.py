@@ -13,6 +13,7 @@ names and types. Unknown keys in a file are ignored.
 ``result/epoch_<e>/``                           predictions and metrics of the evaluation after epoch e
 ``result/report.html``                          the report
 ``.lock``                                       the process that writes to the folder, while it does so
+``.attempts.json``                              number of a restart by the launcher -> its first step
 ``superseded/``                                 checkpoints of later steps than that from which the run was resumed
 ``result/.answers_<block>_*.jsonl``             the answers of an unfinished evaluation, also in ``result/epoch_<e>/``
 ==============================================  ========================================================================
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 CONFIG, LOG, EVALUATIONS, RESULT = "config.yaml", "log.jsonl", "eval.jsonl", "result"
+ATTEMPTS = ".attempts.json"
 T = TypeVar("T", bound="DataclassInstance")
 
 

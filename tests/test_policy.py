@@ -53,16 +53,19 @@ IMPORTS = {
     "folder_lock": "disk errors paths",
     "precision": "dtypes",
     "demo.folder": "disk errors paths",
-    "distributed.process_group": "distributed.worker_variables errors heartbeat",
+    "listing": "paths",
+    "distributed.nodes": "__init__ distributed.worker_variables errors listing",
+    "distributed.node_launch": "distributed.nodes distributed.worker_variables errors",
+    "distributed.process_group": "distributed.nodes distributed.worker_variables errors heartbeat",
     "distributed.parallel": "distributed.process_group errors optim",
     "distributed.stop_requests": "distributed.process_group distributed.worker_variables errors variables",
     "distributed.worker_errors": "distributed.worker_variables errors variables",
     "distributed.watchdog": "distributed.worker_errors distributed.worker_variables errors heartbeat",
-    "listing": "paths",
     "checkpoint_average": "errors listing",
     "logs": "disk errors json_io logs.console logs.verbosity paths run_folder",
     "tensor_files": "",
-    "distributed.launcher": "distributed.worker_errors distributed.worker_variables errors logs.console variables",
+    "distributed.launcher": "distributed.node_launch distributed.worker_errors distributed.worker_variables errors logs.console"
+    " variables",
     "entry": "distributed.worker_errors distributed.worker_variables errors logs.console logs.verbosity system_errors variables",
     "config.omegaconf_errors": "suggestions",
     "config.nested": "config.omegaconf_errors",
@@ -105,7 +108,8 @@ IMPORTS = {
     "inference": "__init__ checkpoint checkpoint_files component_configs config data data.batch decoding"
     " distributed.process_group encoders errors evaluation extraction file_digests folder_lock json_io listing logs logs.console"
     " media memory models optim paths precision remote reporting run_folder runners suggestions tasks text_encoding variables",
-    "commands": "__init__ checks config convert data demo demo.folder disk distributed.launcher distributed.stop_requests"
+    "commands": "__init__ checks config convert data demo demo.folder disk distributed.launcher distributed.node_launch"
+    " distributed.stop_requests"
     " distributed.watchdog distributed.worker_variables entry errors evaluation folder_lock importers inference json_io listing"
     " logs logs.console logs.verbosity media models paths planning registry reporting run_folder runners starter stores"
     " suggestions text_encoding variables",

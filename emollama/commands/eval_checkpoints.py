@@ -60,7 +60,7 @@ def _run(arguments: argparse.Namespace) -> None:
     # Checked before worker processes start, which takes seconds.
     checkpoints = checkpoints_of(arguments.folder, pairs(arguments.checkpoints, "--checkpoints", "LABEL=FILE"))
     if processes > 1 and not arguments.dry_run:
-        with running.supervised(run_config, processes):
+        with running.supervised(run_config, launches=True):
             launch(arguments, processes, when_interrupted=WHEN_INTERRUPTED)
         return
     from emollama.inference.eval_checkpoints import CheckpointEvaluation
@@ -72,7 +72,7 @@ def _run(arguments: argparse.Namespace) -> None:
         write(dry_run(first, training=False, processes=processes, other_checkpoints=others))
         return
     try:
-        with running.supervised(run_config, processes):
+        with running.supervised(run_config, launches=False):
             write(CheckpointEvaluation(load_config, checkpoints, arguments.folder, output).run(again=arguments.again))
     except Stopped as stopped:
         raise Stopped(f"{stopped}; {WHEN_INTERRUPTED.partition('; ')[2]}") from None

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from emollama.commands.arguments import add_dry_run, add_run_arguments
 from emollama.distributed.launcher import add_launch_arguments, launch, processes_for
+from emollama.distributed.node_launch import NodeOptions, add_node_arguments
 from emollama.distributed.stop_requests import STOP_REQUESTS
 from emollama.distributed.watchdog import watching
 from emollama.distributed.worker_variables import integer
-from emollama.errors import Interrupted
+from emollama.errors import Interrupted, NoProgress, Stopped, UserError
 from emollama.folder_lock import new_run_folder, remove_if_empty
 from emollama.logs.console import write
 from emollama.paths import require_writable
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
     add_dry_run(parser)
     add_launch_arguments(parser)
+    add_node_arguments(parser)
 
 
 def run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
@@ -56,11 +58,12 @@ def _run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
 
     config = load(arguments.cfg_path, arguments.options)
     training = not (evaluate or config.run.evaluate_only)
-    processes = processes_for(arguments, config.run.device)
+    processes, nodes = processes_for(arguments, config.run.device), NodeOptions.of(arguments)
+    require_names(config.run, nodes, training=training)
     if arguments.dry_run:
         from emollama.checks.dry_run import dry_run
 
-        write(dry_run(config, training=training, processes=processes))
+        write(dry_run(config, training=training, processes=processes * nodes.most))
         return
     run_config(config, arguments, processes, training=training)
 
@@ -71,7 +74,7 @@ def run_config(config: RunConfig, arguments: argparse.Namespace, processes: int,
     Args:
         config: the resolved configuration.
         arguments: the arguments of :func:`add_arguments`, for worker processes, which load the configuration again.
-        processes: number of processes.
+        processes: number of processes on this machine.
         training: True to train, False to evaluate.
 
     Returns:
@@ -80,8 +83,10 @@ def run_config(config: RunConfig, arguments: argparse.Namespace, processes: int,
     Raises:
         KeyboardInterrupt: As :func:`run_model`.
     """
-    with _resumable(config.run, training=training) as job_id, supervised(config.run, processes):
-        if processes == 1:
+    nodes = NodeOptions.of(arguments)
+    launches = processes > 1 or nodes.several or nodes.max_restarts > 0
+    with _resumable(config.run, training=training) as job_id, supervised(config.run, launches=launches):
+        if not launches:
             return _run(config, training=training)
         # Checked before worker processes start, which takes seconds.
         require_writable(Path(config.run.output_dir), "run.output_dir")
@@ -89,16 +94,36 @@ def run_config(config: RunConfig, arguments: argparse.Namespace, processes: int,
         return Path(config.run.output_dir, job_id)
 
 
+def require_names(run: Any, nodes: NodeOptions, *, training: bool) -> None:
+    """Check that all nodes and attempts of a run find the same folder.
+
+    Args:
+        run: the ``run`` block.
+        nodes: the options of the launcher.
+        training: True to train, False to evaluate.
+
+    Raises:
+        UserError: If they need the name of the run or ``run.resume_ckpt_path: auto``.
+    """
+    if nodes.several and not run.job_id:
+        raise UserError("--nnodes needs run.job_id, so that all nodes use the same folder. Add --options run.job_id=NAME.")
+    if nodes.max_restarts and training and run.resume_ckpt_path != "auto":
+        raise UserError(
+            f"--max-restarts {nodes.max_restarts} needs run.job_id and run.resume_ckpt_path=auto, with which the processes"
+            " continue from the last checkpoint. Add them to --options."
+        )
+
+
 @contextmanager
-def supervised(run: Any, processes: int) -> Iterator[None]:
+def supervised(run: Any, *, launches: bool) -> Iterator[None]:
     """Apply the time limit of a run, and end this process if it hangs.
 
     Args:
         run: the ``run`` block.
-        processes: number of processes that this one launches, each of which watches itself; 1 if this process does the work.
+        launches: whether this process launches others, each of which watches itself, and does not do the work.
     """
     minutes = run.stop_after_minutes
-    if processes == 1:
+    if not launches:
         with STOP_REQUESTS.limited(minutes), watching(run.hang_minutes):
             yield
         return
@@ -130,6 +155,8 @@ def _resumable(run: Any, *, training: bool) -> Iterator[str]:
         try:
             yield job_id
         except KeyboardInterrupt as stopped:
+            if isinstance(stopped, NoProgress):
+                raise
             raise _with_message(stopped, _continuation(run, job_id, training=training)) from None
 
 
@@ -138,7 +165,8 @@ def _continuation(run: Any, job_id: str, *, training: bool) -> str:
     folder = Path(run.output_dir, job_id)
     if not training:
         return _how_to_continue("continue", run, job_id, []) if (folder / RESULT).is_dir() else ""
-    if not any(folder.glob("checkpoint_*.pth")):
+    # Another node than the first one may have a disk of its own.
+    if not any(folder.glob("checkpoint_*.pth")) and integer("GROUP_RANK", 0) == 0:
         return "this run has not saved a checkpoint yet"
     return _how_to_continue("resume", run, job_id, [] if run.resume_ckpt_path == "auto" else ["run.resume_ckpt_path=auto"])
 
@@ -175,7 +203,7 @@ def _with_message(stopped: KeyboardInterrupt, clause: str) -> KeyboardInterrupt:
     """Return the same interrupt with a clause added to its message."""
     # The launcher passes on the message of its workers, which is complete.
     text = str(stopped) or "interrupted"
-    text = text if text.endswith(clause) else f"{text}; {clause}"
+    text = text if isinstance(stopped, Stopped) and "; " in text else f"{text}; {clause}"
     if isinstance(stopped, Interrupted):
         return Interrupted(text, stopped.signal_number)
     return type(stopped)(text)

@@ -13,12 +13,14 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
+from emollama.distributed.node_launch import NodeOptions, no_rendezvous, node_variables, rendezvous
 from emollama.distributed.worker_errors import first_failure, read_stop
 from emollama.distributed.worker_variables import is_worker, require_no_other_launcher
-from emollama.errors import Interrupted, Stopped, UserError
+from emollama.errors import Interrupted, UserError
 from emollama.logs.console import show_cursor
 from emollama.variables import LAUNCHER
 
@@ -125,51 +127,70 @@ def launch(arguments: argparse.Namespace, processes: int, *, when_interrupted: s
             worker raised a UserError.
         WorkerCrash: If a worker failed in another way.
         Interrupted: If this process received a signal; the workers have ended.
-        Stopped: If the run stopped after a signal or a time limit, and was saved.
+        Stopped: If the run stopped after a signal or a time limit, and was saved, or if restarts made no progress.
     """
     argv = sys.argv[1:] if arguments.argv is None else arguments.argv
     port = arguments.master_port
     if port is not None:
         require_free(port)
     from torch.distributed import DistError
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import elastic_launch
 
-    with _temporary_folder() as logs, _worker_environment(), _signals_restored(), _silent_logging():
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=processes,
-            run_id=str(uuid.uuid4()),
-            rdzv_backend="c10d",
-            rdzv_endpoint=f"{HOST}:{port or 0}",
-            # Fail at once if the port is in use, instead of connecting to the program that uses it.
-            rdzv_configs={"is_host": True},
-            max_restarts=0,
-            local_addr=HOST,
-            logs_specs=DefaultLogsSpecs(log_dir=str(logs)),
-            signals_to_handle=",".join(number.name for number in SIGNALS),
-        )
-        # PyTorch 2.11 has no such attribute: it kills the workers 30 seconds after a signal.
-        config.shutdown_timeout = SHUTDOWN_SECONDS
+    nodes = NodeOptions.of(arguments)
+    with ExitStack() as stack:
+        logs = stack.enter_context(_temporary_folder())
+        for context in (_worker_environment(node_variables(nodes)), _signals_restored(), _silent_logging()):
+            stack.enter_context(context)
+        meeting = stack.enter_context(rendezvous(nodes)) if nodes.several else _meeting_on_this_machine(port)
+        config = _launch_config(processes, nodes.max_restarts, logs, meeting)
         try:
             elastic_launch(config, sys.executable)("-u", *_program(), *argv)
         except ChildFailedError as error:
-            raise first_failure(error.failures, processes) from None
+            raise first_failure(error.failures, processes * nodes.most) from None
         except (RendezvousError, DistError, ConnectionError) as error:
-            raise _no_connection(port, error) from error
+            raise (no_rendezvous(nodes, error) if nodes.several else _no_connection(port, error)) from error
         except SignalException as stopped:
             if read_stop(logs) is None:
                 raise Interrupted(when_interrupted, stopped.sigval) from None
+        except Interrupted:
+            raise
         except KeyboardInterrupt:  # raised before torch elastic has installed its signal handlers
             raise KeyboardInterrupt(when_interrupted) from None
         finally:
             # A worker that was killed could not show the cursor again.
             show_cursor()
-        if reason := read_stop(logs):
-            raise Stopped(reason)
+        if stopped_run := read_stop(logs):
+            raise stopped_run
+
+
+def _meeting_on_this_machine(port: int | None) -> dict[str, Any]:
+    """Return the arguments of torch's LaunchConfig for processes on this machine."""
+    return {
+        "min_nodes": 1,
+        "max_nodes": 1,
+        "run_id": str(uuid.uuid4()),
+        "rdzv_endpoint": f"{HOST}:{port or 0}",
+        # Fail at once if the port is in use, instead of connecting to the program that uses it.
+        "rdzv_configs": {"is_host": True},
+        "local_addr": HOST,
+        "signals_to_handle": ",".join(number.name for number in SIGNALS),
+    }
+
+
+def _launch_config(processes: int, max_restarts: int, logs: Path, meeting: dict[str, Any]) -> Any:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig
+
+    logs_specs = DefaultLogsSpecs(log_dir=str(logs))
+    config = LaunchConfig(
+        nproc_per_node=processes, rdzv_backend="c10d", max_restarts=max_restarts, logs_specs=logs_specs, **meeting
+    )
+    # PyTorch 2.11 has no such attribute: it kills the workers 30 seconds after a signal.
+    config.shutdown_timeout = SHUTDOWN_SECONDS
+    return config
 
 
 def require_free(port: int) -> None:
@@ -236,9 +257,9 @@ def _temporary_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def _worker_environment() -> Iterator[None]:
+def _worker_environment(more: dict[str, str]) -> Iterator[None]:
     """Set environment variables that the workers inherit; like torchrun, give each process one thread by default."""
-    settings = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), LAUNCHER: str(os.getpid())}
+    settings = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), LAUNCHER: str(os.getpid())} | more
     before = {name: os.environ.get(name) for name in settings}
     os.environ |= settings
     try:

@@ -7,6 +7,8 @@ without waiting for their GPUs. Without torchrun there is a single process and n
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,9 +18,9 @@ from typing import Any, TypeAlias, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from emollama.distributed.nodes import JOIN, ONE_NODE, Nodes, interface_address, meet, software_differences
 from emollama.distributed.worker_variables import attempt, integer, require_group
 from emollama.errors import RemoteCrash, RemoteUserError, Stopped, UserError
 from emollama.heartbeat import beat
@@ -39,17 +41,29 @@ class World:
         rank: rank of this process.
         size: number of processes.
         device: device of this process.
+        nodes: the machines on which the processes are.
     """
 
     rank: int
     size: int
     device: torch.device
+    nodes: Nodes = ONE_NODE
     _counters: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def is_main(self) -> bool:
         """Whether this is rank 0, which writes files and log lines."""
         return self.rank == 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the first process of its node, which checks the node's files, and prints what concerns all of them."""
+        return self.is_main or (self.several_nodes and self.nodes.is_first(self.rank))
+
+    @property
+    def several_nodes(self) -> bool:
+        """Whether the processes are on several nodes, whose disks and software can differ."""
+        return len(self.nodes.hosts) > 1
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over all ranks, in place. A tensor on the CPU does not wait for work on a GPU."""
@@ -89,19 +103,28 @@ class World:
         self._counters[counter] = before + more
         return before
 
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        """Copy a tensor on the CPU from one rank to all others, in place."""
+        if self.size > 1:
+            dist.broadcast(tensor, source)
+
     def on_rank_zero(self, function: Callable[[], T]) -> T:
-        """Call a function on rank 0 only. Every rank gets its result, or an exception if it failed.
+        """Call a function on rank 0 only (:meth:`on_rank`)."""
+        return self.on_rank(0, function)
+
+    def on_rank(self, rank: int, function: Callable[[], T]) -> T:
+        """Call a function on one rank only. Every rank gets its result, or an exception if it failed.
 
         Raises:
             Exception: The exception of the function; on other ranks an :class:`RemoteUserError` or :class:`RemoteCrash`.
         """
         outcome: list[Any] = [None, None]
         failure: Failure | None = None
-        if self.is_main:
+        if self.rank == rank:
             outcome[0], failure = _attempt(function)
             outcome[1] = self._remote_error(failure)
         if self.size > 1:
-            dist.broadcast_object_list(outcome)
+            dist.broadcast_object_list(outcome, rank)
         if failure is not None:
             raise failure
         if outcome[1] is not None:
@@ -134,22 +157,33 @@ class World:
         return bool(self.max(condition)[0])
 
     def user_error(self, message: str) -> UserError:
-        """Return the error to raise if all ranks detect the same problem; only rank 0 prints it."""
-        return UserError(message) if self.is_main else RemoteUserError(message)
+        """Return the error to raise if all ranks detect the same problem; only the first process of each node prints it."""
+        return UserError(message) if self.is_first else RemoteUserError(message)
 
     def rank_zero_first(self, function: Callable[[], T]) -> T:
-        """Call a function on rank 0, then on the others, so that an error or warning on all ranks is reported only once."""
+        """Call a function on rank 0, then on the others, so that an error or warning on all ranks is reported only once.
+
+        With several nodes, the first process of each node is next, because it may read other files. Its error names the node.
+        """
         results: list[T] = []
         self.on_rank_zero(lambda: results.append(function()))
-        if results:
-            return results[0]
-        level = LOGGER.level
         # Rank 0 has already logged the warnings.
-        LOGGER.setLevel(logging.ERROR)
-        try:
-            return function()
-        finally:
-            LOGGER.setLevel(level)
+        if self.several_nodes:
+            self._on_first_of_other_nodes(lambda: results.append(_without_warnings(function)))
+        return results[0] if results else _without_warnings(function)
+
+    def _on_first_of_other_nodes(self, function: Callable[[], None]) -> None:
+        """Call a function on the first process of each node but the first one. Every rank raises the exception of one of them."""
+        failure: Failure | None = None
+        if self.is_first and not self.is_main:
+            _, failure = _attempt(function)
+        if isinstance(failure, UserError):
+            failure = UserError(f"{self.nodes.place(self.rank)}: {failure}")
+        errors = self.gather(self._remote_error(failure))
+        if failure is not None:
+            raise failure
+        for error in filter(None, errors):
+            raise UserError(*error.args) if self.is_main and isinstance(error, RemoteUserError) else error
 
     def _remote_error(self, failure: Failure | None) -> RemoteError | None:
         """Return the exception that other ranks raise if this rank fails."""
@@ -171,6 +205,15 @@ def _attempt(function: Callable[[], T]) -> tuple[T | None, Failure | None]:
         return None, error
 
 
+def _without_warnings(function: Callable[[], T]) -> T:
+    level = LOGGER.level
+    LOGGER.setLevel(logging.ERROR)
+    try:
+        return function()
+    finally:
+        LOGGER.setLevel(level)
+
+
 def start(device: str = "auto", key: str = "run.device") -> World:
     """Join the process group that torchrun's environment variables describe, if there is one.
 
@@ -179,8 +222,8 @@ def start(device: str = "auto", key: str = "run.device") -> World:
         key: the configuration key of the device, for messages.
 
     Raises:
-        UserError: If ``device`` is cuda but no GPU is available, if there are fewer GPUs than processes, or if the environment
-            variables of the launcher are incomplete.
+        UserError: If ``device`` is cuda but no GPU is available, if there are fewer GPUs than processes, if the environment
+            variables of the launcher are incomplete, if processes do not connect, or if nodes have different software.
     """
     size, rank, local_rank = integer("WORLD_SIZE", 1), integer("RANK", 0), integer("LOCAL_RANK", 0)
     if size > 1 and not dist.is_initialized():
@@ -198,13 +241,49 @@ def start(device: str = "auto", key: str = "run.device") -> World:
     where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(where)
-    if size > 1 and not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
-        store, rank, size = next(rendezvous("env://", timeout=WAIT))
+    if size == 1:
+        return World(rank, size, where)
+    if not dist.is_initialized():
         # After a restart by torchrun, the store still contains the keys of the attempt before.
-        store = PrefixStore(attempt(), store)
+        store = PrefixStore(attempt(), _store(rank))
+        members = meet(store, rank, size)
+        nodes = Nodes.of(members)
+        backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=WAIT)
-    return World(rank, size, where)
+        _JOINED.append(nodes)
+        if differing := software_differences(members, nodes):
+            text = "the nodes have different software: " + "; ".join(differing.values())
+            raise World(rank, size, where, nodes).user_error(f"{text}. Install the same versions on all nodes.")
+    return World(rank, size, where, _JOINED[-1] if _JOINED else ONE_NODE)
+
+
+_JOINED: list[Nodes] = []  # of the process groups that this process has joined
+
+
+def _store(rank: int) -> Store:
+    """Connect to the store of the processes. On rank 0, open it, unless the launcher did so.
+
+    With GLOO_SOCKET_IFNAME, the store listens on the address of this network interface only.
+    """
+    address, port = os.environ["MASTER_ADDR"], integer("MASTER_PORT", 0)
+    interface = os.environ.get("GLOO_SOCKET_IFNAME")
+    options: dict[str, Any] = {}
+    if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        options = {"is_master": True, "multi_tenant": True}
+        if interface and interface_address(interface) == address:
+            options["master_listen_fd"] = socket.create_server((address, port)).detach()
+    try:
+        store: Store = dist.TCPStore(  # type: ignore[attr-defined]
+            address, port, timeout=JOIN, wait_for_workers=False, **options
+        )
+    except (dist.DistError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"process {rank} cannot connect to the first process of the run at {address}:{port}. Check that no firewall separates"
+            f" the nodes, and that they use the same network (--interface). ({reason})"
+        ) from None
+    store.set_timeout(WAIT)
+    return store
 
 
 def stop() -> None:

@@ -1,8 +1,13 @@
-"""A thread that ends a process which hangs: if no process of the run makes progress for some time, it prints all stacks."""
+"""A thread that ends a process which hangs: if no process of the run makes progress for some time, it prints all stacks.
+
+It also ends the process if another node gives no sign of life. Nothing else notices an interrupted network, because a connection
+on which nobody sends anything stays open.
+"""
 
 from __future__ import annotations
 
 import faulthandler
+import json
 import os
 import sys
 import threading
@@ -20,7 +25,7 @@ from emollama.heartbeat import beats
 
 POLL_SECONDS = 10.0  # largest time between two looks at the progress
 MARGIN_SECONDS = 60.0  # after the limit, until the interpreter's own timer ends a process whose threads cannot run
-CONNECT_SECONDS = 30.0
+LOST_SHARE = 1 / 6  # of the limit, after which a node without a sign of life is lost
 LARGE_READ = 2**26  # bytes; reading so much is progress, unlike the swapping of a process that waits
 
 
@@ -43,6 +48,7 @@ def watching(minutes: float | None) -> Iterator[None]:
     finally:
         end.set()
         thread.join(1.0)
+        watchdog.leave()
         faulthandler.cancel_dump_traceback_later()
 
 
@@ -56,6 +62,12 @@ class _Watchdog:
         self._limit, self._end = limit, end
         self._poll = min(POLL_SECONDS, limit / 10)
         self._store: Any = None
+        self._unreachable = False  # the store, since the last look
+        self._node = os.environ.get("GROUP_RANK", "0")
+        self._nodes = integer("GROUP_WORLD_SIZE", 1)
+        self._signs: dict[str, int] = {}  # other node -> its signs of life
+        self._silent: dict[str, float] = {}  # other node -> seconds since its last sign of life
+        self._hosts: dict[str, str] = {}
         self._published = beats() + _bytes_read() // LARGE_READ
         self._total = 0
 
@@ -66,13 +78,17 @@ class _Watchdog:
         while not self._end.wait(self._poll):
             now = time.monotonic()
             # If it took longer, this process was suspended in between.
-            idle, last = idle + min(now - last, 2 * self._poll), now
+            passed, last = min(now - last, 2 * self._poll), now
+            idle += passed
+            self._unreachable = False
             current = self._progress()
             if current != progress:
                 progress, idle = current, 0.0
             self._arm_interpreter_timer()
+            if lost := self._lost_nodes(passed):
+                self._end_process(self._lost_error(lost), is_hanging=False)
             if idle >= self._limit or self._announced():
-                self._end_process()
+                self._end_process(self._hang_error(), is_hanging=True)
 
     def _arm_interpreter_timer(self) -> None:
         """Let the interpreter end this process if a library blocks all of its threads, including this one."""
@@ -94,32 +110,67 @@ class _Watchdog:
         """Return whether another process found that the run hangs."""
         return bool(self._count("hanging processes", 0))
 
+    def _lost_nodes(self, passed: float) -> list[str]:
+        """Give a sign of life of this node, and return the nodes that have given none for too long.
+
+        Args:
+            passed: seconds since the last call.
+        """
+        for node in map(str, range(self._nodes) if self._nodes > 1 else ()):
+            signs = self._count(f"signs of life of node {node}", int(node == self._node))
+            if node == self._node:
+                continue
+            if signs is not None and signs != self._signs.get(node, 0):
+                self._signs[node], self._silent[node] = signs, 0.0
+            elif node in self._signs:
+                self._silent[node] += passed
+        silent = [node for node, seconds in self._silent.items() if seconds >= LOST_SHARE * self._limit]
+        return [node for node in silent if not self._count(f"ended processes of node {node}", 0)]
+
+    def leave(self) -> None:
+        """Tell the other nodes that this process ends, so that they do not miss its node."""
+        if self._store is not None and self._nodes > 1:
+            self._count(f"ended processes of node {self._node}", 1)
+
     def _count(self, counter: str, more: int) -> int | None:
         """Add to a counter that all processes share; return None for a single process and without a connection."""
+        if self._unreachable:
+            return None
         try:
             if self._store is None:
-                self._store = _connect()
+                self._store = _connect(max(1.0, self._poll))
+                self._hosts = self._hosts or _hosts(self._store)
             return None if self._store is None else int(self._store.add(f"watchdog: {counter}", more))
         except Exception:  # the process with the store has ended, or the network fails
-            self._store = None
+            self._store, self._unreachable = None, True
             return None
 
-    def _end_process(self) -> None:
-        rank, size = integer("RANK", 0), integer("WORLD_SIZE", 1)
-        who = f"process {rank} of {size}: " if size > 1 else ""
+    def _lost_error(self, nodes: list[str]) -> UserError:
+        names = " and ".join(f"node {node} ({self._hosts.get(node, 'unknown host')})" for node in nodes)
+        return UserError(
+            f"{names} gave no sign of life for {self._limit * LOST_SHARE / 60:g} minutes (a sixth of run.hang_minutes). The"
+            " machine or its network has failed. Resume the run with run.resume_ckpt_path=auto."
+        )
+
+    def _hang_error(self) -> UserError:
         minutes = self._limit / 60
-        error = UserError(
-            f"no process of this run made progress for {minutes:g} minutes (run.hang_minutes), so it was ended. The stacks of"
-            " all threads are above: the last line of a main thread shows what it waited for. If that was legitimate work,"
+        return UserError(
+            f"no process of this run made progress for {minutes:g} minutes (run.hang_minutes), so it was ended. The stacks"
+            " of all threads are above: the last line of a main thread shows what it waited for. If that was legitimate work,"
             " increase run.hang_minutes."
         )
-        with suppress(Exception):
-            sys.stderr.write(f"{who}no progress for {minutes:g} minutes; the stacks of all threads:\n")
-            sys.stderr.flush()
-            faulthandler.dump_traceback(sys.stderr, all_threads=True)
-        self._count("hanging processes", 1)
-        # The launcher ends the other processes when this one has ended, but they must show their stacks, too.
-        time.sleep(2 * self._poll if size > 1 else 0)
+
+    def _end_process(self, error: UserError, *, is_hanging: bool) -> None:
+        rank, size = integer("RANK", 0), integer("WORLD_SIZE", 1)
+        who = f"process {rank} of {size}: " if size > 1 else ""
+        if is_hanging:
+            with suppress(Exception):
+                sys.stderr.write(f"{who}no progress for {self._limit / 60:g} minutes; the stacks of all threads:\n")
+                sys.stderr.flush()
+                faulthandler.dump_traceback(sys.stderr, all_threads=True)
+            self._count("hanging processes", 1)
+            # The launcher ends the other processes when this one has ended, but they must show their stacks, too.
+            time.sleep(2 * self._poll if size > 1 else 0)
         write_error(error)
         if should_print(error):
             with suppress(Exception):
@@ -137,12 +188,21 @@ def _bytes_read() -> int:
     return 0
 
 
-def _connect() -> Any:
+def _connect(seconds: float) -> Any:
     """Return a connection of its own to the store of the process group, or None if there is no group yet."""
     dist = sys.modules.get("torch.distributed")
     if integer("WORLD_SIZE", 1) == 1 or dist is None or not dist.is_initialized():
         return None
     address, port = os.environ["MASTER_ADDR"], integer("MASTER_PORT", 0)
-    timeout = timedelta(seconds=CONNECT_SECONDS)
+    timeout = timedelta(seconds=seconds)
     store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timeout)
     return dist.PrefixStore(attempt(), store)
+
+
+def _hosts(store: Any) -> dict[str, str]:
+    """Return node -> name of its machine, from the descriptions of :func:`~emollama.distributed.nodes.meet`."""
+    keys = [f"process {rank}" for rank in range(integer("WORLD_SIZE", 1))]
+    if store is None or not store.check(keys):
+        return {}
+    members = [json.loads(text) for text in store.multi_get(keys)]
+    return {member["group"]: member["host"] for member in members}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from emollama.distributed.worker_variables import is_worker
-from emollama.errors import RemoteCrash, RemoteUserError, UserError
+from emollama.errors import NoProgress, RemoteCrash, RemoteUserError, Stopped, UserError
 from emollama.variables import LAUNCHER
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # set by torch elastic for each worker
@@ -80,7 +80,7 @@ def write_error(error: Exception) -> None:
         Path(name).unlink(missing_ok=True)
 
 
-def write_stop(reason: str) -> bool:
+def write_stop(stopped: Stopped) -> bool:
     """Tell the launcher that the run stopped because it was asked to, and was saved (:func:`read_stop`).
 
     Returns:
@@ -88,16 +88,18 @@ def write_stop(reason: str) -> bool:
     """
     try:
         if name := os.environ.get(ERROR_FILE):
-            Path(name).with_name(STOP_FILE).write_text(reason, encoding="utf-8")
+            Path(name).with_name(STOP_FILE).write_text(f"{stopped.STATUS} {stopped}", encoding="utf-8")
     except OSError:
         return LAUNCHER not in os.environ
     return True
 
 
-def read_stop(folder: Path) -> str | None:
+def read_stop(folder: Path) -> Stopped | None:
     """Return why a run stopped, from the launcher's folder of error files; None if its processes did not stop on request."""
-    paths = sorted(folder.rglob(STOP_FILE))
-    return paths[0].read_text(encoding="utf-8") if paths else None
+    for path in sorted(folder.rglob(STOP_FILE)):
+        status, _, reason = path.read_text(encoding="utf-8").partition(" ")
+        return NoProgress(reason) if int(status) == NoProgress.STATUS else Stopped(reason)
+    return None
 
 
 def error_record(error: BaseException) -> dict[str, Any]:

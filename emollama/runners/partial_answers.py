@@ -48,6 +48,9 @@ class PartialAnswers:
     def read(self) -> dict[BatchItems, list[PredictionRecord]]:
         """Return the answers of the batches that are finished, and prepare the file for further ones."""
         batches = self._read()
+        # Of several nodes with disks of their own, only the first one has the folder.
+        with suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
         # The file is written again, because its last line can be incomplete.
         lines = [self._header, *(_line(items, answers) for items, answers in batches.items())]
         self._write(lines, atomic_write(self._path, durable=False))

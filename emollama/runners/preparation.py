@@ -44,7 +44,9 @@ from emollama.runners.evaluation import EvaluationSet, build_blocks, warn_of_tra
 from emollama.runners.folder_check import check_run_folder
 from emollama.runners.longest_samples import SampleLengths
 from emollama.runners.memory_choice import recompute_as_needed
+from emollama.runners.node_checks import compare_configurations, compare_datasets, compare_weights, warn_of_clocks
 from emollama.runners.prediction_runner import PredictionRunner
+from emollama.runners.restarts import record_attempt, require_progress
 from emollama.runners.resume import require_job_id, resume_content, run_fields, sampling_fields
 from emollama.runners.step_layout import step_layout
 from emollama.runners.validation import monitored_metric
@@ -110,11 +112,14 @@ class Preparation:
         self.folder = Path(config.run.output_dir) / (config.run.job_id or NEW_RUN)
         self.lock: AbstractContextManager[Any] = nullcontext()
         self.precision = Precision(world.device, config.run.amp, config.run.amp_dtype)
+        compare_configurations(config, world)
+        warn_of_clocks(world)
         if training:
             with self._collect_errors:
                 world.on_rank_zero(lambda: require_job_id(config.run))
         if problems is None and clips is None:
-            self.folder = world.on_rank_zero(self._lock_folder)
+            # On another node, run.output_dir can be another folder.
+            self.folder = Path(config.run.output_dir) / world.on_rank_zero(self._lock_folder).name
         with released_after_error(self.lock):
             self._check(problems)
 
@@ -150,6 +155,8 @@ class Preparation:
             return
         with self._collect_errors:
             self.tensors = self.world.rank_zero_first(self._checkpoint_tensors)
+        if self.training and problems is None:
+            self.world.on_rank_zero(lambda: record_attempt(self.folder, self.first_step))
 
     def build_models(self, *, embeddings_only: bool = False) -> list[Model]:
         """Build the model on this process's device with its checkpoint, or all members of an ensemble.
@@ -182,7 +189,7 @@ class Preparation:
             with self._collect_errors:
                 on_rank_zero(lambda: check_run_folder(self.folder))
         with self._collect_errors:
-            on_rank_zero(lambda: require_language_model(model.llama_model))
+            self.world.rank_zero_first(lambda: require_language_model(model.llama_model))
             prompt_format = self.config.model_class.prompt_format
             self.prompt = self.world.rank_zero_first(lambda: prompt_format(model, run.loss_average))
             evaluated = self.config.evaluation_datasets if run.evaluate or not self.training else {}
@@ -195,11 +202,13 @@ class Preparation:
                 get_logger().warning(line)
 
     def _check_checkpoints(self) -> None:
-        """Check that the files of ``model.ckpt`` exist. A resumed run loads its own checkpoint instead."""
+        """Check that the files of ``model.ckpt`` exist, and the weights of all nodes. A resumed run loads its own checkpoint."""
         resumes = self.training and self.config.run.resume_ckpt_path
         for path in () if resumes else checkpoint_paths(self.config.model.ckpt):
             with self._collect_errors:
-                self.world.on_rank_zero(partial(require_checkpoint_file, path, "model.ckpt"))
+                self.world.rank_zero_first(partial(require_checkpoint_file, path, "model.ckpt"))
+        with self._collect_errors:
+            compare_weights(self.config, self.world, resumes=bool(resumes))
 
     def _build_data(self) -> None:
         """Build datasets and evaluation blocks, and compare the provenance of their features."""
@@ -218,6 +227,7 @@ class Preparation:
             warn_of_training_samples(blocks, datasets)
             warn_of_untrained_slots(datasets, {name: block.dataset for name, block in blocks.items()})
         evaluated = [block.dataset for block in blocks.values()]
+        compare_datasets({name: block.dataset for name, block in blocks.items()}, world)
         used, compared = (list(datasets.values()), evaluated) if self.training else (evaluated, [])
         with self._collect_errors:
             self.features = world.rank_zero_first(lambda: provenance.provenance_of_run(self.config, used, compared))
@@ -226,7 +236,7 @@ class Preparation:
         """Build the training datasets, whose files rank 0 checks first."""
         if not self.training:
             return {}
-        config, check, blocks = self.config, self.world.is_main, training_blocks(self.config)
+        config, check, blocks = self.config, self.world.is_first, training_blocks(self.config)
 
         def build() -> dict[str, SampleDataset]:
             datasets = build_datasets(config, blocks, training=True, check=check)
@@ -241,7 +251,7 @@ class Preparation:
         """Build the evaluation blocks, whose files rank 0 checks first."""
         if self.training and not self.config.run.evaluate:
             return {}
-        check = self.world.is_main and self.clips is None  # new clips have no files yet
+        check = self.world.is_first and self.clips is None  # new clips have no files yet
         return self.world.rank_zero_first(lambda: build_blocks(self.config, check=check, clips=self.clips))
 
     def _prepare_steps(self) -> None:
@@ -263,9 +273,8 @@ class Preparation:
         layout = self.config.model_class.feature_layout(self.config.model)
         self.resume_fields = run_fields(fields, self.precision, self.prompt, layout)
         self.resumed = resume_content(self.config, self.folder, self.resume_fields, self.world)
-        if self.resumed is None:
-            return
-        self.first_step, total = int(self.resumed["step"]), run.max_epoch * run.iters_per_epoch
+        self.first_step, total = int(self.resumed["step"]) if self.resumed else 0, run.max_epoch * run.iters_per_epoch
+        self.world.on_rank_zero(lambda: require_progress(self.folder, self.first_step))
         if self.first_step > total:
             raise self.world.user_error(
                 f"run.max_epoch: the checkpoint to resume from is at step {self.first_step}, but this run ends at step {total}."

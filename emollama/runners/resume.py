@@ -22,7 +22,9 @@ from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.listing import abbreviated
 from emollama.precision import Precision
-from emollama.runners.checkpoints import content_to_resume, read_to_resume
+from emollama.runners.checkpoints import content_to_resume, read_to_resume, step_of
+from emollama.runners.fetching import on_all_nodes
+from emollama.runners.node_checks import require_equal
 
 # Keys that can differ between a stored run and the run that resumes it: paths, intervals, workers, the number of epochs, and the
 # split of the global batch.
@@ -111,14 +113,8 @@ def sampling_fields(
         fields[f"tasks of {block_name} in order"] = list(dataset.pool.tasks)
         fields[f"shards or difficulty of {block_name}"] = sampling.digest()
         fields |= {f"{VALUES}{block_name}, {slots}": digest for slots, digest in values_digests(dataset.features).items()}
-    first, *others = world.gather(fields)
-    for rank, theirs in enumerate(others, 1):
-        different = [name for name, value in first.items() if theirs.get(name, value) != value]
-        if different:
-            names = ", ".join(map(_display_name, different))
-            raise world.user_error(
-                f"the data of process {rank} differ from those of process 0: {names}. Give all nodes the same data."
-            )
+    named = {_display_name(name): value for name, value in fields.items()}
+    require_equal(named, world, "data", "Give all nodes the same data.")
     return fields
 
 
@@ -217,23 +213,36 @@ def resume_content(config: RunConfig, folder: Path, fields: dict[str, Any], worl
     Raises:
         UserError: If a new run would write into a folder with checkpoints, or the checkpoint belongs to a different run.
     """
-    contents: list[dict[str, Any] | None] = []  # of rank 0, which reads a checkpoint to choose it
+    contents: list[dict[str, Any] | None] = []  # of the rank that reads a checkpoint to choose it
+    configured = config.run.resume_ckpt_path
 
     def choose() -> str | None:
-        content = content_to_resume(config.run.resume_ckpt_path, folder)
+        content = content_to_resume(configured, folder)
         contents.append(content)
         return None if content is None else str(content["path"])
 
-    path = world.on_rank_zero(choose)
+    source = _rank_with_newest(folder, world) if configured == "auto" else 0
+    path = world.on_rank(source, choose)
     if path is None:
         return None
+    # On another node, the folder of the run can have another path.
+    own = str(folder / Path(path).name) if configured == "auto" else str(configured)
+    with on_all_nodes(own, folder, world, source) as local:
 
-    def read() -> dict[str, Any]:
-        content = (contents and contents[0]) or read_to_resume(path)
-        _check_same_run(content, config, fields, path)
-        return content
+        def read() -> dict[str, Any]:
+            content = (contents and contents[0]) or read_to_resume(local)
+            _check_same_run(content, config, fields, path)
+            return content
 
-    return world.rank_zero_first(read)
+        return world.rank_zero_first(read)
+
+
+def _rank_with_newest(folder: Path, world: World) -> int:
+    """Return the rank whose node has the checkpoint of the highest step, which is rank 0 unless nodes have disks of their own."""
+    if not world.several_nodes:
+        return 0
+    steps = world.gather(max(map(step_of, folder.glob("checkpoint_*.pth")), default=-1) if world.is_first else -1)
+    return steps.index(max(steps))
 
 
 def _check_same_run(content: dict[str, Any], config: RunConfig, fields: dict[str, Any], path: str) -> None:

@@ -1,0 +1,242 @@
+"""The options of commands that run on several nodes, and how their launchers find each other.
+
+``emollama train --nnodes`` is started on each node, like torchrun, and uses the same rendezvous (c10d).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from emollama.distributed.nodes import interface_address
+from emollama.distributed.worker_variables import is_worker, require_no_other_launcher
+from emollama.errors import Interrupted, UserError
+
+CONNECT_SECONDS = 600  # how long a launcher waits for the store of the first node, as torchrun does for its nodes
+RESOLVE_SECONDS = 60  # how long a name of a host may be unknown
+MAX_PORT = 65535
+# The signals after which a run saves and stops. With several nodes, the launcher passes them on and keeps running: torch elastic
+# would end it, and the launchers of the other nodes would wait for it for five minutes.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+@dataclass(frozen=True)
+class NodeOptions:
+    """The options of a launcher about the other nodes.
+
+    Attributes:
+        least, most: how many nodes there must be, and can be.
+        endpoint: address and port at which the launchers meet.
+        run_id: name of the run, for launchers that meet at the same endpoint.
+        max_restarts: how often the processes are started again after a failure.
+        interface: the network interface for the communication of the nodes; None is that of the host name.
+        settings: settings of torch's rendezvous, as ``--rdzv-conf`` of torchrun.
+    """
+
+    least: int = 1
+    most: int = 1
+    endpoint: tuple[str, int] | None = None
+    run_id: str = "emollama"
+    max_restarts: int = 0
+    interface: str | None = None
+    settings: dict[str, str] | None = None
+
+    @property
+    def several(self) -> bool:
+        """Whether there can be several nodes."""
+        return self.endpoint is not None
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> NodeOptions:
+        """Return the options of a parsed command line; in a worker, and for commands without these options, the defaults.
+
+        Raises:
+            UserError: If options are missing or contradict each other, or another launcher has started this process.
+        """
+        nnodes, endpoint = getattr(arguments, "nnodes", None), getattr(arguments, "rdzv", None)
+        if is_worker():
+            if nnodes is not None:
+                require_no_other_launcher(f"--nnodes {nnodes[0]}")
+            return cls()
+        if (nnodes is None) != (endpoint is None):
+            present, absent = ("--nnodes", "--rdzv") if endpoint is None else ("--rdzv", "--nnodes")
+            raise UserError(f"{present} needs {absent}: nodes meet at --rdzv HOST:PORT, and --nnodes is their number.")
+        restarts = getattr(arguments, "max_restarts", None) or 0
+        if nnodes is None:
+            return cls(max_restarts=restarts)
+        if arguments.master_port is not None:
+            raise UserError("--master-port cannot be used with --nnodes. The port is that of --rdzv HOST:PORT.")
+        interface = arguments.interface
+        if interface is not None:
+            interface_address(interface)
+        least, most = nnodes
+        return cls(least, most, endpoint, arguments.rdzv_id, restarts, interface, arguments.rdzv_conf)
+
+
+def add_node_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of commands that run on several nodes."""
+    add = parser.add_argument
+    text = "number of nodes, or MIN:MAX for a run that continues with fewer; start the command on each of them"
+    add("--nnodes", type=_number_of_nodes, metavar="N", help=text)
+    add("--rdzv", type=_endpoint, metavar="HOST:PORT", help="where the nodes meet: one of them, and a free port there")
+    text = "name of the run, if several runs meet at the same HOST:PORT (default: emollama)"
+    add("--rdzv-id", default="emollama", metavar="NAME", help=text)
+    text = "settings of the rendezvous as for torchrun, such as join_timeout=1200,last_call_timeout=10"
+    add("--rdzv-conf", type=_settings, metavar="KEY=VALUE,...", help=text)
+    text = "network interface for the communication of the nodes, such as eth1 (default: that of the host name)"
+    add("--interface", metavar="NAME", help=text)
+    text = "how often the processes are started again after a failure (default: 0)"
+    add("--max-restarts", type=_restarts, metavar="N", help=text)
+
+
+def _number_of_nodes(text: str) -> tuple[int, int]:
+    least, _, most = text.partition(":")
+    numbers = [int(number) if number.isdecimal() else 0 for number in (least, most or least)]
+    if not 1 <= numbers[0] <= numbers[1]:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of nodes, such as 2, or a range, such as 2:4")
+    return numbers[0], numbers[1]
+
+
+def _endpoint(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) <= MAX_PORT:
+        raise argparse.ArgumentTypeError(f"'{text}' is not an address and a port, such as node1:29500")
+    return host.strip("[]"), int(port)
+
+
+def _settings(text: str) -> dict[str, str]:
+    pairs = dict(re.findall(r"(\w+)=(\w+)(?:,|$)", text))
+    if ",".join(f"{key}={value}" for key, value in pairs.items()) != text:
+        raise argparse.ArgumentTypeError(f"'{text}' does not have the form KEY=VALUE,KEY=VALUE")
+    return pairs
+
+
+def _restarts(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number")
+    return int(text)
+
+
+@contextmanager
+def rendezvous(options: NodeOptions) -> Iterator[dict[str, Any]]:
+    """Open the store at which the nodes meet, if it is on this node and an interface is chosen, and close it at the end.
+
+    Yields:
+        The arguments of torch's LaunchConfig.
+
+    Raises:
+        UserError: If the port cannot be used, or the host is unknown.
+    """
+    assert options.endpoint is not None
+    (host, port), configs = options.endpoint, dict(options.settings or {})
+    local = None if options.interface is None else interface_address(options.interface)
+    with ExitStack() as stack:
+        stack.enter_context(_signals_passed_on())
+        if local is not None:
+            # torch would listen on every interface, and recognizes this node by its host name only.
+            configs["is_host"] = "false"
+            if _address(host) == local:
+                store = _listening_store(local, port)
+                stack.callback(lambda: store)  # alive until then
+        yield {
+            "min_nodes": options.least,
+            "max_nodes": options.most,
+            "run_id": options.run_id,
+            "rdzv_endpoint": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            "rdzv_configs": configs,
+            "local_addr": local,
+            "signals_to_handle": "SIGINT,SIGHUP,SIGQUIT",
+        }
+
+
+def no_rendezvous(options: NodeOptions, error: Exception) -> UserError:
+    """Return the error for launchers that do not find each other, or lose each other."""
+    assert options.endpoint is not None
+    host, port = options.endpoint
+    nodes = f"{options.least} nodes" if options.least == options.most else f"{options.least} to {options.most} nodes"
+    cause = str(error.__cause__ or error).strip().partition("\n")[0]
+    text = f"the launchers of {nodes} cannot meet at {host}:{port}. Start the same command on all nodes, check that"
+    if type(error).__name__ == "RendezvousClosedError":
+        return UserError(f"the run at {host}:{port} has ended, because the launcher of another node has failed or was stopped.")
+    return UserError(
+        f"{text} they can reach this address, and choose their network with --interface. To wait longer, add --rdzv-conf"
+        f" join_timeout=SECONDS. ({type(error).__name__}: {cause})"
+    )
+
+
+def node_variables(options: NodeOptions) -> dict[str, str]:
+    """Return environment variables for the workers."""
+    # Otherwise torch keeps one store for all attempts, whose nodes can differ.
+    variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    # Hosts without a name cause a warning of each process.
+    variables["TORCH_CPP_LOG_LEVEL"] = os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if options.interface is not None:
+        variables |= {"GLOO_SOCKET_IFNAME": options.interface, "NCCL_SOCKET_IFNAME": options.interface}
+    return variables if options.several else {}
+
+
+def _address(host: str) -> str:
+    """Return the address of a host. The names of pods of Kubernetes are known only some seconds after the start of a pod."""
+    end = time.monotonic() + RESOLVE_SECONDS
+    while True:
+        try:
+            return socket.gethostbyname(host)
+        except OSError as error:
+            if time.monotonic() > end:
+                text = f"--rdzv: the host '{host}' is unknown: {error.strerror}. Specify a name or address of a node."
+                raise UserError(text) from None
+            time.sleep(1.0)
+
+
+def _listening_store(address: str, port: int) -> Any:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    try:
+        listener = socket.create_server((address, port))
+    except OSError as error:
+        raise UserError(f"--rdzv {address}:{port}: {os.strerror(error.errno or 0)}. Choose another port on all nodes.") from None
+    timeout = timedelta(seconds=CONNECT_SECONDS)
+    options: dict[str, Any] = {"is_master": True, "wait_for_workers": False, "multi_tenant": True, "timeout": timeout}
+    return TCPStore(address, port, master_listen_fd=listener.detach(), **options)
+
+
+@contextmanager
+def _signals_passed_on() -> Iterator[None]:
+    """Pass the signals that stop a run on to the workers. Before there are workers, they interrupt this process."""
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        workers = _children()
+        if not workers:
+            raise Interrupted("interrupted", number)
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                os.kill(worker, number)
+
+    before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _children() -> list[int]:
+    """Return the process ids of the workers, which are the children of this process with the variable LOCAL_RANK."""
+    workers = []
+    for path in Path("/proc/self/task").glob("*/children"):
+        for child in path.read_text().split():
+            with suppress(OSError):
+                if b"\0LOCAL_RANK=" in b"\0" + Path(f"/proc/{child}/environ").read_bytes():
+                    workers.append(int(child))
+    return workers

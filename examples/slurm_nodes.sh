@@ -1,0 +1,51 @@
+#!/bin/bash
+# Train on several nodes with Slurm: sbatch examples/slurm_nodes.sh
+# The job saves and requeues itself 5 minutes before its time limit, and when it is preempted, until the training is complete.
+#SBATCH --job-name=emollama
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=32
+#SBATCH --time=04:00:00
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@300
+#SBATCH --open-mode=append
+
+set -u
+
+# The configuration, data and output on a file system that all nodes share. On separate disks, copy the data to the same paths.
+CONFIG=${CONFIG:-train_configs/custom.yaml}
+# The network between the nodes, which must be private: connections between the processes are not authenticated.
+INTERFACE=${INTERFACE:-ib0}
+# Secrets such as WANDB_API_KEY come from the environment of sbatch, or from a file that only you can read.
+if [ -f "$HOME/.emollama_secrets" ]; then
+    set -a
+    # shellcheck source=/dev/null
+    . "$HOME/.emollama_secrets"
+    set +a
+fi
+
+# The name of the first node can belong to another network than its interface, so its address is used.
+FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+ADDRESS=$(srun --nodes=1 --ntasks=1 --nodelist="$FIRST" ip -4 -o addr show "$INTERFACE" | awk '{split($4, part, "/"); print part[1]}')
+
+srun --kill-on-bad-exit=0 emollama train --cfg-path "$CONFIG" \
+    --nnodes "$SLURM_JOB_NUM_NODES" --rdzv "$ADDRESS:29500" --rdzv-id "$SLURM_JOB_ID" --interface "$INTERFACE" \
+    --gpus 4 --max-restarts 3 \
+    --options run.job_id="slurm_$SLURM_JOB_ID" run.resume_ckpt_path=auto &
+step=$!
+# Only this script gets the signal. The launchers of all nodes pass it on to their processes.
+trap 'scancel --signal=USR1 "$SLURM_JOB_ID"' USR1
+trap 'kill -TERM "$step"' TERM
+wait "$step"
+status=$?
+while [ "$status" -gt 128 ] && kill -0 "$step" 2> /dev/null; do # a trap ended the wait
+    wait "$step"
+    status=$?
+done
+
+# 75: the run was stopped and saved. srun returns the highest status of its tasks.
+if [ "$status" = 75 ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"

@@ -1,0 +1,162 @@
+"""Nodes that fail: a cut network, killed processes and launchers, full disks, restarts (tests/two_hosts.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ranks import ROOT
+from running import golden_config, read_jsonl
+from two_hosts import Host, statuses, train, two_hosts, wait_until
+
+from emollama import file_digests
+
+pytestmark = pytest.mark.faults
+SIX = {"iters_per_epoch": 6, "save_every_iters": 2, "global_batch": 2, "resume_ckpt_path": "auto", "warmup_steps": 0}
+QUICK = {"hang_minutes": 1.5}  # a node is lost after 15 seconds
+WORKERS = str(ROOT / "tests/workers")
+MODES = ["ddp"]
+
+
+def faulty_config(folder: Path, **run: Any) -> Path:
+    """A configuration with tests/workers/node_faults.py."""
+    blocks = {"metric": "train_layout.emotion.loss", "evaluate": True}
+    path = golden_config(folder, run=SIX | QUICK | blocks | run)
+    tree = json.loads(path.read_text())
+    del tree["evaluation_datasets"]["upstream"]
+    tree["evaluation_datasets"]["train_layout"] |= {"task_pool": ["emotion"], "max_new_tokens": 2}
+    path.write_text(json.dumps(tree | {"imports": ["node_faults"]}))
+    return path
+
+
+def variables(folder: Path, fault: str = "") -> dict[str, str]:
+    return {"PYTHONPATH": f"{ROOT}{os.pathsep}{WORKERS}", "NODE_FAULT": fault, "NODE_FAULT_FOLDER": str(folder)}
+
+
+def start_both(hosts: tuple[Host, Host], fault: str = "", *, nodes: str = "2", more: tuple[str, ...] = (), **run: Any) -> list:
+    settings = [(host, faulty_config(host.folder, **run), variables(host.folder, fault)) for host in hosts]
+    return [host.start(*train(path, nodes=nodes, more=more), **environ) for host, path, environ in settings]
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in read_jsonl(folder / "out/run/log.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, fork_server):
+    """Mode -> the losses of an uninterrupted run of one process."""
+    from ranks import launch
+
+    folder = tmp_path_factory.mktemp("alone")
+    completed = launch("train.py", "--cfg-path", str(faulty_config(folder)), env=os.environ | variables(folder))
+    assert completed.returncode == 0, completed.stderr
+    return losses(folder)
+
+
+def resumes_alone(host: Host, launch, expected: dict[int, float]) -> None:
+    """Check that all checkpoints are intact, and that one process continues from them like an uninterrupted run."""
+    for path in (host.folder / "out/run").glob("*.pth"):
+        file_digests.require_intact(path)
+    env = os.environ | variables(host.folder)
+    completed = launch("train.py", "--cfg-path", str(faulty_config(host.folder)), env=env)
+    assert completed.returncode == 0, completed.stderr
+    assert losses(host.folder) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("moment", ["step", "save", "evaluation"])
+def test_a_node_whose_network_is_cut_ends_the_run_on_both_and_nothing_is_lost(moment, mode, tmp_path, launch, alone):
+    with two_hosts(tmp_path) as hosts:
+        first, other = hosts
+        started = start_both(hosts, f"{moment}:0:pause", parallel=mode)
+        wait_until(lambda: (first.folder / "paused").exists(), *hosts)
+        other.set_link("down")
+        assert statuses(*started, hosts=hosts) == [1, 1]
+        text = f"error: node 1 ({other.name}) gave no sign of life for 0.25 minutes (a sixth of run.hang_minutes). The machine"
+        assert first.output().count("error: ") == 1 and text in first.output()
+        assert f"error: node 0 ({first.name}) gave no sign of life" in other.output()
+        assert not first.processes() + other.processes()
+    resumes_alone(first, launch, alone)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("moment", ["step", "save", "evaluation"])
+def test_a_killed_process_is_started_again_on_both_nodes(moment, mode, tmp_path, alone):
+    with two_hosts(tmp_path) as hosts:
+        rank = 0 if moment == "save" else 1
+        started = start_both(hosts, f"{moment}:{rank}:kill", more=("--max-restarts", "2"), parallel=mode)
+        assert statuses(*started, hosts=hosts) == [0, 0], hosts[0].output() + hosts[1].output()
+        assert not hosts[0].processes() + hosts[1].processes()
+    assert losses(hosts[0].folder) == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("moment", ["step", "save", "evaluation"])
+def test_processes_end_with_their_killed_launcher_on_both_nodes(moment, tmp_path, launch, alone):
+    with two_hosts(tmp_path) as hosts:
+        first, other = hosts
+        started = start_both(hosts, f"{moment}:0:pause")
+        wait_until(lambda: (first.folder / "paused").exists(), *hosts)
+        os.kill(launcher_of(other), signal.SIGKILL)
+        assert statuses(*started, hosts=hosts)[0] == 1
+        wait_until(lambda: not first.processes() + other.processes(), *hosts)
+        assert "lost its connection to another process" in first.output()
+    resumes_alone(first, launch, alone)
+
+
+def launcher_of(host: Host) -> int:
+    """The process id of the launcher on a host: of all its processes, the parent of one with LOCAL_RANK."""
+    for pid in host.processes():
+        if b"\0LOCAL_RANK=" in Path(f"/proc/{pid}/environ").read_bytes():
+            return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    raise AssertionError(host.output())
+
+
+def test_a_run_continues_on_fewer_nodes_with_the_same_global_batch(tmp_path, alone):
+    with two_hosts(tmp_path) as hosts:
+        first, other = hosts
+        more = ("--max-restarts", "2", "--rdzv-conf", "last_call_timeout=5")
+        started = start_both(hosts, "step:0:pause", nodes="1:2", more=more)
+        wait_until(lambda: (first.folder / "paused").exists(), *hosts)
+        other.set_link("down")
+        assert statuses(started[0], hosts=hosts) == [0], first.output()
+        assert "1 process on cpu" in first.output() or "devices               cpu" in first.output()
+    assert losses(first.folder) == pytest.approx(alone, rel=1e-5)
+
+
+def test_restarts_without_progress_end_with_the_reason(tmp_path):
+    path = faulty_config(tmp_path, save_every_iters=None)
+    line = ["--nproc", "1", "--max-restarts", "9", "--cfg-path", str(path)]
+    completed = subprocess.run(
+        ["python", "-m", "emollama", "train", *line],
+        env=os.environ | variables(tmp_path, "step:0:fail"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert completed.returncode == 1
+    assert completed.stderr.count("loading the language model") == 3
+    last = completed.stderr.splitlines()[-1]
+    assert "the run was started 3 times from step 0 and failed each time before it saved a later checkpoint" in last
+
+
+def test_a_full_disk_of_a_node_that_needs_the_checkpoint_is_reported_on_both(tmp_path):
+    with two_hosts(tmp_path) as hosts:
+        first, other = hosts
+        assert statuses(*start_both(hosts), hosts=hosts) == [0, 0]
+        full = other.folder / "out"
+        full.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", full], check=True)
+        try:
+            assert statuses(*start_both(hosts, max_epoch=2), hosts=hosts) == [1, 1]
+        finally:
+            subprocess.run(["umount", full], check=True)
+        path = f"{full}/run/.fetched/checkpoint_0.pth"
+        text = f"error: node 1 ({other.name}) cannot store {path}, the checkpoint to resume from: No space"
+        assert text in first.output() and text in other.output()

@@ -1,0 +1,293 @@
+"""Runs on several nodes: their options, how they meet, and what is compared between them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from argparse import ArgumentParser
+from datetime import timedelta
+
+import pytest
+import yaml
+from running import GOLDEN, ROOT, golden_config
+from workers import node_functions as worker
+
+from emollama.cli import main
+from emollama.distributed import launcher, node_launch, nodes, worker_errors
+from emollama.distributed.node_launch import NodeOptions
+from emollama.distributed.nodes import Member, Nodes
+from emollama.errors import NoProgress, Stopped, UserError
+from emollama.runners import restarts
+
+FOUR = [Member(group, f"host{group}", {"torch": "2.15.0"}) for group in ("0", "0", "1", "1")]
+
+
+# Who is where
+
+
+def test_nodes_are_numbered_in_the_order_of_ranks():
+    four = Nodes.of(FOUR)
+    assert [four.place(rank) for rank in range(4)] == ["node 0 (host0)"] * 2 + ["node 1 (host1)"] * 2
+    assert [four.is_first(rank) for rank in range(4)] == [True, False, True, False]
+    assert Nodes.of([Member("a", "a", {})] * 2).place(1) == "process 1"
+
+
+def test_the_software_of_nodes_is_compared():
+    other = Member("1", "host1", {"torch": "2.14.0"})
+    members = [*FOUR[:2], other, other]
+    assert nodes.software_differences(FOUR, Nodes.of(FOUR)) == {}
+    texts = nodes.software_differences(members, Nodes.of(members))
+    assert texts == {1: "node 1 (host1) differs in torch (2.14.0, node 0 has 2.15.0)"}
+
+
+def test_the_source_code_is_part_of_the_software(tmp_path, monkeypatch):
+    before = nodes.software()
+    assert {"Python", "emollama", "torch", "transformers", "the source code of emollama"} <= before.keys()
+    (tmp_path / "__init__.py").write_text("changed")
+    monkeypatch.setattr(nodes.emollama, "__file__", str(tmp_path / "__init__.py"))
+    assert [name for name, value in nodes.software().items() if value != before[name]] == ["the source code of emollama"]
+
+
+def test_processes_that_do_not_connect_are_named(monkeypatch):
+    from torch.distributed import HashStore
+
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match=r"^2 of 3 processes have not connected within \S+ minutes: ranks 0, 2\. Look for an"):
+        nodes.meet(HashStore(), 1, 3, timedelta(milliseconds=1))
+
+
+def test_a_store_with_the_processes_of_an_earlier_attempt_is_refused():
+    from torch.distributed import HashStore
+
+    store = HashStore()
+    store.set("process 0", "earlier")
+    with pytest.raises(UserError, match="Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun"):
+        nodes.meet(store, 0, 1)
+
+
+def test_the_address_of_an_interface_is_found():
+    assert nodes.interface_address("lo") == "127.0.0.1"
+    with pytest.raises(UserError, match=r"^--interface eth99: this machine has no network interface .* are .*lo"):
+        nodes.interface_address("eth99")
+
+
+# Options
+
+
+def parsed(*argv):
+    parser = ArgumentParser()
+    launcher.add_launch_arguments(parser)
+    node_launch.add_node_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def test_the_options_of_torchrun_are_accepted():
+    options = NodeOptions.of(
+        parsed(
+            "--nnodes", "1:4", "--rdzv", "host:29500", "--max-restarts", "3", "--rdzv-conf", "join_timeout=9,last_call_timeout=1"
+        )
+    )
+    assert (options.least, options.most, options.endpoint, options.max_restarts) == (1, 4, ("host", 29500), 3)
+    assert options.settings == {"join_timeout": "9", "last_call_timeout": "1"} and options.several
+    assert not NodeOptions.of(parsed()).several
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--nnodes", "0"],
+        ["--nnodes", "3:2"],
+        ["--rdzv", "host"],
+        ["--rdzv", "host:70000"],
+        ["--rdzv-conf", "a"],
+        ["--max-restarts", "-1"],
+    ],
+)
+def test_malformed_options_are_refused(argv, capsys):
+    with pytest.raises(SystemExit):
+        parsed(*argv)
+    assert argv[1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--nnodes", "2"], "--nnodes needs --rdzv: nodes meet at --rdzv HOST:PORT"),
+        (["--rdzv", "host:1"], "--rdzv needs --nnodes"),
+        (["--nnodes", "2", "--rdzv", "host:1", "--master-port", "9"], "--master-port cannot be used with --nnodes"),
+        (
+            ["--nnodes", "2", "--rdzv", "host:1", "--interface", "eth99"],
+            "--interface eth99: this machine has no network interface",
+        ),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(argv, message):
+    with pytest.raises(UserError) as error:
+        NodeOptions.of(parsed(*argv))
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("argv", "option", "message"),
+    [
+        (["--nnodes", "2", "--rdzv", "host:1"], "run.job_id=null", "--nnodes needs run.job_id"),
+        (["--max-restarts", "2"], "run.job_id=x", "--max-restarts 2 needs run.job_id and run.resume_ckpt_path=auto"),
+    ],
+)
+def test_names_that_all_nodes_and_attempts_need_are_required_before_the_launch(argv, option, message, tmp_path, capfd):
+    with pytest.raises(SystemExit):
+        main(["train", *argv, "--cfg-path", str(golden_config(tmp_path)), "--options", option])
+    assert capfd.readouterr().err.startswith(f"error: {message}")
+
+
+def test_an_unknown_host_is_reported(monkeypatch):
+    monkeypatch.setattr(node_launch, "RESOLVE_SECONDS", -1)
+    with pytest.raises(UserError, match=r"^--rdzv: the host 'no host' is unknown: "):
+        node_launch._address("no host")
+
+
+# What is compared between nodes
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_node_checks_its_own_files_and_its_error_reaches_rank_0(ranks, rank):
+    text = "no such file" if rank == 0 else "node 1 (b): no such file"
+    kinds = ["UserError", "RemoteUserError" if rank == 0 else "UserError"]
+    assert ranks(worker.fails_on, rank) == [(kind, text) for kind in kinds]
+
+
+def test_configurations_may_differ_between_nodes_in_paths_only(ranks, tmp_path, monkeypatch):
+    paths = [str(golden_config(tmp_path / name)) for name in "ab"]
+    same = ranks(worker.compare_configurations, paths, [["run.num_workers=0"], ["run.num_workers=2"]])
+    assert same == [("", "")] * 2
+    options = [["run.init_lr=1e-3"], ["run.init_lr=2e-3", "model.ckpt=null"]]
+    (kind, text), (other, _) = ranks(worker.compare_configurations, paths, options)
+    assert (kind, other) == ("UserError", "UserError")
+    assert "the configuration of node 1 (b) differs from that of node 0 (a):" in text
+    assert "- run.init_lr: 0.002 on node 1 (b), 0.001 on node 0 (a)" in text and "- model.ckpt: None on node 1 (b)" in text
+
+
+def test_weights_are_compared_by_content(ranks, tmp_path):
+    paths = [str(golden_config(tmp_path / name)) for name in "ab"]
+    shutil.copytree(GOLDEN / "llama", tmp_path / "b/llama")
+    options = [[], [f"model.llama_model={tmp_path}/b/llama"]]
+    assert ranks(worker.compare_weights, paths, options) == [("", "")] * 2
+    file = max((tmp_path / "b/llama").iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    text = "the weights of node 1 (b) differ from those of node 0 (a): model.llama_model. Copy the same files to all nodes."
+    assert ranks(worker.compare_weights, paths, options) == [("UserError", text)] * 2
+
+
+def test_clocks_that_disagree_are_reported_on_both_nodes(ranks):
+    assert ranks(worker.clock_warnings, 0.0) == [[], []]
+    (first,), (second,) = ranks(worker.clock_warnings, 3600.0)
+    assert first == second and first.startswith("the clock of node 1 (b) differs by +3600 s from that of node 0 (a).")
+
+
+# The checkpoint to resume from
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """The folders of a run on two nodes, of which the first has a checkpoint."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    (tmp_path / "a/checkpoint_0.pth").write_bytes(b"content" * 100)
+    return [str(tmp_path / name) for name in "ab"]
+
+
+def test_a_node_without_the_checkpoint_gets_a_copy_until_it_has_read_it(ranks, folders):
+    (own, content, _), (copy, same, left) = ranks(worker.fetch, folders, 0)
+    assert (own, copy) == (f"{folders[0]}/checkpoint_0.pth", f"{folders[1]}/.fetched/checkpoint_0.pth")
+    assert content == same == b"content" * 100 and not left
+
+
+def test_nothing_is_sent_if_all_nodes_have_the_checkpoint_but_another_file_of_its_name_is_not_used(ranks, folders, tmp_path):
+    (tmp_path / "b/checkpoint_0.pth").write_bytes(b"content" * 100)
+    assert [path for path, _, _ in ranks(worker.fetch, folders, 0)] == [f"{folder}/checkpoint_0.pth" for folder in folders]
+    (tmp_path / "b/checkpoint_0.pth").write_bytes(b"another" * 100)
+    assert [content for _, content, _ in ranks(worker.fetch, folders, 0)] == [b"content" * 100] * 2
+
+
+def test_a_node_that_cannot_store_the_checkpoint_is_named_on_both(ranks, folders, tmp_path):
+    (tmp_path / "b/.fetched").write_text("a file")
+    (_, text), (_, same) = ranks(worker.failed_fetch, folders)
+    assert text == same and text.startswith(f"node 1 (b) cannot store {folders[1]}/.fetched/checkpoint_0.pth, the checkpoint")
+
+
+# Restarts
+
+
+@pytest.fixture
+def restarted(monkeypatch):
+    """Make this process look like one that was restarted a number of times."""
+
+    def set_count(count):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(count))
+        monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "9")
+
+    return set_count
+
+
+@pytest.mark.parametrize(("steps", "stops"), [([0, 0, 0, 0], True), ([0, 4, 4, 4, 4], True), ([0, 0, 4, 4], False)])
+def test_a_run_that_is_restarted_from_the_same_step_three_times_stops(steps, stops, restarted, tmp_path):
+    for count, step in enumerate(steps):
+        restarted(count)
+        if stops and count == len(steps) - 1:
+            with pytest.raises(NoProgress, match=f"^the run was started 3 times from step {step} and failed each time"):
+                restarts.require_progress(tmp_path, step)
+        else:
+            restarts.require_progress(tmp_path, step)
+            restarts.record_attempt(tmp_path, step)
+
+
+def test_attempts_of_an_earlier_launcher_do_not_count(restarted, tmp_path):
+    for count in (0, 1, 2):
+        restarted(count)
+        restarts.record_attempt(tmp_path, 0)
+    restarted(0)
+    restarts.record_attempt(tmp_path, 0)
+    assert json.loads((tmp_path / ".attempts.json").read_text()) == {"0": 0}
+
+
+def test_the_launcher_learns_whether_a_run_can_be_resumed(tmp_path, monkeypatch):
+    monkeypatch.setenv(worker_errors.ERROR_FILE, str(tmp_path / "error.json"))
+    for stopped in (Stopped("stopped by SIGTERM"), NoProgress("again and again")):
+        assert worker_errors.write_stop(stopped)
+        read = worker_errors.read_stop(tmp_path)
+        assert (type(read), str(read)) == (type(stopped), str(stopped))
+
+
+# Examples
+
+
+def test_the_slurm_script_is_valid_and_uses_options_that_exist():
+    path = ROOT / "examples/slurm_nodes.sh"
+    assert subprocess.run(["bash", "-n", path], capture_output=True, check=False).stderr == b""
+    if shutil.which("shellcheck"):
+        assert subprocess.run(["shellcheck", path], capture_output=True, text=True, check=False).stdout == ""
+    command = path.read_text().split("emollama train", 1)[1].partition("--options")[0]
+    line = command.replace("\\\n", " ").replace('"$ADDRESS:29500"', "a:29500").replace('"$SLURM_JOB_NUM_NODES"', "2")
+    assert NodeOptions.of(parsed(*line.partition('"$CONFIG"')[2].replace('"$INTERFACE"', "lo").split())).several
+
+
+def test_the_kubernetes_manifest_is_safe_and_gives_a_run_time_to_save():
+    jobs, policy = yaml.safe_load_all((ROOT / "examples/kubernetes_jobset.yaml").read_text())
+    job = jobs["spec"]["replicatedJobs"][0]["template"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    assert (jobs["apiVersion"], jobs["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet") and job["completionMode"] == "Indexed"
+    assert pod["securityContext"]["runAsNonRoot"] and not container["securityContext"]["allowPrivilegeEscalation"]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    mounted = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+    assert mounted["/dev/shm"]["emptyDir"]["medium"] == "Memory"
+    assert pod["terminationGracePeriodSeconds"] >= launcher.SHUTDOWN_SECONDS
+    assert policy["spec"]["podSelector"]["matchLabels"] == job["template"]["metadata"]["labels"]
+    first = f"{jobs['metadata']['name']}-node-0-0.{jobs['spec']['network']['subdomain']}:29500"
+    arguments = [word for word in container["command"][3:] if not word.startswith("--interface")]
+    options = NodeOptions.of(parsed(*arguments[: arguments.index("--options")]))
+    assert f"{options.endpoint[0]}:{options.endpoint[1]}" == first
+    assert (options.least, options.most) == (job["completions"], job["parallelism"])
