@@ -12,6 +12,7 @@ from running import GOLDEN
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from workers import loaded_in_parts
 
 from emollama import checkpoint
 from emollama.errors import UserError
@@ -31,24 +32,18 @@ TINY = {
 }
 
 
+def options(folder, train="none"):
+    """Keyword arguments of LLMOptions."""
+    lora = {"lora_r": 2, "lora_alpha": 4, "lora_dropout": 0.0, "lora_targets": None}
+    return {"path": str(folder), "train": train, **lora, "quantize": None, "recompute_every": 0, "attention": "eager"}
+
+
 def built(folder, share=None, dtype=torch.float32, train="none"):
     """The language model in a folder, loaded whole or in part."""
     from emollama.models import llm, llm_weights
 
-    options = llm_weights.LLMOptions(
-        path=str(folder),
-        train=train,
-        lora_r=2,
-        lora_alpha=4,
-        lora_dropout=0.0,
-        lora_targets=None,
-        quantize=None,
-        recompute_every=0,
-        attention="eager",
-        share=share,
-    )
-    torch.manual_seed(0)
-    return llm_weights.build(options, llm.read_config(str(folder)), dtype=dtype, device=CPU)
+    wanted = llm_weights.LLMOptions(**options(folder, train), share=share)
+    return llm_weights.build(wanted, llm.read_config(str(folder)), dtype=dtype, device=CPU)
 
 
 def stored(folder, family="llama", **keys):
@@ -222,3 +217,14 @@ def test_loading_never_holds_more_than_the_part_and_one_converted_tensor(tmp_pat
     with LiveBytes() as memory:
         built(tmp_path, WeightShare(0, 4), torch.bfloat16)
     assert sum(sizes) / 4 <= memory.peak <= sum(sizes) / 4 + converted + 10_000 < 0.6 * sum(sizes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_that_was_loaded_in_parts_and_sharded_computes_the_same_logits(tmp_path, ranks, tied):
+    # The rows of some weights cannot be divided equally.
+    stored(tmp_path, num_hidden_layers=3, tie_word_embeddings=tied, intermediate_size=33, vocab_size=21)
+    wanted, ids = options(tmp_path, "lora"), torch.arange(9)[None]
+    for (whole, sharded), is_sharded in ranks(loaded_in_parts.logits, str(tmp_path), wanted, ids):
+        assert torch.equal(sharded, whole)
+        assert all(value == ("lora" not in name and name != "model.norm.weight") for name, value in is_sharded.items())
