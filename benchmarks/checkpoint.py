@@ -1,6 +1,6 @@
 """Time saving and loading a checkpoint with its SHA-256, next to torch.save and torch.load and a separate SHA-256.
 
-    python benchmarks/checkpoint.py [--megabytes 400] [--rounds 5] [--json]
+    python benchmarks/checkpoint.py [--megabytes 400] [--rounds 5] [--device cpu] [--json]
 
 The checkpoint has the tensors of LoRA adapters and two moments of their optimizer, with random values. It is written to memory
 (/dev/shm, if there is one) and read from there. One process runs these in turn, several rounds:
@@ -11,6 +11,11 @@ The checkpoint has the tensors of LoRA adapters and two moments of their optimiz
     auto              the search for the newest checkpoint of a folder (run.resume_ckpt_path: auto), and reading it
 
 The script prints the time of each, its ratio to "torch + sha256", and the bytes that it read, in sizes of the file.
+
+Then it saves in the background (run.async_save), in turn with saving while training waits, and prints how long training waits for
+the first and for later copies, relative to the latter. Small training steps, which mostly keep the interpreter busy, run while
+files are written by a thread, as in a training, and by another process, as a control without a common interpreter lock: the
+script prints the ratio of their durations to that of other steps.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import statistics
 import sys
@@ -32,6 +38,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from emollama import checkpoint
+from emollama.runners.checkpoint_writer import CheckpointWriter
 from emollama.runners.checkpoints import content_to_resume
 
 NAME = "checkpoint_0.pth"
@@ -42,16 +49,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=400, help="size of the checkpoint (default: 400)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
+    parser.add_argument("--device", default="cpu", help="device of the tensors and the steps of the second part (default: cpu)")
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
-        rows = measure(Path(folder), content(arguments.megabytes * 1_000_000), arguments.rounds)
+        values = content(arguments.megabytes * 1_000_000)
+        rows = measure(Path(folder), values, arguments.rounds)
+        background = measure_background(Path(folder), values, arguments.rounds, torch.device(arguments.device))
     if arguments.json:
-        sys.stdout.write(json.dumps(rows) + "\n")
+        sys.stdout.write(json.dumps(rows | {"background": background}) + "\n")
         return
     sys.stdout.write(f"{'':24s}{'s':>8s}{'x torch + sha256':>18s}{'x file read':>13s}\n")
     for name, row in rows.items():
         sys.stdout.write(f"{name:24s}{row['seconds']:8.2f}{row['of_plain']:18.2f}{row['read']:13.2f}\n")
+    for name, value in background.items():
+        sys.stdout.write(f"{name:56s}{value:8.3f}\n")
 
 
 def content(size: int) -> dict[str, Any]:
@@ -89,6 +101,78 @@ def measure(folder: Path, values: dict[str, Any], rounds: int) -> dict[str, dict
         name: {"seconds": median, "of_plain": median / medians[f"{name.split()[0]} torch + sha256"], "read": read[name]}
         for name, median in medians.items()
     }
+
+
+def measure_background(folder: Path, values: dict[str, Any], rounds: int, device: torch.device) -> dict[str, float]:
+    """Return figure -> value of saving in the background, in turn with saving while training waits."""
+    values = on_device(values, device)
+    writer, waiting = (CheckpointWriter(in_background=in_background, device=device) for in_background in (True, False))
+    step, path = training_step(device), folder / NAME
+    seconds: dict[str, list[float]] = {name: [] for name in ("save", "stall", "writing", "step", "thread", "process")}
+    for _ in range(rounds + 1):
+        seconds["save"].append(timed(lambda: (waiting.start(path, values), waiting.finish())))
+        seconds["step"] += [timed(step) for _ in range(200)]
+        seconds["stall"].append(timed(lambda: writer.start(path, values)))
+        steps = steps_until(writer.is_done, step)
+        seconds["writing"].append(sum(steps))
+        seconds["thread"] += steps
+        writer.finish()
+    # Afterwards, because the pages that a fork shares are slow to write. CUDA cannot be used in a fork.
+    for _ in range(rounds if device.type == "cpu" else 0):
+        process = multiprocessing.get_context("fork").Process(target=checkpoint.save, args=(path, values))
+        process.start()
+        seconds["process"] += steps_until(lambda process=process: not process.is_alive(), step)
+    quiet = statistics.mean(seconds["step"])
+    stalls, writing = (
+        [part / save for part, save in zip(seconds[name], seconds["save"], strict=True)] for name in ("stall", "writing")
+    )
+    figures = {
+        "seconds of a save for which training waits": statistics.median(seconds["save"]),
+        "wait for the first copy, x that save": stalls[0],
+        "wait for later copies, x that save": statistics.median(stalls[1:]),
+        "writing in the background, x that save": statistics.median(writing),
+        "longest step, ms": 1000 * max(seconds["step"]),
+    }
+    for place in ("thread", "process") if seconds["process"] else ("thread",):
+        figures[f"step while a {place} writes, x step (mean)"] = statistics.mean(seconds[place]) / quiet
+        figures[f"longest step while a {place} writes, ms"] = 1000 * max(seconds[place])
+    return figures
+
+
+def steps_until(is_done: Callable[[], bool], step: Callable[[], object]) -> list[float]:
+    """Run steps until a file is complete; return their durations in seconds."""
+    durations = []
+    while not is_done():
+        durations.append(timed(step))
+    return durations
+
+
+def training_step(device: torch.device) -> Callable[[], object]:
+    """Return a function that runs one step of a small network with 20 layers."""
+    layers = [layer for _ in range(20) for layer in (torch.nn.Linear(64, 64), torch.nn.GELU())]
+    model, inputs = torch.nn.Sequential(*layers).to(device), torch.randn(64, 64, device=device)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def step() -> None:
+        model(inputs).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def on_device(value: Any, device: torch.device) -> Any:
+    """Return nested dictionaries with their tensors on a device."""
+    if isinstance(value, dict):
+        return {name: on_device(item, device) for name, item in value.items()}
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Return the seconds that a function takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def save_plain(path: Path, values: dict[str, Any]) -> None:

@@ -62,24 +62,63 @@ def copy(source: Path, target: Path) -> None:
         raise error
 
 
+def link(source: Path, target: Path) -> None:
+    """Give a checkpoint a second name, with its digest; the target is replaced as by :func:`save`.
+
+    Both names are of the same file (a hard link). On a file system without hard links, the target is a copy.
+
+    Raises:
+        DamagedError: If the file is copied and does not match its digest. The target is unchanged then.
+        UserError: If the target cannot be written.
+    """
+    digests = stored_digests(digest_path(source))
+    with _temporary(target) as temporary:
+        temporary.unlink(missing_ok=True)
+        if len(digests) == 1 and _is_linked(source, temporary):
+            return _replace(target, temporary, digests[0])
+    return copy(source, target)
+
+
+def _is_linked(source: Path, target: Path) -> bool:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno in disk.FULL:
+            raise
+        return False
+    return True
+
+
 @contextmanager
 def _replaced(path: Path) -> Iterator[HashedFile]:
     """Open a temporary file that becomes the file ``path``, with a digest, at the end of the block."""
-    temporary, digest = path.with_name(f".{path.name}.new"), digest_path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _temporary(path) as temporary:
         with temporary.open("wb") as file:
             yield (hashed := HashedFile(file))
             file.flush()
             os.fsync(file.fileno())
-        line = f"{hashed.hexdigest()}  {path.name}\n"
-        earlier = "".join(f"{stored}  {path.name}\n" for stored in stored_digests(digest))
-        # The file contains both digests while the checkpoint is replaced, so that one of them fits at any moment.
-        with atomic_write(digest) as lines:
-            lines.write(earlier + line)
-        os.replace(temporary, path)
-        with atomic_write(digest) as lines:
-            lines.write(line)
+        _replace(path, temporary, hashed.hexdigest())
+
+
+def _replace(path: Path, temporary: Path, sha256: str) -> None:
+    """Rename a complete temporary file, and write its digest."""
+    digest, line = digest_path(path), f"{sha256}  {path.name}\n"
+    earlier = "".join(f"{stored}  {path.name}\n" for stored in stored_digests(digest))
+    # The file contains both digests while the checkpoint is replaced, so that one of them fits at any moment.
+    with atomic_write(digest) as lines:
+        lines.write(earlier + line)
+    os.replace(temporary, path)
+    with atomic_write(digest) as lines:
+        lines.write(line)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """Return the path of the temporary file for a checkpoint, and turn errors of writing into user errors."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
     except (OSError, RuntimeError) as error:
         # torch raises the end of a data worker wherever the process is at that moment.
         if ended := next((cause for cause in disk.causes(error) if "DataLoader worker" in str(cause)), None):

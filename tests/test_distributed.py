@@ -15,6 +15,7 @@ from ranks import HANG, start
 from running import GOLDEN, ROOT, command, environment, golden_config, read_jsonl
 from workers import splits as worker
 
+FORKING_LAUNCHER = str(ROOT / "tests/workers/forking_launcher.py")
 # batch size, accumulation, processes: three layouts of one global batch of four
 SPLITS = {"accumulate": (1, 4, 1), "ranks": (1, 2, 2), "batch": (4, 1, 1)}
 AVERAGES = ("sample", "token")
@@ -141,28 +142,10 @@ def test_an_error_of_all_ranks_is_printed_once(tmp_path, launch):
     assert not (tmp_path / "out").exists()
 
 
-# A launcher that forks its two processes, as torchrun starts them.
-LAUNCHER = """
-import multiprocessing, os, sys
-from ranks import Group, _program
-
-group, context = Group(2), multiprocessing.get_context("fork")
-for rank in range(2):
-    arguments = sys.argv[2:], os.environ | group.variables(rank), os.getcwd(), sys.argv[1], False
-    context.Process(target=_program, args=arguments).start()
-for process in multiprocessing.active_children():
-    process.join()
-"""
-
-
 def test_workers_end_when_the_launcher_is_killed(tmp_path, fork_server):
-    (tmp_path / "launcher.py").write_text(LAUNCHER)
-    for name in ("stdout", "stderr"):
-        (tmp_path / name).touch()
     path = golden_config(tmp_path, run={"iters_per_epoch": 100_000})
     variables = environment() | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    line = [str(tmp_path / "launcher.py"), str(tmp_path), "train.py", "--cfg-path", str(path)]
-    launcher = start(*line, env=variables)
+    launcher = start(FORKING_LAUNCHER, str(tmp_path), "train.py", "--cfg-path", str(path), env=variables)
     ended_with_its_launcher(lambda: in_session(launcher.pids[0]), tmp_path / "out/run/log.jsonl", launcher.kill_alone)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import html
 import json
 import os
@@ -28,7 +29,8 @@ from emollama.errors import UserError
 from emollama.evaluation.judges.cache import Reply, ReplyCache
 from emollama.extraction import failures
 from emollama.logs import tracking
-from emollama.runners.checkpoints import RunCheckpoints, step_of
+from emollama.runners.checkpoints import step_of
+from emollama.runners.run_checkpoints import RunCheckpoints
 from emollama.runners.runner_base import RunnerBase
 from emollama.stores.feature_cache import FeatureCache
 from emollama.stores.manifest import Manifest
@@ -300,12 +302,14 @@ def fill(folder, leave=0):
 
 @pytest.fixture
 def during(monkeypatch):
-    """Call functions after the gradients of steps: ``during({2: function})``."""
+    """Call functions during steps, while no checkpoint is being written: ``during({2: function})``."""
     gradients = RunnerBase._gradients
 
     def act(functions):
         def changed(self, step, *args):
-            functions.get(step, int)()
+            if step in functions:
+                self.checkpoints.finish()
+                functions[step]()
             return gradients(self, step, *args)
 
         monkeypatch.setattr(RunnerBase, "_gradients", changed)
@@ -333,16 +337,17 @@ def test_training_continues_on_a_full_disk_and_logs_again_when_there_is_space(tm
 
 def test_an_evaluation_on_a_full_disk_does_not_end_the_training(tmp_path, emollama, monkeypatch):
     """The checkpoint still fits; the answers, metrics, eval.jsonl and the report do not."""
-    save = RunCheckpoints.save
+    save = RunCheckpoints.maybe_save
 
     with small_disk("8m") as disk:
 
-        def save_and_fill(self, name, completed_steps):
-            saved = save(self, name, completed_steps)
-            fill(disk)
-            return saved
+        def save_and_fill(self, completed_steps):
+            save(self, completed_steps)
+            if completed_steps == 2:
+                self.finish()
+                fill(disk)
 
-        monkeypatch.setattr(RunCheckpoints, "save", save_and_fill)
+        monkeypatch.setattr(RunCheckpoints, "maybe_save", save_and_fill)
         path = write(tmp_path, training(tmp_path, output_dir=str(disk / "out"), iters_per_epoch=2))
         completed = emollama("train", "--cfg-path", path)
         assert completed.returncode == 0 and "Traceback" not in completed.stderr, completed.stderr
@@ -638,16 +643,23 @@ def test_a_last_checkpoint_that_does_not_fit_is_saved_after_a_step_with_space(tm
 
 
 def test_a_best_checkpoint_that_does_not_fit_is_copied_after_a_step_with_space(tmp_path, emollama, during, monkeypatch):
-    save, steps = RunCheckpoints.save, []
+    """On a file system without hard links, where the best checkpoint is a copy."""
+    save, steps = RunCheckpoints.save_best, []
+
+    def no_links(source, target):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
     with small_disk("24m") as disk:
         best = disk / "out/run/checkpoint_best.pth"
 
-        def save_after_filling(self, name, completed_steps):
-            if name == best.name and completed_steps == 3:
+        def save_after_filling(self, completed_steps):
+            self.finish()
+            if completed_steps == 3:
                 fill(disk, leave=50_000)
-            return save(self, name, completed_steps)
+            return save(self, completed_steps)
 
-        monkeypatch.setattr(RunCheckpoints, "save", save_after_filling)
+        monkeypatch.setattr(os, "link", no_links)
+        monkeypatch.setattr(RunCheckpoints, "save_best", save_after_filling)
         during({3: (disk / "filler").unlink, 4: lambda: steps.append(step_of(best))})
         settings = {"output_dir": str(disk / "out"), "iters_per_epoch": 3, "max_epoch": 2, "save_best": True}
         completed = emollama("train", "--cfg-path", write(tmp_path, training(tmp_path, **settings)))

@@ -81,7 +81,8 @@ def test_a_changed_setting_is_refused_with_both_values(folders, tmp_path, change
 
 
 def test_workers_intervals_and_a_larger_max_epoch_may_change_when_resuming(folders, tmp_path):
-    runner = resumed(folders, tmp_path, run={"num_workers": 0, "save_every_iters": 100, "log_freq": 7, "max_epoch": 3})
+    other = {"num_workers": 0, "save_every_iters": 100, "async_save": False, "log_freq": 7, "max_epoch": 3}
+    runner = resumed(folders, tmp_path, run=other)
     assert (runner.first_step, runner.total_steps) == (SAVED_EVERY, 3 * EPOCH)
 
 

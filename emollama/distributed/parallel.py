@@ -53,5 +53,5 @@ class Parallel:
         return nn.utils.get_total_norm([parameter.grad for parameter in self._trained if parameter.grad is not None])
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """Return name -> trained tensor on the CPU. Every rank must call it."""
-        return {name: parameter.detach().cpu() for name, parameter in trainable(self.model).items()}
+        """Return name -> trained tensor, which later steps change. Every rank must call it."""
+        return {name: parameter.detach() for name, parameter in trainable(self.model).items()}

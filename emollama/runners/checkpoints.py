@@ -1,4 +1,4 @@
-"""The checkpoints in the folder of a training run: which are saved when, and which one a run resumes from."""
+"""The checkpoints in the folder of a training run: which one a run resumes from, and which are old."""
 
 from __future__ import annotations
 
@@ -6,113 +6,19 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import yaml
 
-from emollama import checkpoint, disk, file_digests
-from emollama.distributed.process_group import World
+from emollama import checkpoint, file_digests
 from emollama.errors import UserError
 from emollama.listing import abbreviated
 from emollama.logs.logger import get_logger
 from emollama.run_folder import CONFIG, LOG
 
 T = TypeVar("T")
-
-
-class RunCheckpoints:
-    """Saves the checkpoints of a training run. Every rank calls all methods.
-
-    Args:
-        cfg: the ``run`` block.
-        folder: folder of the run.
-        world: the processes; rank 0 writes.
-        content: returns the content of a checkpoint after this number of steps.
-        resumed_from: the checkpoint from which the run was resumed, or None.
-    """
-
-    def __init__(
-        self, cfg: Any, folder: Path, world: World, content: Callable[[int], dict[str, Any]], resumed_from: str | None
-    ) -> None:
-        self._cfg, self._folder, self._world, self._content = cfg, folder, world, content
-        self._unsaved: set[str] = set()  # checkpoints that did not fit on the disk
-        self._saved_step = world.on_rank_zero(lambda: self._step_in_folder(resumed_from)) if resumed_from else None
-
-    def _step_in_folder(self, resumed_from: str) -> int | None:
-        """Return the step of the checkpoint from which the run was resumed, and move those of later steps away.
-
-        A checkpoint in another folder is not one of this run, whose folder must have a checkpoint when it stops.
-        """
-        path = Path(resumed_from)
-        if path.resolve().parent != self._folder.resolve():
-            return None
-        step = step_of(path)
-        if self._cfg.resume_ckpt_path != "auto":
-            set_aside_later(self._folder, step)
-        return step
-
-    def save(self, name: str, completed_steps: int) -> bool:
-        """Save a checkpoint after this number of steps. If checkpoint_best.pth does not fit on the disk, it is saved later.
-
-        Returns:
-            Whether it was saved.
-        """
-        content, path = self._content(completed_steps), self._folder / name
-        if name == checkpoint.BEST:
-            self._best = self._folder / f"checkpoint_{completed_steps // self._cfg.iters_per_epoch - 1}.pth"
-            return self._try(name, lambda: checkpoint.save(path, content))
-        self._world.on_rank_zero(lambda: checkpoint.save(path, content))
-        self._unsaved.discard(checkpoint.LAST)
-        self._saved_step = completed_steps
-        return True
-
-    def maybe_save(self, completed_steps: int) -> None:
-        """Save checkpoint_<epoch>.pth at the end of an epoch, and checkpoint_last.pth every ``save_every_iters`` steps.
-
-        A checkpoint_last.pth or checkpoint_best.pth that did not fit on the disk is saved now if there is space.
-        """
-        cfg = self._cfg
-        if checkpoint.BEST in self._unsaved:
-            self._try(checkpoint.BEST, self._copy_best)
-        if completed_steps % cfg.iters_per_epoch == 0:
-            self.save(f"checkpoint_{completed_steps // cfg.iters_per_epoch - 1}.pth", completed_steps)
-            if cfg.keep_last and checkpoint.BEST not in self._unsaved:
-                self._world.on_rank_zero(partial(drop_old, self._folder, cfg.keep_last))
-        elif checkpoint.LAST in self._unsaved or (cfg.save_every_iters and completed_steps % cfg.save_every_iters == 0):
-            content = self._content(completed_steps)
-            if self._try(checkpoint.LAST, lambda: checkpoint.save(self._folder / checkpoint.LAST, content)):
-                self._saved_step = completed_steps
-
-    def save_if_new(self, completed_steps: int) -> None:
-        """Save checkpoint_last.pth unless there is a checkpoint of this step."""
-        if self._saved_step != completed_steps:
-            self.save(checkpoint.LAST, completed_steps)
-
-    def _copy_best(self) -> None:
-        # A resumed run has no checkpoint of an epoch after which it was stopped.
-        if self._best.exists():
-            checkpoint.copy(self._best, self._folder / checkpoint.BEST)
-
-    def _try(self, name: str, write: Callable[[], None]) -> bool:
-        """Write a checkpoint on rank 0, or warn if the disk is full. Returns on every rank whether it was written."""
-
-        def written() -> bool:
-            try:
-                write()
-            except UserError as error:
-                if not disk.is_full(error):
-                    raise
-                if name not in self._unsaved:
-                    get_logger().warning("%s Training continues, and the next steps try again.", error)
-                return False
-            return True
-
-        saved = self._world.on_rank_zero(written)
-        self._unsaved = self._unsaved - {name} if saved else self._unsaved | {name}
-        return saved
 
 
 def content_to_resume(configured: str | None, folder: Path) -> dict[str, Any] | None:

@@ -65,6 +65,7 @@ RESUMABLE_OVERRIDES = (
     "run.log_freq",
     "run.wandb_*",
     "run.save_every_iters",
+    "run.async_save",
     "run.keep_last",
     "run.max_skipped_steps",
     "run.evaluate*",

@@ -94,6 +94,10 @@ class RunnerConfig:
     """Project of Weights & Biases. The run there has the name of the run's folder."""
     save_every_iters: int | None = None
     """Iterations between saves of checkpoint_last.pth. If null, checkpoints are only saved at the end of epochs."""
+    async_save: bool = True
+    """Write checkpoints in the background: training only waits until their tensors are copied. The copy is in the CPU memory of
+    process 0 and has the size of a checkpoint. If False, or if there is not enough memory, training waits until a checkpoint is
+    written."""
     keep_last: int | None = None
     """Number of most recent epoch checkpoints to keep. If null, all are kept."""
     stop_after_minutes: float | None = None

@@ -31,9 +31,9 @@ from emollama.logs.logger import get_logger, log_metrics, set_up
 from emollama.logs.run_log import RunLog
 from emollama.runners import out_of_memory, summary
 from emollama.runners.build import checkpoint_paths
-from emollama.runners.checkpoints import RunCheckpoints
 from emollama.runners.evaluation import Evaluation, answer_settings
 from emollama.runners.preparation import Preparation
+from emollama.runners.run_checkpoints import RunCheckpoints
 from emollama.runners.run_config import RunnerConfig, hang_seconds
 from emollama.runners.runner import WriteReport, no_report
 from emollama.runners.skipped_steps import SkippedSteps
@@ -129,7 +129,7 @@ class RunnerBase:
             if cfg.wandb_log:
                 self.world.on_rank_zero(lambda: log.track(cfg.wandb_project, self.config.unresolved()))
             log.hyper_parameters(summary.hyper_parameters(self.config), summary.scalar_tags(self.blocks))
-            with worker_errors(self.samples.reports, self.samples.description, hang_seconds(cfg)):
+            with worker_errors(self.samples.reports, self.samples.description, hang_seconds(cfg)), self.checkpoints:
                 self._train_steps(log, write_report)
         best = self.validation.best() if self.validation else None
         summary.show_end(self, time.monotonic() - start_time, self._report(write_report), best)
@@ -173,7 +173,7 @@ class RunnerBase:
             return False
         if self.validation.should_evaluate(completed_steps):
             with log.paused():
-                self.validation.run(completed_steps, log, lambda: self.checkpoints.save(checkpoint.BEST, completed_steps))
+                self.validation.run(completed_steps, log, lambda: self.checkpoints.save_best(completed_steps))
                 self._report(write_report)
         if self.validation.should_stop_early and completed_steps < self.total_steps:
             text = "run.early_stop_patience: no better %s in %d evaluations; training ends early"

@@ -9,14 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from emollama.runners.checkpoints import RunCheckpoints
+from emollama.runners.run_checkpoints import RunCheckpoints
 
 STEPS, save = int(sys.argv.pop(1)), RunCheckpoints.maybe_save
 
 
 def save_unless_killed(self: Any, step: int) -> None:
-    """Replace the method that the runner calls after each step."""
+    """Replace the method that the runner calls after each step. The checkpoints of earlier steps are complete."""
     if step == STEPS:
+        self.finish()
         os.kill(os.getpid(), signal.SIGKILL)
     save(self, step)
 

@@ -1,0 +1,94 @@
+"""Writes checkpoints in the background while training continues, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emollama import checkpoint
+from emollama.logs.logger import get_logger
+from emollama.runners.memory_choice import GIB, memory
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread. Hashing and writing release the interpreter lock, so that training continues meanwhile.
+
+    Args:
+        in_background: :meth:`start` returns when the tensors are copied. If False, it returns when the file is complete.
+        device: the device of the tensors.
+    """
+
+    def __init__(self, *, in_background: bool, device: torch.device) -> None:
+        self._in_background, self._device = in_background, device
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="emollama: checkpoint")
+        self._writing: Future[None] | None = None
+        self._stager: Any = None
+        self._copied = 0  # bytes of the buffers
+
+    def start(self, path: Path, content: dict[str, Any]) -> None:
+        """Start to write a checkpoint. The earlier one must be finished.
+
+        The tensors may change when this method returns: the file contains the values of this moment.
+        """
+        assert self._writing is None
+        if self._in_background and self._has_memory(content):
+            self._writing = self._thread.submit(checkpoint.save, path, self._copy(content))
+            return
+        # A file that another program reads without a GPU needs weights on the CPU; the optimizer only resumes runs.
+        weights = {name: tensor.cpu() for name, tensor in content["model"].items()}
+        self._writing = self._thread.submit(checkpoint.save, path, content | {"model": weights})
+        wait([self._writing])
+
+    def is_done(self) -> bool:
+        """Return whether :meth:`finish` would not wait."""
+        return self._writing is None or self._writing.done()
+
+    def finish(self) -> None:
+        """Wait until the file is complete.
+
+        Raises:
+            UserError: If it could not be written.
+        """
+        if self._writing is not None:
+            wait([self._writing])  # after Ctrl-C in this line, the file is still being written
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def _has_memory(self, content: dict[str, Any]) -> bool:
+        """Return whether this machine has enough free memory to copy the tensors; warn if it has not."""
+        needed, free = sum(tensor.nbytes for tensor in _tensors(content)), memory(torch.device("cpu"))[0]
+        # Zero is an unknown size.
+        if not free or needed <= free + self._copied:
+            self._copied = needed
+            return True
+        text = "run.async_save: a copy of a checkpoint needs %.1f GiB, and %.1f GiB are free, so training waits for its file"
+        get_logger().warning(text, needed / GIB, (free + self._copied) / GIB)
+        self._in_background = False
+        return False
+
+    def _copy(self, content: dict[str, Any]) -> Any:
+        """Return the content with copies of its tensors on the CPU, in buffers that the next save uses again."""
+        if self._stager is None:
+            # It is imported here, so that the start of a run does not wait for it.
+            from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+            on_gpu = self._device.type == "cuda"
+            options = StagingOptions(
+                use_pinned_memory=on_gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_gpu
+            )
+            self._stager = DefaultStager(options)
+        return self._stager.stage(content)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested dictionaries and sequences."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)

@@ -1,0 +1,168 @@
+"""Saves the checkpoints of a training run: which are saved when, in the background or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from emollama import checkpoint, disk
+from emollama.distributed.process_group import World
+from emollama.errors import UserError
+from emollama.logs.logger import get_logger
+from emollama.runners.checkpoint_writer import CheckpointWriter
+from emollama.runners.checkpoints import drop_old, set_aside_later, step_of
+
+
+class _Save(NamedTuple):
+    """A checkpoint that is being written: its name, and its number of completed steps; a full disk ends the run if required."""
+
+    name: str
+    step: int
+    required: bool
+
+
+class RunCheckpoints:
+    """Saves the checkpoints of a training run. Every rank calls all methods.
+
+    Unless ``run.async_save`` is False, a checkpoint is written while the next steps run. The next checkpoint, and the end of the
+    run, wait for it, and an error ends the run at the step that finds it.
+
+    Args:
+        cfg: the ``run`` block.
+        folder: folder of the run.
+        world: the processes; rank 0 writes.
+        content: returns the content of a checkpoint after this number of steps.
+        resumed_from: the checkpoint from which the run was resumed, or None.
+    """
+
+    def __init__(
+        self, cfg: Any, folder: Path, world: World, content: Callable[[int], dict[str, Any]], resumed_from: str | None
+    ) -> None:
+        self._cfg, self._folder, self._world, self._content = cfg, folder, world, content
+        self._writer = CheckpointWriter(in_background=cfg.async_save, device=world.device)
+        self._writing: _Save | None = None
+        self._unsaved: set[str] = set()  # checkpoints that did not fit on the disk
+        self._saved_step = world.on_rank_zero(lambda: self._step_in_folder(resumed_from)) if resumed_from else None
+
+    def _step_in_folder(self, resumed_from: str) -> int | None:
+        """Return the step of the checkpoint from which the run was resumed, and move those of later steps away.
+
+        A checkpoint in another folder is not one of this run, whose folder must have a checkpoint when it stops.
+        """
+        path = Path(resumed_from)
+        if path.resolve().parent != self._folder.resolve():
+            return None
+        step = step_of(path)
+        if self._cfg.resume_ckpt_path != "auto":
+            set_aside_later(self._folder, step)
+        return step
+
+    def maybe_save(self, completed_steps: int) -> None:
+        """Save checkpoint_<epoch>.pth at the end of an epoch, and checkpoint_last.pth every ``save_every_iters`` steps.
+
+        A checkpoint_last.pth or checkpoint_best.pth that did not fit on the disk is saved now if there is space.
+        """
+        cfg = self._cfg
+        if self._writing and self._world.any(self._world.is_main and self._writer.is_done()):
+            self.finish()
+        if checkpoint.BEST in self._unsaved:
+            self._try(checkpoint.BEST, self._link_best)
+        retries = checkpoint.LAST in self._unsaved and not self._writing
+        if completed_steps % cfg.iters_per_epoch == 0:
+            self._start(self._path_of_epoch(completed_steps).name, completed_steps)
+        elif retries or (cfg.save_every_iters and completed_steps % cfg.save_every_iters == 0):
+            self._start(checkpoint.LAST, completed_steps, required=False)
+
+    def save_best(self, completed_steps: int) -> bool:
+        """Save checkpoint_best.pth. When this method returns, it is complete, or is saved later because the disk is full.
+
+        It is a second name of the epoch's checkpoint, which was written during the evaluation. Only a run that was resumed from
+        another folder may not have it.
+
+        Returns:
+            Whether it was saved.
+        """
+        self.finish()
+        self._best = self._path_of_epoch(completed_steps)
+        if self._world.on_rank_zero(lambda: step_of(self._best)) == completed_steps:
+            return self._try(checkpoint.BEST, self._link_best)
+        self._start(checkpoint.BEST, completed_steps, required=False)
+        self.finish()
+        return checkpoint.BEST not in self._unsaved
+
+    def save_if_new(self, completed_steps: int) -> None:
+        """Save checkpoint_last.pth unless there is a checkpoint of this step. When this method returns, it is complete."""
+        self.finish()
+        if self._saved_step != completed_steps:
+            self._start(checkpoint.LAST, completed_steps)
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until the checkpoint that is being written is complete, and delete those that ``keep_last`` does not keep.
+
+        Raises:
+            UserError: If it could not be written and is not saved later.
+        """
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        if writing.required:
+            self._world.on_rank_zero(self._writer.finish)
+        elif not self._try(writing.name, self._writer.finish):
+            return
+        if writing.name == checkpoint.BEST:
+            return
+        self._unsaved.discard(checkpoint.LAST)
+        self._saved_step = writing.step
+        if writing.name != checkpoint.LAST and self._cfg.keep_last and checkpoint.BEST not in self._unsaved:
+            self._world.on_rank_zero(partial(drop_old, self._folder, self._cfg.keep_last))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Wait until the checkpoint that is being written is complete, also when a run ends with an error."""
+        if error is None:
+            self.finish()
+            return
+        # The other ranks may have ended, and the error of the run must not be replaced.
+        try:
+            self._writer.finish()
+        except UserError as unwritten:
+            get_logger().error("%s", unwritten)
+
+    def _start(self, name: str, completed_steps: int, *, required: bool = True) -> None:
+        self.finish()
+        content = self._content(completed_steps)
+        self._world.on_rank_zero(lambda: self._writer.start(self._folder / name, content))
+        self._writing = _Save(name, completed_steps, required)
+        if not self._cfg.async_save:
+            self.finish()
+
+    def _path_of_epoch(self, completed_steps: int) -> Path:
+        return self._folder / f"checkpoint_{completed_steps // self._cfg.iters_per_epoch - 1}.pth"
+
+    def _link_best(self) -> None:
+        # A resumed run has no checkpoint of an epoch after which it was stopped.
+        if self._best.exists():
+            checkpoint.link(self._best, self._folder / checkpoint.BEST)
+
+    def _try(self, name: str, write: Callable[[], None]) -> bool:
+        """Write a checkpoint on rank 0, or warn if the disk is full. Returns on every rank whether it was written."""
+
+        def written() -> bool:
+            try:
+                write()
+            except UserError as error:
+                if not disk.is_full(error):
+                    raise
+                if name not in self._unsaved:
+                    get_logger().warning("%s Training continues, and the next steps try again.", error)
+                return False
+            return True
+
+        saved = self._world.on_rank_zero(written)
+        self._unsaved = self._unsaved - {name} if saved else self._unsaved | {name}
+        return saved
