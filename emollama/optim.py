@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from emollama.sharded_tensors import is_sharded, part_like, whole
+
 NO_DECAY = ("bias", "ln", "bn")  # parts of the names of parameters without weight decay, as in LAVIS
 
 
@@ -52,10 +54,42 @@ def step_unless(optimizer: torch.optim.AdamW, skipped: Tensor) -> None:
     optimizer.step()
 
 
+def whole_state(optimizer: torch.optim.AdamW, *, kept: bool) -> dict[str, Any]:
+    """Return the state of the optimizer with whole tensors. Every rank must call it.
+
+    Args:
+        optimizer: the result of :func:`adamw`.
+        kept: whether this process needs them; if False, tensors that are sharded are left out.
+    """
+    content = optimizer.state_dict()
+    state: dict[int, dict[str, Any]] = {}
+    for index, values in content["state"].items():
+        state[index] = {}
+        for name, value in values.items():
+            # One tensor at a time, so that the device holds only one whole tensor.
+            tensor = whole(value).cpu() if is_sharded(value) else value
+            if kept or not is_sharded(value):
+                state[index][name] = tensor
+    return content | {"state": state}
+
+
 def load_state(optimizer: torch.optim.AdamW, state: dict[str, Any]) -> None:
-    """Load the state of the optimizer from a checkpoint, also from one that another implementation of AdamW has written."""
+    """Load the state of the optimizer from a checkpoint, also from one that another implementation of AdamW has written.
+
+    The checkpoint has whole tensors, of which an optimizer of sharded tensors keeps its part.
+    """
     groups = [group | {"fused": True, "foreach": None} for group in state["param_groups"]]
-    optimizer.load_state_dict(state | {"param_groups": groups})
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    indices = [index for group in groups for index in group["params"]]
+    of_parameter = dict(zip(indices, parameters, strict=False))
+    values = {
+        index: {
+            name: part_like(value, of_parameter[index]) if value.shape == of_parameter[index].shape else value
+            for name, value in stored.items()
+        }
+        for index, stored in state["state"].items()
+    }
+    optimizer.load_state_dict(state | {"state": values, "param_groups": groups})
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

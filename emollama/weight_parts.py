@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from emollama.sharded_tensors import part_like
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -69,10 +71,10 @@ def part_of(parameter: Tensor) -> Part | None:
 
 
 def fill(parameter: Tensor, whole: Tensor) -> None:
-    """Copy the values of a whole tensor into a parameter, or into the part that a placeholder stands for."""
+    """Copy the values of a whole tensor into a parameter, or into the part of it that this process has or has loaded."""
     part = part_of(parameter)
     if part is None:
-        parameter.copy_(whole)
+        parameter.copy_(part_like(whole, parameter))
     else:
         part.values.copy_(part.share.of(whole))
 

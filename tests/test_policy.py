@@ -40,11 +40,12 @@ IMPORTS = {
     "system_errors": "disk memory",
     "logs.bars": "",
     "logs.verbosity": "",
-    "optim": "",
+    "sharded_tensors": "",
+    "optim": "sharded_tensors",
     "interface_check": "",
     "suggestions": "",
     "variables": "",
-    "weight_parts": "",
+    "weight_parts": "sharded_tensors",
     "run_folder": "json_io",
     "distributed.worker_variables": "errors variables",
     "logs.console": "disk errors heartbeat logs.bars logs.verbosity text_encoding",
@@ -57,7 +58,8 @@ IMPORTS = {
     "distributed.nodes": "__init__ distributed.worker_variables errors listing",
     "distributed.node_launch": "distributed.nodes distributed.worker_variables errors",
     "distributed.process_group": "distributed.nodes distributed.worker_variables errors heartbeat",
-    "distributed.parallel": "distributed.process_group errors optim",
+    "distributed.parallel": "distributed.process_group optim sharded_tensors",
+    "distributed.sharding": "distributed.process_group distributed.worker_variables errors recomputation weight_parts",
     "distributed.stop_requests": "distributed.process_group distributed.worker_variables errors variables",
     "distributed.worker_errors": "distributed.worker_variables errors variables",
     "distributed.watchdog": "distributed.worker_errors distributed.worker_variables errors heartbeat",
@@ -99,10 +101,11 @@ IMPORTS = {
     " registry run_folder stores tensor_files",
     "decoding": "components data data.batch decoding_state",
     "runners": "__init__ checkpoint checkpoint_average checkpoint_files component_configs component_errors components config data"
-    " data.batch data.int8_vectors decoding disk distributed.parallel distributed.process_group distributed.stop_requests"
-    " distributed.worker_variables dtypes encoders errors evaluation field_texts file_digests folder_lock heartbeat"
+    " data.batch data.int8_vectors decoding disk distributed.parallel distributed.process_group distributed.sharding"
+    " distributed.stop_requests distributed.worker_variables dtypes encoders errors evaluation field_texts file_digests"
+    " folder_lock heartbeat"
     " interface_check listing logs logs.console lr_schedules memory optim paths planning precision recomputation"
-    " registry run_folder stores suggestions variables weight_parts",
+    " registry run_folder sharded_tensors stores suggestions variables",
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning remote runners",
     "tasks": "components data data.batch decoding errors evaluation field_texts run_folder",
     "inference": "__init__ checkpoint checkpoint_files component_configs config data data.batch decoding"

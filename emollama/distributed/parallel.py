@@ -1,4 +1,4 @@
-"""Data parallelism: the wrapper of a trained model that averages gradients over the ranks."""
+"""Data parallelism: a model whose gradients are averaged over the ranks, whether its weights are sharded or not."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from emollama.distributed.process_group import World
-from emollama.errors import UserError
 from emollama.optim import trainable
+from emollama.sharded_tensors import is_sharded, whole
 
 
 class Parallel:
     """A model whose gradients are averaged over the ranks.
 
+    FSDP averages the gradients of weights that are sharded, and DistributedDataParallel those of trained tensors that every
+    process has. :func:`~emollama.distributed.sharding.shard` shards all trained tensors, or none.
+
     Args:
-        model: the bare model, on the world's device.
+        model: the model on the world's device, which may be sharded.
         world: the processes.
-        kind: ``ddp``.
     """
 
-    def __init__(self, model: nn.Module, world: World, kind: str = "ddp") -> None:
-        if kind != "ddp":
-            raise UserError(f"run.parallel: unknown value '{kind}'. Set it to ddp.")
+    def __init__(self, model: nn.Module, world: World) -> None:
         self.model = model
+        self._world = world
         self._wrapped: nn.Module = model
         self._trained = list(trainable(model).values())
-        if world.size > 1:
+        self._is_sharded = any(map(is_sharded, self._trained))
+        if world.size > 1 and not self._is_sharded:
             # Every rank has loaded the frozen weights from the same files, so only trained parameters need to be broadcast.
             frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
             buffers = [name for name, _ in model.named_buffers()]
@@ -42,6 +44,12 @@ class Parallel:
 
     def no_sync_unless(self, last: bool) -> AbstractContextManager[Any]:
         """Return a context for forward and backward of a micro-batch; only the last one of a step synchronizes gradients."""
+        if self._is_sharded:
+            # Imported here because a run without sharding does not need it.
+            from torch.distributed.fsdp import FSDPModule
+
+            assert isinstance(self.model, FSDPModule)
+            self.model.set_requires_gradient_sync(last)
         if last or not isinstance(self._wrapped, DistributedDataParallel):
             return nullcontext()
         return self._wrapped.no_sync()
@@ -49,9 +57,17 @@ class Parallel:
     def clip_grad_norm(self, limit: float | None) -> Tensor:
         """Return the global L2 norm of the gradients, a scalar, and clip them to ``limit`` unless it is None."""
         if limit is not None:
-            return nn.utils.clip_grad_norm_(self._trained, limit)
-        return nn.utils.get_total_norm([parameter.grad for parameter in self._trained if parameter.grad is not None])
+            return whole(nn.utils.clip_grad_norm_(self._trained, limit))
+        return whole(nn.utils.get_total_norm([parameter.grad for parameter in self._trained if parameter.grad is not None]))
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """Return name -> trained tensor, which later steps change. Every rank must call it."""
-        return {name: parameter.detach() for name, parameter in trainable(self.model).items()}
+        """Return name -> trained tensor, which later steps may change. Every rank must call it.
+
+        If weights are sharded, only rank 0 gets whole tensors, which are copies on the CPU.
+        """
+        tensors = {name: parameter.detach() for name, parameter in trainable(self.model).items()}
+        if not self._is_sharded:
+            return tensors
+        # One after the other, because the device has no memory for all of them.
+        wholes = ((name, whole(tensor)) for name, tensor in tensors.items())
+        return {name: tensor.cpu() for name, tensor in wholes if self._world.is_main}

@@ -255,7 +255,9 @@ def beam_search(llm: Any, sequences: Sequence[Tensor], eos: int | None, options:
     """
     embeddings = pad_sequence(list(sequences), batch_first=True, padding_side="left")
     mask = left_padding_mask([len(sequence) for sequence in sequences], embeddings.device)
-    out = llm.generate(inputs_embeds=embeddings, attention_mask=mask, eos_token_id=eos, pad_token_id=eos, **options)
+    # The ranks of a sharded model wait for each other before each forward pass (joint_forward_passes), not in this function.
+    ends = {"eos_token_id": eos, "pad_token_id": eos, "synced_gpus": False}
+    out = llm.generate(inputs_embeds=embeddings, attention_mask=mask, **ends, **options)
     return [_until(ids, eos) for ids in out.tolist()]
 
 

@@ -6,23 +6,26 @@ import copy
 import inspect
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from emollama import checkpoint, checkpoint_average
 from emollama.checkpoint_files import require_checkpoint_file, require_language_model
 from emollama.components import Model
 from emollama.config import RunConfig
+from emollama.distributed import sharding
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.logs.logger import get_logger
 from emollama.precision import Precision
 from emollama.runners import provenance
 from emollama.runners.resume import FEATURE_TOKENS, as_block, reordered_outputs
-from emollama.weight_parts import Weights
 
+# Which weights of the language model a process has: all, only the embedding table of a model that runs elsewhere, or what
+# run.parallel says.
+Weights: TypeAlias = Literal["all", "embeddings", "shared"]
 # Keys of a model that a tensor-shape check cannot detect -> the effect of a different value.
 NON_SHAPE_KEYS = {
     "lora_alpha": "the output of the adapters is scaled differently",
@@ -59,7 +62,9 @@ def build_models(
         UserError: If the language model cannot be used.
     """
     cfg, model_class, (sources, allowed) = config.model, config.model_class, _sources(config, resumed)
-    options: dict[str, Any] = {"weights": weights} if "weights" in inspect.signature(model_class).parameters else {}
+    mesh = sharding.device_mesh(world, config.run.parallel, config.run.shard_size) if weights == "shared" else None
+    loaded = "embeddings" if weights == "embeddings" else "all" if mesh is None else sharding.share_of(mesh)
+    options: dict[str, Any] = {"weights": loaded} if "weights" in inspect.signature(model_class).parameters else {}
     if weights == "embeddings" and not options:
         raise UserError(f"model.arch: {config.names['model']} cannot be built without its language model (weights).")
     if world.is_main:
@@ -75,6 +80,8 @@ def build_models(
     for member, stored in zip(members, tensors, strict=False):
         # checkpoint_tensors has rejected missing tensors where they are not allowed.
         checkpoint.load_trainable(member, stored, path=", ".join(sources), allow_missing=allowed, new_slots=True)
+    if mesh is not None:
+        sharding.shard(model, mesh)
     return members
 
 
@@ -110,6 +117,7 @@ def checkpoint_tensors(
             " model.ensemble: weights to start from their mean."
         )
     shapes = config.model_class(cfg, device=torch.device("meta"), frozen_dtype=precision.frozen_dtype)
+    require_shardable(shapes, config)
     if not training:
         require_checkpoint(cfg)
     sources, allowed = _sources(config, resumed)
@@ -193,3 +201,31 @@ def _compare_keys(content: dict[str, Any], config: RunConfig, source: str) -> No
         if as_block(trained_value) != as_block(value):
             text = "%s was trained with %s %r, but this run has %r: %s"
             get_logger().warning(text, source, key, trained_value, value, effect)
+
+
+def require_shardable(model: Model, config: RunConfig) -> None:
+    """Check that the language model of a run can be sharded.
+
+    Args:
+        model: the model, on the meta device.
+        config: the resolved configuration.
+
+    Raises:
+        UserError: If it cannot.
+    """
+    run = config.run
+    if run.parallel == "ddp":
+        return
+    family, llm = model.llm_config.model_type, model.llama_model
+    assert isinstance(llm, nn.Module)  # a Protocol cannot require a base class
+    if problem := sharding.unsupported(llm):
+        raise UserError(
+            f"run.parallel: {run.parallel} does not work with models of the type '{family}', because {problem}. Set run.parallel:"
+            " ddp."
+        )
+    packing: Any = getattr(model, "packing", None)
+    if run.max_tokens is not None and packing is not None and not packing.is_packed and not packing.batched:
+        raise UserError(
+            f"run.max_tokens does not work with run.parallel: {run.parallel} and models of the type '{family}', which run one"
+            " sample at a time: the processes would run different numbers of forward passes. Set run.max_tokens: null."
+        )

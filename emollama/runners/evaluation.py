@@ -190,7 +190,8 @@ class Evaluation:
         """
         world = self.prediction_runner.world
         outcome = Outcome({}, {}, [], {})
-        identity = world.on_rank_zero(lambda: identity_of(self.settings, self.prediction_runner.generator.members))
+        # Every rank computes it, because each may have only a part of the tensors.
+        identity = world.gather(identity_of(self.settings, self.prediction_runner.generator.members))[0]
         unfinished = []
         for block_name, block in self.blocks.items():
             block_identity = world.on_rank_zero(partial(self._identity, identity, block.dataset))

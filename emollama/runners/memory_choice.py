@@ -169,8 +169,9 @@ def saved_bytes(loss: Callable[[], Tensor], constant: set[int]) -> int:
     saved: dict[int, Tensor] = {}
 
     def save(tensor: Tensor) -> Tensor:
-        # The tensor is kept, so that no other one gets its address.
-        saved[tensor.untyped_storage().data_ptr()] = tensor
+        # The tensor is kept, so that no other one gets its address. Weights that were gathered for a layer are freed after it.
+        if not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
+            saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):

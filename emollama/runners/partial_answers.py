@@ -21,6 +21,7 @@ from emollama.logs.logger import get_logger
 from emollama.optim import HasParameters, trainable
 from emollama.paths import atomic_write
 from emollama.run_folder import PredictionRecord
+from emollama.sharded_tensors import whole
 
 BatchItems = tuple[int, ...]  # positions of a batch's items in the list of all items
 
@@ -148,5 +149,5 @@ def identity_of(settings: Any, members: Sequence[HasParameters]) -> str:
     for member in members:
         for name, parameter in sorted(trainable(member).items()):
             digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().flatten().view(uint8).numpy().tobytes())
+            digest.update(whole(parameter.detach()).cpu().contiguous().flatten().view(uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -12,6 +12,7 @@ from emollama.components import EvaluationItem, Task
 from emollama.data.dataset import SampleDataset
 from emollama.decoding.answer_generator import AnswerGenerator
 from emollama.distributed.process_group import World
+from emollama.distributed.sharding import joint_forward_passes
 from emollama.distributed.stop_requests import STOP_REQUESTS
 from emollama.errors import Stopped
 from emollama.logs.console import Progress
@@ -76,7 +77,11 @@ class PredictionRunner:
             get_logger().info("%s: continuing with %d of %d answers of process %d", block_name, count, len(own), self.world.rank)
         predictions: list[PredictionRecord] = []
         stopped = False
-        with Progress(len(own), f"answering {block_name}", enabled=self.world.is_main) as bar, self.precision.autocast():
+        with (
+            joint_forward_passes(self.generator.members[0], self.world),
+            Progress(len(own), f"answering {block_name}", enabled=self.world.is_main) as bar,
+            self.precision.autocast(),
+        ):
             first, size = 0, dataset.cfg.batch_size
             while part := own[first : first + size]:
                 answers: list[PredictionRecord] | Exception | None = finished.get(tuple(part))

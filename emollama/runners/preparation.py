@@ -31,7 +31,7 @@ from emollama.paths import require_writable
 from emollama.precision import Precision
 from emollama.run_folder import RESULT
 from emollama.runners import provenance
-from emollama.runners.build import build_models, checkpoint_paths, checkpoint_tensors
+from emollama.runners.build import Weights, build_models, checkpoint_paths, checkpoint_tensors
 from emollama.runners.datasets import (
     batch_size,
     build_datasets,
@@ -48,6 +48,7 @@ from emollama.runners.node_checks import compare_configurations, compare_dataset
 from emollama.runners.prediction_runner import PredictionRunner
 from emollama.runners.restarts import record_attempt, require_progress
 from emollama.runners.resume import require_job_id, resume_content, run_fields, sampling_fields
+from emollama.runners.sharding_check import require_keys
 from emollama.runners.step_layout import step_layout
 from emollama.runners.validation import monitored_metric
 from emollama.variables import JOB_ID
@@ -164,8 +165,10 @@ class Preparation:
         Args:
             embeddings_only: load only the embedding table of the language model, which runs elsewhere.
         """
+        # Requests are answered by each process alone.
+        weights: Weights = "embeddings" if embeddings_only else "all" if self.clips else "shared"
         state = self.config, self.world, self.precision, self.tensors, self.resumed
-        members = build_models(*state, weights="embeddings" if embeddings_only else "all")
+        members = build_models(*state, weights=weights)
         if self.config.model.merge_adapters and not self.training and not embeddings_only:
             members[0].merge_adapters()
         if self.training and self.config.model.compile and self.world.is_main:
@@ -188,6 +191,8 @@ class Preparation:
         if self.clips is None:
             with self._collect_errors:
                 on_rank_zero(lambda: check_run_folder(self.folder))
+            with self._collect_errors:
+                on_rank_zero(lambda: require_keys(self.config, self.processes, training=self.training))
         with self._collect_errors:
             self.world.rank_zero_first(lambda: require_language_model(model.llama_model))
             prompt_format = self.config.model_class.prompt_format

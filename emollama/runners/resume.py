@@ -55,6 +55,8 @@ RESUMABLE_OVERRIDES = (
     "run.output_dir",
     "run.job_id",
     "run.device",
+    "run.parallel",
+    "run.shard_size",
     "run.num_workers",
     # The samples of a step must be as many as before; sampling_fields compares them.
     "datasets.*.batch_size",

@@ -31,8 +31,13 @@ class RunnerConfig:
     """Random seed of initial weights, sample order, choice of tasks and instructions, and dropout."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Device of the run. auto: a GPU if there is one, otherwise the CPU."""
-    parallel: Literal["ddp"] = "ddp"
-    """Parallelism over several processes: DistributedDataParallel."""
+    parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    """Parallelism over several processes. ddp (DistributedDataParallel): each process has all weights. fsdp (FSDP2): the weights
+    of the language model are divided among all processes, and gathered layer by layer. hsdp: they are divided among shard_size
+    processes, and each such group has all weights."""
+    shard_size: int | None = None
+    """Number of processes among which hsdp divides the weights. It must divide the number of processes. If null, it is the number
+    of processes of a machine, so that only gradients are exchanged between machines."""
     max_epoch: int = 1
     """Number of epochs. An epoch has iters_per_epoch iterations; it does not depend on the number of samples."""
     iters_per_epoch: int = 1000
@@ -143,7 +148,12 @@ class RunnerConfig:
         LR_SCHEDULES.require(self.lr_sched, "lr_sched")
         self.max_epoch = lr_schedules.total_epochs(self.stages, self.max_epoch)
         require_at_least(1, self, "max_epoch", "iters_per_epoch", "accum_grad_iters", "tasks_per_clip", "log_freq")
-        require_at_least(1, self, "max_skipped_steps")
+        require_at_least(1, self, "max_skipped_steps", "shard_size")
+        if self.shard_size is not None and self.parallel != "hsdp":
+            raise ValueError(
+                f"shard_size is {self.shard_size}, but parallel is {self.parallel}, for which it has no meaning. Set parallel:"
+                " hsdp, or remove shard_size."
+            )
         if self.global_batch is not None and self.accum_grad_iters > 1:
             raise ValueError(
                 f"global_batch is {self.global_batch}, and accum_grad_iters is {self.accum_grad_iters}: the number of accumulated"

@@ -267,7 +267,7 @@ class RunnerBase:
         """Return the content of a checkpoint after this number of steps. Every rank calls it."""
         return {
             "model": {self.model.stored_name(key): value for key, value in self.parallel.trainable_state().items()},
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optim.whole_state(self.optimizer, kept=self.world.is_main),
             "scaler": self.precision.scaler.state_dict(),
             "step": completed_steps,
             "epoch": (completed_steps - 1) // self.cfg.iters_per_epoch,
@@ -286,7 +286,7 @@ class RunnerBase:
         self.model.train()
         assert isinstance(self.model, nn.Module)  # a Protocol cannot require a base class
         self.copy_to_device = DeviceCopy(self.world.device)
-        self.parallel = Parallel(self.model, self.world, cfg.parallel)
+        self.parallel = Parallel(self.model, self.world)
         trained = optim.trainable(self.model).items()
         self.optimizer = optim.adamw(trained, lr=cfg.init_lr, weight_decay=cfg.weight_decay, beta2=cfg.beta2)
         self.resumed_from = str(resumed["path"]) if resumed else None

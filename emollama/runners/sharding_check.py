@@ -1,0 +1,41 @@
+"""Checks of the keys that ``run.parallel: fsdp`` and ``hsdp`` restrict."""
+
+from __future__ import annotations
+
+from emollama.config import RunConfig
+from emollama.distributed import sharding
+from emollama.errors import UserError
+from emollama.runners.build import is_ensemble
+
+
+def require_keys(config: RunConfig, processes: int, *, training: bool) -> None:
+    """Check that the keys of a run allow to shard its weights.
+
+    Args:
+        config: the resolved configuration.
+        processes: number of processes of the run.
+        training: True to train, False to only evaluate.
+
+    Raises:
+        UserError: If they do not.
+    """
+    run, model = config.run, config.model
+    sharding.group_size(run.parallel, run.shard_size, processes)
+    if run.parallel == "ddp":
+        return
+    unsupported = [
+        (f"model.{key}", f"weights quantized by bitsandbytes cannot be sharded. Set model.{key}: False")
+        for key in ("low_resource", "load_in_4bit")
+        if getattr(model, key, False)
+    ]
+    if getattr(model, "frozen_dtype", None) == "fp8":
+        unsupported.append(("model.frozen_dtype: fp8", "weights of 8 bits cannot be sharded. Set model.frozen_dtype: auto"))
+    if is_ensemble(model):
+        text = "the members of an ensemble share their frozen weights, which cannot be sharded then. Set model.ensemble: weights"
+        unsupported.append(("model.ckpt", text))
+    if model.merge_adapters and not training:
+        text = "adapters cannot be merged into weights of which each process has a part. Set model.merge_adapters: False"
+        unsupported.append(("model.merge_adapters", text))
+    if unsupported:
+        key, text = unsupported[0]
+        raise UserError(f"{key} does not work with run.parallel: {run.parallel}, because {text}, or run.parallel: ddp.")

@@ -1,0 +1,69 @@
+"""In each process of a group: train with sharded weights, and evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from emollama.config import load
+
+
+def train(paths: list[str]) -> None:
+    """Train one configuration after the other."""
+    for path in paths:
+        config = load(path)
+        config.runner_class(config).train()
+
+
+def first_gradients(paths: list[str]) -> None:
+    """Write <config's folder>/gradients.pt with the gradients of the first step, for each configuration."""
+    import torch
+
+    from emollama.optim import trainable
+    from emollama.sharded_tensors import whole
+
+    for path in paths:
+        config = load(path)
+        runner = config.runner_class(config)
+        with runner.lock:
+            micro_batches = next(runner._step_batches())
+            runner._gradients(0, micro_batches, *runner.world.totals(sum(batch.total_weight for batch in micro_batches)))
+        gradients = {name: whole(parameter.grad) for name, parameter in trainable(runner.model).items()}
+        if runner.world.is_main:
+            torch.save(gradients, Path(path).parent / "gradients.pt")
+
+
+def evaluate(path: str, failures: int = 0) -> int:
+    """Evaluate a configuration. On rank 1, a number of forward passes fail in the last or first layer for lack of memory.
+
+    Returns:
+        The number of forward passes of the language model on this rank.
+    """
+    config = load(path)
+    runner = config.runner_class(config, training=False)
+    llm = runner.model._llm
+    layers = llm.model.layers
+    count, left = [0], [failures if runner.world.rank == 1 else 0]
+
+    def counted(*_):
+        count[0] += 1
+
+    def failing(module, _):
+        if left[0] and module is layers[-left[0] % 2].mlp:
+            left[0] -= 1
+            raise MemoryError("out of memory")
+
+    llm.register_forward_hook(counted)
+    for layer in layers:
+        layer.mlp.register_forward_pre_hook(failing)
+    runner.evaluate()
+    return count[0]
+
+
+def layer_bytes(path: str) -> tuple[int, int]:
+    """Return the bytes of the language model's weights in this process, and those of the whole model."""
+    config = load(path)
+    runner = config.runner_class(config)
+    with runner.lock:
+        weights = list(runner.model.llama_model.parameters())
+    own = sum(weight.to_local().nbytes if hasattr(weight, "to_local") else weight.nbytes for weight in weights)
+    return own, sum(weight.nbytes for weight in weights)
