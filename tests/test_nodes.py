@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from argparse import ArgumentParser
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -70,6 +71,15 @@ def test_the_address_of_an_interface_is_found():
     assert nodes.interface_address("lo") == "127.0.0.1"
     with pytest.raises(UserError, match=r"^--interface eth99: this machine has no network interface .* are .*lo"):
         nodes.interface_address("eth99")
+
+
+def test_a_launcher_whose_processes_only_lost_their_connections_says_so_without_a_traceback(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    record = worker_errors.error_record(RuntimeError("[gloo/transport] Connection closed by peer [10.0.0.2]"))
+    failure = SimpleNamespace(exitcode=1, error_file_data=record)
+    error = worker_errors.first_failure({0: failure}, 4)
+    assert str(error).startswith("error: process 0 of 4 lost its connection to another process, which was probably killed")
 
 
 # Options
@@ -254,8 +264,11 @@ def test_attempts_of_an_earlier_launcher_do_not_count(restarted, tmp_path):
 
 
 def test_the_launcher_learns_whether_a_run_can_be_resumed(tmp_path, monkeypatch):
-    monkeypatch.setenv(worker_errors.ERROR_FILE, str(tmp_path / "error.json"))
-    for stopped in (Stopped("stopped by SIGTERM"), NoProgress("again and again")):
+    for attempt, stopped in enumerate([Stopped("stopped by SIGTERM"), NoProgress("again and again")]):
+        folder = tmp_path / f"attempt_{attempt}/0"
+        folder.mkdir(parents=True)
+        monkeypatch.setenv(worker_errors.ERROR_FILE, str(folder / "error.json"))
+        assert worker_errors.read_stop(tmp_path) is None
         assert worker_errors.write_stop(stopped)
         read = worker_errors.read_stop(tmp_path)
         assert (type(read), str(read)) == (type(stopped), str(stopped))

@@ -117,7 +117,7 @@ def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
             _ip("netns", "del", host.name)
 
 
-def wait_until(condition, *hosts: Host, seconds: float = 240) -> None:
+def wait_until(condition, *hosts: Host, seconds: float = 500) -> None:
     """Wait for a condition; fail with the output of the hosts."""
     end = time.monotonic() + seconds
     while not condition():
@@ -126,7 +126,7 @@ def wait_until(condition, *hosts: Host, seconds: float = 240) -> None:
         time.sleep(0.1)
 
 
-def statuses(*processes: subprocess.Popen[bytes], hosts: tuple[Host, ...], seconds: float = 240) -> list[int]:
+def statuses(*processes: subprocess.Popen[bytes], hosts: tuple[Host, ...], seconds: float = 500) -> list[int]:
     """Wait for the end of processes, and return their exit statuses."""
     wait_until(lambda: all(process.poll() is not None for process in processes), *hosts, seconds=seconds)
     return [process.returncode for process in processes]

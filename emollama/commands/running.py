@@ -15,7 +15,7 @@ from emollama.commands.arguments import add_dry_run, add_run_arguments
 from emollama.distributed.launcher import add_launch_arguments, launch, processes_for
 from emollama.distributed.node_launch import NodeOptions, add_node_arguments
 from emollama.distributed.stop_requests import STOP_REQUESTS
-from emollama.distributed.watchdog import watching
+from emollama.distributed.watchdog import LOST_SHARE, watching
 from emollama.distributed.worker_variables import integer
 from emollama.errors import Interrupted, NoProgress, Stopped, UserError
 from emollama.folder_lock import new_run_folder, remove_if_empty
@@ -90,7 +90,8 @@ def run_config(config: RunConfig, arguments: argparse.Namespace, processes: int,
             return _run(config, training=training)
         # Checked before worker processes start, which takes seconds.
         require_writable(Path(config.run.output_dir), "run.output_dir")
-        launch(arguments, processes)
+        silence = None if config.run.hang_minutes is None else 60 * config.run.hang_minutes * LOST_SHARE
+        launch(arguments, processes, silence=silence)
         return Path(config.run.output_dir, job_id)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from emollama.distributed.node_launch import NodeOptions, no_rendezvous, node_variables, rendezvous
-from emollama.distributed.worker_errors import first_failure, read_stop
+from emollama.distributed.worker_errors import first_failure, read_stop, read_user_error
 from emollama.distributed.worker_variables import is_worker, require_no_other_launcher
 from emollama.errors import Interrupted, UserError
 from emollama.logs.console import show_cursor
@@ -113,7 +113,9 @@ def require_sensible(nproc: int) -> None:
         )
 
 
-def launch(arguments: argparse.Namespace, processes: int, *, when_interrupted: str = "interrupted") -> None:
+def launch(
+    arguments: argparse.Namespace, processes: int, *, when_interrupted: str = "interrupted", silence: float | None = None
+) -> None:
     """Run a command in several processes and wait for all of them.
 
     Args:
@@ -121,6 +123,7 @@ def launch(arguments: argparse.Namespace, processes: int, *, when_interrupted: s
             the command line of this process if that is None, and ignore the launcher's options in it.
         processes: number of processes, at least 2.
         when_interrupted: message of :class:`Interrupted`.
+        silence: seconds without a sign of life after which another node is lost; None waits forever.
 
     Raises:
         UserError: If the port is in use, the processes cannot connect to each other, no temporary folder can be created, or a
@@ -144,13 +147,15 @@ def launch(arguments: argparse.Namespace, processes: int, *, when_interrupted: s
         logs = stack.enter_context(_temporary_folder())
         for context in (_worker_environment(node_variables(nodes)), _signals_restored(), _silent_logging()):
             stack.enter_context(context)
-        meeting = stack.enter_context(rendezvous(nodes)) if nodes.several else _meeting_on_this_machine(port)
+        meeting = stack.enter_context(rendezvous(nodes, silence)) if nodes.several else _meeting_on_this_machine(port)
         config = _launch_config(processes, nodes.max_restarts, logs, meeting)
         try:
             elastic_launch(config, sys.executable)("-u", *_program(), *argv)
         except ChildFailedError as error:
             raise first_failure(error.failures, processes * nodes.most) from None
         except (RendezvousError, DistError, ConnectionError) as error:
+            if (text := read_user_error(logs)) is not None:
+                raise UserError(text) from error
             raise (no_rendezvous(nodes, error) if nodes.several else _no_connection(port, error)) from error
         except SignalException as stopped:
             if read_stop(logs) is None:

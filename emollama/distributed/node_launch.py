@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -129,8 +130,12 @@ def _restarts(text: str) -> int:
 
 
 @contextmanager
-def rendezvous(options: NodeOptions) -> Iterator[dict[str, Any]]:
+def rendezvous(options: NodeOptions, silence: float | None) -> Iterator[dict[str, Any]]:
     """Open the store at which the nodes meet, if it is on this node and an interface is chosen, and close it at the end.
+
+    Args:
+        options: the options of this launcher.
+        silence: seconds after which a connection to another node is closed on which nothing arrives; None keeps it open.
 
     Yields:
         The arguments of torch's LaunchConfig.
@@ -143,6 +148,7 @@ def rendezvous(options: NodeOptions) -> Iterator[dict[str, Any]]:
     local = None if options.interface is None else interface_address(options.interface)
     with ExitStack() as stack:
         stack.enter_context(_signals_passed_on())
+        stack.enter_context(_connections_closed_after(silence))
         if local is not None:
             # torch would listen on every interface, and recognizes this node by its host name only.
             configs["is_host"] = "false"
@@ -209,6 +215,36 @@ def _listening_store(address: str, port: int) -> Any:
     timeout = timedelta(seconds=CONNECT_SECONDS)
     options: dict[str, Any] = {"is_master": True, "wait_for_workers": False, "multi_tenant": True, "timeout": timeout}
     return TCPStore(address, port, master_listen_fd=listener.detach(), **options)
+
+
+@contextmanager
+def _connections_closed_after(silence: float | None) -> Iterator[None]:
+    """Let the system close connections of this process on which the other side is silent: torch would wait forever."""
+    if silence is None:
+        yield
+        return
+    end = threading.Event()
+
+    def watch() -> None:
+        while not end.wait(min(5.0, silence / 3)):
+            for path in Path("/proc/self/fd").iterdir():
+                with suppress(OSError):  # it has been closed since, or is not a connection
+                    if os.readlink(path).startswith("socket:"):
+                        with socket.socket(fileno=os.dup(int(path.name))) as connection:
+                            _close_after(silence, connection)
+
+    threading.Thread(target=watch, name="emollama: connections", daemon=True).start()
+    try:
+        yield
+    finally:
+        end.set()
+
+
+def _close_after(silence: float, connection: socket.socket) -> None:
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * silence))
+    for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
+        connection.setsockopt(socket.IPPROTO_TCP, option, max(1, int(silence / 3)))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 @contextmanager

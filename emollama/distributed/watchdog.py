@@ -12,17 +12,19 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from emollama.distributed.worker_errors import should_print, write_error
 from emollama.distributed.worker_variables import attempt, integer
 from emollama.errors import UserError
 from emollama.heartbeat import beats
 
+T = TypeVar("T")
 POLL_SECONDS = 10.0  # largest time between two looks at the progress
 MARGIN_SECONDS = 60.0  # after the limit, until the interpreter's own timer ends a process whose threads cannot run
 LOST_SHARE = 1 / 6  # of the limit, after which a node without a sign of life is lost
@@ -136,11 +138,16 @@ class _Watchdog:
         """Add to a counter that all processes share; return None for a single process and without a connection."""
         if self._unreachable:
             return None
-        try:
+        seconds = max(1.0, self._poll)
+
+        def add() -> int | None:
             if self._store is None:
-                self._store = _connect(max(1.0, self._poll))
+                self._store = _connect(seconds)
                 self._hosts = self._hosts or _hosts(self._store)
             return None if self._store is None else int(self._store.add(f"watchdog: {counter}", more))
+
+        try:
+            return _within(seconds, add)
         except Exception:  # the process with the store has ended, or the network fails
             self._store, self._unreachable = None, True
             return None
@@ -177,6 +184,25 @@ class _Watchdog:
                 sys.stderr.write(f"error: {error}\n")
                 sys.stderr.flush()
         os._exit(1)
+
+
+def _within(seconds: float, function: Callable[[], T]) -> T:
+    """Return the result of a function, or raise its exception.
+
+    Raises:
+        TimeoutError: If it takes longer: a call of the store never returns if the network is cut while it waits for the answer.
+    """
+    outcome: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            outcome.set_result(function())
+        except Exception as error:
+            outcome.set_exception(error)
+
+    # Not an executor, whose threads the interpreter waits for at its end.
+    threading.Thread(target=call, name="emollama: store", daemon=True).start()
+    return outcome.result(seconds)
 
 
 def _bytes_read() -> int:

@@ -95,11 +95,29 @@ def write_stop(stopped: Stopped) -> bool:
 
 
 def read_stop(folder: Path) -> Stopped | None:
-    """Return why a run stopped, from the launcher's folder of error files; None if its processes did not stop on request."""
-    for path in sorted(folder.rglob(STOP_FILE)):
+    """Return why a run stopped, from the launcher's folder of error files; None if its processes did not stop on request.
+
+    Only the last attempt counts: the launcher stops the processes of earlier ones by SIGTERM, too.
+    """
+    for path in _files_of_last_attempt(folder, STOP_FILE):
         status, _, reason = path.read_text(encoding="utf-8").partition(" ")
         return NoProgress(reason) if int(status) == NoProgress.STATUS else Stopped(reason)
     return None
+
+
+def read_user_error(folder: Path) -> str | None:
+    """Return the user error of a process of the last attempt from the launcher's folder of error files, or None."""
+    for path in _files_of_last_attempt(folder, "error.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            extra = json.loads(path.read_bytes())["message"]["extraInfo"]
+            if extra["kind"] == USER:
+                return str(extra["py_callstack"])
+    return None
+
+
+def _files_of_last_attempt(folder: Path, name: str) -> list[Path]:
+    attempts = sorted(folder.rglob("attempt_*"), key=lambda path: int(path.name.rpartition("_")[2]))
+    return sorted(attempts[-1].rglob(name)) if attempts else []
 
 
 def error_record(error: BaseException) -> dict[str, Any]:
@@ -107,7 +125,7 @@ def error_record(error: BaseException) -> dict[str, Any]:
     kind = USER if isinstance(error, UserError) else LOST_CONNECTION if is_lost_connection(error) else CRASH
     now = time.time_ns()
     extra = {
-        "py_callstack": str(error) if kind == USER else format_traceback(error),
+        "py_callstack": str(error) if kind == USER else printed_text(error),
         "timestamp": str(now // 10**9),
         "kind": kind,
         "time_ns": now,
@@ -186,6 +204,8 @@ def first_failure(failures: Mapping[int, ProcessFailure], processes: int) -> Use
     if record.get("kind") == USER:
         return UserError(str(record["py_callstack"]))
     crashed, trace = record.get("rank", rank), str(record["py_callstack"]).rstrip()
+    if record.get("kind") == LOST_CONNECTION:  # the process that caused this is on another node
+        return WorkerCrash(trace, status)
     return WorkerCrash(f"process {crashed} of {processes} failed:\n{trace}", status)
 
 
