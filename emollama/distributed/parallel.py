@@ -6,9 +6,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from emollama.distributed.process_group import World
+from emollama.dtypes import ReduceDtype
 from emollama.optim import trainable
 from emollama.sharded_tensors import is_sharded, whole
 
@@ -22,9 +24,10 @@ class Parallel:
     Args:
         model: the model on the world's device, which may be sharded.
         world: the processes.
+        reduce_dtype: the value of ``run.reduce_dtype``, for trained tensors that are not sharded.
     """
 
-    def __init__(self, model: nn.Module, world: World) -> None:
+    def __init__(self, model: nn.Module, world: World, reduce_dtype: ReduceDtype = "fp32") -> None:
         self.model = model
         self._world = world
         self._wrapped: nn.Module = model
@@ -36,7 +39,11 @@ class Parallel:
             buffers = [name for name, _ in model.named_buffers()]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen + buffers)
             devices = [world.device] if world.device.type == "cuda" else None
+            # After its first step, DDP groups the gradients in the order in which the backward pass computes them. Those of the
+            # projections, which are the last ones, are then sent while only they themselves are still being computed.
             self._wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+            if reduce_dtype == "bf16":
+                self._wrapped.register_comm_hook(None, bf16_compress_hook)
 
     def __call__(self, *args: Any) -> Any:
         """Run the model's forward pass through the wrapper that averages gradients."""

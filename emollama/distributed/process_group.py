@@ -249,7 +249,9 @@ def start(device: str = "auto", key: str = "run.device") -> World:
         members = meet(store, rank, size)
         nodes = Nodes.of(members)
         backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=WAIT)
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=size, timeout=WAIT, device_id=where if use_cuda else None
+        )
         _JOINED.append(nodes)
         if differing := software_differences(members, nodes):
             text = "the nodes have different software: " + "; ".join(differing.values())

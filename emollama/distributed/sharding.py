@@ -14,15 +14,18 @@ Each decoder layer, the embedding table and the output layer are gathered when t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import torch
 from torch import nn
 
 from emollama import weight_parts
 from emollama.distributed.process_group import World, joined
 from emollama.distributed.worker_variables import integer
+from emollama.dtypes import ReduceDtype
 from emollama.errors import UserError
 from emollama.recomputation import layers_of
 from emollama.weight_parts import WeightShare
@@ -104,34 +107,35 @@ def tables(llm: Any) -> list[nn.Module]:
     return list({id(module): module for module in ends if module is not None}.values())
 
 
-def _shard_language_model(llm: Any, mesh: DeviceMesh, kept: set[nn.Parameter]) -> None:
+def _shard_language_model(llm: Any, fully_shard: Callable[..., object], kept: set[nn.Parameter]) -> None:
     """Shard the decoder layers, the embedding table and the output layer, except for the parameters to keep whole."""
-    from torch.distributed.fsdp import fully_shard
-
     for layer in layers_to_gather(llm):
-        fully_shard(layer, mesh=mesh, ignored_params=kept)
+        fully_shard(layer, ignored_params=kept)
     ends = tables(llm)
     tied = len({id(parameter) for table in ends for parameter in table.parameters()}) < len(ends)
     for group in [ends] if tied and len(ends) > 1 else [[table] for table in ends]:
-        fully_shard(group if len(group) > 1 else group[0], mesh=mesh, ignored_params=kept)
+        fully_shard(group if len(group) > 1 else group[0], ignored_params=kept)
 
 
-def shard(root: Any, mesh: DeviceMesh) -> None:
+def shard(root: Any, mesh: DeviceMesh, reduce_dtype: ReduceDtype) -> None:
     """Shard a model. Every rank calls it.
 
     Args:
         root: the model. Of the weights of its language model, ``llama_model``, each process may have loaded only its part.
         mesh: the result of :func:`device_mesh`.
+        reduce_dtype: the value of ``run.reduce_dtype``, for trained tensors that are sharded.
     """
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     llm = root.llama_model
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if reduce_dtype == "bf16" else None)
+    divided = partial(fully_shard, mesh=mesh, mp_policy=policy)
     is_frozen = not all(weight.requires_grad for weight in llm.parameters())
     with weight_parts.filled_in(root, mesh):
-        _shard_language_model(llm, mesh, {weight for weight in llm.parameters() if weight.requires_grad == is_frozen})
+        _shard_language_model(llm, divided, {weight for weight in llm.parameters() if weight.requires_grad == is_frozen})
         # Frozen weights outside the layers are few. Trained ones must all be sharded, or none of them.
         ignored = {weight for weight in root.parameters() if is_frozen or not weight.requires_grad}
-        fully_shard(root, mesh=mesh, ignored_params=ignored)
+        divided(root, ignored_params=ignored)
     for name in GENERATION:
         register_fsdp_forward_method(root, name)
     # The first gathering creates the whole parameters. If that happened in inference mode, training could not use them.

@@ -81,7 +81,7 @@ def build_models(
         # checkpoint_tensors has rejected missing tensors where they are not allowed.
         checkpoint.load_trainable(member, stored, path=", ".join(sources), allow_missing=allowed, new_slots=True)
     if mesh is not None:
-        sharding.shard(model, mesh)
+        sharding.shard(model, mesh, config.run.reduce_dtype)
     return members
 
 

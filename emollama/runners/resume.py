@@ -57,6 +57,7 @@ RESUMABLE_OVERRIDES = (
     "run.device",
     "run.parallel",
     "run.shard_size",
+    "run.reduce_dtype",
     "run.num_workers",
     # The samples of a step must be as many as before; sampling_fields compares them.
     "datasets.*.batch_size",

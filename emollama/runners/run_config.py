@@ -9,7 +9,7 @@ from typing import Any, Literal, Union
 
 from emollama import lr_schedules
 from emollama.data.prompts.prompt_style import LossAverage
-from emollama.dtypes import AmpDtype
+from emollama.dtypes import AmpDtype, ReduceDtype
 from emollama.errors import require_at_least
 from emollama.field_texts import documented
 from emollama.registry import LR_SCHEDULES
@@ -38,6 +38,9 @@ class RunnerConfig:
     shard_size: int | None = None
     """Number of processes among which hsdp divides the weights. It must divide the number of processes. If null, it is the number
     of processes of a machine, so that only gradients are exchanged between machines."""
+    reduce_dtype: ReduceDtype = "fp32"
+    """Data type in which processes exchange gradients. bf16 halves the bytes, for slow networks; gradients are then rounded to
+    8 significant bits."""
     max_epoch: int = 1
     """Number of epochs. An epoch has iters_per_epoch iterations; it does not depend on the number of samples."""
     iters_per_epoch: int = 1000

@@ -286,7 +286,7 @@ class RunnerBase:
         self.model.train()
         assert isinstance(self.model, nn.Module)  # a Protocol cannot require a base class
         self.copy_to_device = DeviceCopy(self.world.device)
-        self.parallel = Parallel(self.model, self.world)
+        self.parallel = Parallel(self.model, self.world, cfg.reduce_dtype)
         trained = optim.trainable(self.model).items()
         self.optimizer = optim.adamw(trained, lr=cfg.init_lr, weight_decay=cfg.weight_decay, beta2=cfg.beta2)
         self.resumed_from = str(resumed["path"]) if resumed else None
