@@ -1,6 +1,6 @@
 """Time saving and loading a checkpoint with its SHA-256, next to torch.save and torch.load and a separate SHA-256.
 
-    python benchmarks/checkpoint.py [--megabytes 400] [--rounds 5] [--device cpu] [--json]
+    python benchmarks/checkpoint.py [--megabytes 400] [--rounds 5] [--background] [--device cpu] [--json]
 
 The checkpoint has the tensors of LoRA adapters and two moments of their optimizer, with random values. It is written to memory
 (/dev/shm, if there is one) and read from there. One process runs these in turn, several rounds:
@@ -49,17 +49,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=400, help="size of the checkpoint (default: 400)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
+    parser.add_argument("--background", action="store_true", help="only measure saving in the background")
     parser.add_argument("--device", default="cpu", help="device of the tensors and the steps of the second part (default: cpu)")
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         values = content(arguments.megabytes * 1_000_000)
-        rows = measure(Path(folder), values, arguments.rounds)
+        rows = {} if arguments.background else measure(Path(folder), values, arguments.rounds)
         background = measure_background(Path(folder), values, arguments.rounds, torch.device(arguments.device))
     if arguments.json:
         sys.stdout.write(json.dumps(rows | {"background": background}) + "\n")
         return
-    sys.stdout.write(f"{'':24s}{'s':>8s}{'x torch + sha256':>18s}{'x file read':>13s}\n")
+    if rows:
+        sys.stdout.write(f"{'':24s}{'s':>8s}{'x torch + sha256':>18s}{'x file read':>13s}\n")
     for name, row in rows.items():
         sys.stdout.write(f"{name:24s}{row['seconds']:8.2f}{row['of_plain']:18.2f}{row['read']:13.2f}\n")
     for name, value in background.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,9 @@ class CheckpointWriter:
     """
 
     def __init__(self, *, in_background: bool, device: torch.device) -> None:
-        self._in_background, self._device = in_background, device
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="emollama: checkpoint")
         self._writing: Future[None] | None = None
-        self._stager: Any = None
+        self._copy = _copier(device) if in_background else None
         self._copied = 0  # bytes of the buffers
 
     def start(self, path: Path, content: dict[str, Any]) -> None:
@@ -36,7 +35,7 @@ class CheckpointWriter:
         The tensors may change when this method returns: the file contains the values of this moment.
         """
         assert self._writing is None
-        if self._in_background and self._has_memory(content):
+        if self._copy and self._has_memory(content):
             self._writing = self._thread.submit(checkpoint.save, path, self._copy(content))
             return
         # A file that another program reads without a GPU needs weights on the CPU; the optimizer only resumes runs.
@@ -68,21 +67,20 @@ class CheckpointWriter:
             return True
         text = "run.async_save: a copy of a checkpoint needs %.1f GiB, and %.1f GiB are free, so training waits for its file"
         get_logger().warning(text, needed / GIB, (free + self._copied) / GIB)
-        self._in_background = False
+        self._copy = None
         return False
 
-    def _copy(self, content: dict[str, Any]) -> Any:
-        """Return the content with copies of its tensors on the CPU, in buffers that the next save uses again."""
-        if self._stager is None:
-            # It is imported here, so that the start of a run does not wait for it.
-            from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-            on_gpu = self._device.type == "cuda"
-            options = StagingOptions(
-                use_pinned_memory=on_gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_gpu
-            )
-            self._stager = DefaultStager(options)
-        return self._stager.stage(content)
+def _copier(device: torch.device) -> Callable[[dict[str, Any]], Any]:
+    """Return a function that copies the tensors of a checkpoint to the CPU, each time into the same buffers."""
+    # Importing it takes a second, unless transformers has done it: it is better spent here than at the first save.
+    from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+    on_gpu = device.type == "cuda"
+    options = StagingOptions(
+        use_pinned_memory=on_gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_gpu
+    )
+    return DefaultStager(options).stage
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
