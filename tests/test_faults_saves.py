@@ -94,7 +94,7 @@ def references(tmp_path_factory, launch):
     return run_of
 
 
-PARALLEL = ["ddp"]
+PARALLEL = ["ddp", "fsdp"]
 EVALUATED = {"evaluate": True, "save_best": "train_layout.emotion.loss"}
 KILLER = "imports=[tests.workers.killed_run]"
 # The last step that was certainly saved. After the end of another rank, rank 0 completes the file that it writes.

@@ -61,12 +61,12 @@ class CheckpointWriter:
     def _has_memory(self, content: dict[str, Any]) -> bool:
         """Return whether this machine has enough free memory to copy the tensors; warn if it has not."""
         needed, free = sum(tensor.nbytes for tensor in _tensors(content)), memory(torch.device("cpu"))[0]
-        # Zero is an unknown size.
-        if not free or needed <= free + self._copied:
+        # A copy of this size was possible before, or the free memory is unknown.
+        if needed <= self._copied or not free or needed <= free:
             self._copied = needed
             return True
         text = "run.async_save: a copy of a checkpoint needs %.1f GiB, and %.1f GiB are free, so training waits for its file"
-        get_logger().warning(text, needed / GIB, (free + self._copied) / GIB)
+        get_logger().warning(text, needed / GIB, free / GIB)
         self._copy = None
         return False
 
