@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from emollama import disk, weight_parts
-from emollama.checkpoint_files import other_architecture, require_checkpoint_file
+from emollama.checkpoint_files import load, other_architecture, require_checkpoint_file
 from emollama.errors import UserError
 from emollama.file_digests import DamagedError, HashedFile, digest_path, matches, read_once, stored_digests
 from emollama.listing import listing
@@ -145,7 +145,7 @@ def read(path: str, key: str) -> dict[str, Any]:
     """
     require_checkpoint_file(path, key)
     try:
-        intact, content = read_once(path, _load)
+        intact, content = read_once(path, load)
     except OSError as error:
         raise disk.unreadable(error.filename or path, key, error) from None
     if intact is False:
@@ -155,10 +155,6 @@ def read(path: str, key: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f"{key}: {path} is not a checkpoint: expected a dictionary with an entry 'model' that contains tensors")
     return content
-
-
-def _load(file: IO[bytes]) -> Any:
-    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _unusable(path: str, key: str, error: Exception) -> UserError:

@@ -1,11 +1,13 @@
-"""Check that the language model and the checkpoint of a configuration exist and are of the expected kind."""
+"""Check that a configuration's language model and checkpoint exist and are of the expected kind; read files of checkpoints."""
 
 from __future__ import annotations
 
+import os
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from emollama.component_configs import RecognizesCheckpoints
 from emollama.disk import require_readable
@@ -16,6 +18,7 @@ from emollama.registry import MODELS
 if TYPE_CHECKING:
     from torch import Tensor
 
+MAPPED = 4 << 30  # bytes of a checkpoint from which its tensors are not copied into memory
 _STAGES = {  # stage of training in a checkpoint's path -> its configuration
     "1": "train_configs/Emotion-LLaMA_finetune.yaml",
     "2": "train_configs/minigptv2_tuning_stage_2.yaml",
@@ -97,3 +100,18 @@ def other_architecture(expected: Mapping[str, Tensor], stored: Mapping[str, Tens
             " Use another checkpoint. Details: "
         )
     return ""
+
+
+def load(file: IO[bytes]) -> Any:
+    """Read an open checkpoint onto the CPU.
+
+    The file of a fully trained model has three times the size of its weights. All processes of a machine read it, so the tensors
+    of large files are mapped: their pages are in memory once, and only as long as it suffices.
+    """
+    import torch
+
+    if os.fstat(file.fileno()).st_size < MAPPED or not zipfile.is_zipfile(file):
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    # The name of the open file, which another process may replace at any moment.
+    return torch.load(f"/dev/fd/{file.fileno()}", map_location="cpu", weights_only=True, mmap=True)

@@ -62,6 +62,10 @@ class HashingReader(io.RawIOBase):
         """Return True."""
         return True
 
+    def fileno(self) -> int:
+        """Return the number of the open file."""
+        return int(self._file.fileno())
+
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Set the position, and return it."""
         return int(self._file.seek(offset, whence))

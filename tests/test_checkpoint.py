@@ -14,8 +14,9 @@ import pytest
 import torch
 from helpers import GOLDEN, golden_tree, loaded
 
-from emollama import checkpoint, file_digests
+from emollama import checkpoint, checkpoint_files, file_digests
 from emollama.errors import UserError
+from emollama.file_digests import DamagedError
 from emollama.models import checkpoint_names
 from emollama.optim import trainable
 from emollama.paths import atomic_write
@@ -232,6 +233,28 @@ def test_a_flipped_bit_is_detected_by_the_digest(tmp_path, stored):
     raw[len(raw) // 2] ^= 1
     path.write_bytes(raw)
     assert "its SHA-256 differs" in refusal(checkpoint.read, str(path), "run.resume_ckpt_path")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="needs /proc")
+def test_the_tensors_of_a_large_checkpoint_are_mapped_not_copied(tmp_path, stored, monkeypatch):
+    checkpoint.save(tmp_path / "a.pth", {"model": stored, "step": 1})
+    monkeypatch.setattr(checkpoint_files, "MAPPED", 1)
+    content = checkpoint.read(str(tmp_path / "a.pth"), "model.ckpt")
+    (line,) = (line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("a.pth"))
+    start, end = (int(number, 16) for number in line.split()[0].split("-"))
+    assert all(start <= tensor.data_ptr() < end for tensor in content["model"].values())
+    assert content["step"] == 1 and all(torch.equal(content["model"][name], tensor) for name, tensor in stored.items())
+
+
+def test_a_flipped_bit_in_a_large_checkpoint_is_detected(tmp_path, stored, monkeypatch):
+    path = tmp_path / "a.pth"
+    checkpoint.save(path, {"model": stored, "step": 1})
+    monkeypatch.setattr(checkpoint_files, "MAPPED", 1)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedError, match="was changed after it was saved"):
+        checkpoint.read(str(path), "model.ckpt")
 
 
 def test_a_file_without_a_digest_is_read():

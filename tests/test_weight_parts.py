@@ -30,6 +30,8 @@ TINY = {
     "vocab_size": 20,
     "max_position_embeddings": 64,
 }
+LAYERS, CONVERTED = 8, 4  # converting the experts of a layer takes several times their size
+LARGE = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": LAYERS, "vocab_size": 100}
 
 
 def options(folder, train="none"):
@@ -38,12 +40,12 @@ def options(folder, train="none"):
     return {"path": str(folder), "train": train, **lora, "quantize": None, "recompute_every": 0, "attention": "eager"}
 
 
-def built(folder, share=None, dtype=torch.float32, train="none"):
+def built(folder, share=None, dtype=torch.float32, train="none", device=CPU):
     """The language model in a folder, loaded whole or in part."""
     from emollama.models import llm, llm_weights
 
     wanted = llm_weights.LLMOptions(**options(folder, train), share=share)
-    return llm_weights.build(wanted, llm.read_config(str(folder)), dtype=dtype, device=CPU)
+    return llm_weights.build(wanted, llm.read_config(str(folder)), dtype=dtype, device=device)
 
 
 def stored(folder, family="llama", **keys):
@@ -76,6 +78,20 @@ def test_the_parts_of_all_processes_are_the_weights(dtype):
     parts = [built(GOLDEN / "llama", WeightShare(index, COUNT), dtype) for index in range(COUNT)]
     assert_equal(joined_parts(parts), dict(whole.named_parameters()))
     assert_equal(dict(parts[1].named_buffers()), dict(whole.named_buffers()))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_only_the_parts_are_on_the_gpu(tmp_path):
+    stored(tmp_path, **LARGE)
+    torch.cuda.reset_peak_memory_stats()
+    before, gpu = torch.cuda.memory_allocated(), torch.device("cuda", 0)
+    parts = [built(tmp_path, WeightShare(index, COUNT), torch.bfloat16, device=gpu) for index in range(COUNT)]
+    size = 2 * sum(one.numel() for one in parts[0].parameters())
+    assert torch.cuda.max_memory_allocated() - before < 1.5 * size  # the parts of all processes
+    whole = dict(built(tmp_path, dtype=torch.bfloat16).named_parameters())
+    assert_equal({name: one.cpu() for name, one in joined_parts(parts).items()}, whole)
+    assert all(one.is_cuda for one in (*parts[0].parameters(), *parts[0].buffers()))
 
 
 def test_a_part_takes_only_its_share_of_the_memory():
@@ -193,10 +209,6 @@ def is_mapped(address):
             if start <= address < end:
                 return True
     return False
-
-
-LAYERS, CONVERTED = 8, 4  # converting the experts of a layer takes several times their size
-LARGE = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": LAYERS, "vocab_size": 100}
 
 
 @pytest.mark.slow

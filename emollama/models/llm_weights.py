@@ -44,7 +44,7 @@ class LLMOptions:
         attention: name of the attention implementation.
         plain_adapters: compute adapters as peft does.
         fp8: compute the products of frozen linear layers in 8 bits.
-        share: load only this part of each weight, unless they are quantized; None loads whole weights.
+        share: load only this part of each weight, which is not quantized; None loads whole weights.
     """
 
     path: str
@@ -141,9 +141,7 @@ def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch
         with device:
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=options.attention)
             return _with_options(model, options)
-    quantization = _quantization(options, dtype)
-    # A quantized weight is computed from the whole one.
-    share = None if quantization else options.share
+    quantization, share = _quantization(options, dtype), options.share
     if share is not None:
         _require_mappable(options.path)
     try:
