@@ -10,6 +10,16 @@ import torch
 from emollama.dtypes import AmpDtype, ComputeDtype
 
 
+def dtype_of_run(device: torch.device, amp: bool, amp_dtype: AmpDtype) -> torch.dtype:
+    """Return the dtype of frozen weights and of autocast; a GPU that this machine does not have is assumed to have bfloat16."""
+    if not amp:
+        return torch.float32
+    is_here = device.type == "cuda" and torch.cuda.is_available()
+    # Old GPUs emulate bfloat16, which is slow.
+    has_bf16 = not is_here or torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if amp_dtype == "bf16" or (amp_dtype == "auto" and has_bf16) else torch.float16
+
+
 class Precision:
     """The precision of a run. Trained weights and the optimizer's state are always float32.
 
@@ -24,13 +34,10 @@ class Precision:
     """
 
     def __init__(self, device: torch.device, amp: bool, amp_dtype: AmpDtype) -> None:
-        # Old GPUs emulate bfloat16, which is slow.
-        has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-        half = torch.bfloat16 if amp_dtype == "bf16" or (amp_dtype == "auto" and has_bf16) else torch.float16
         self.device = device
         self.amp = amp
-        self.frozen_dtype = half if amp else torch.float32
-        self.scaler = torch.amp.GradScaler(device.type, enabled=amp and half == torch.float16)
+        self.frozen_dtype = dtype_of_run(device, amp, amp_dtype)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.frozen_dtype == torch.float16)
 
     @classmethod
     def of_run(cls, run: Any) -> Precision:

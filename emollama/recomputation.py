@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
+CHOICES = (0, 4, 3, 2, 1)  # every how many layers one is recomputed, from the fastest to the one with the least memory
+USABLE = 0.9  # share of the memory beside the weights; the rest is for unused blocks of the allocator
+
 
 def recomputed_every(key: bool | int | str) -> int:
     """Return n if every n-th layer is recomputed, and 0 if none is, for a value of ``model.use_grad_checkpoint``.

@@ -27,7 +27,7 @@ from emollama.decoding.generate import generate
 from emollama.decoding.sampling_params import SamplingParams
 from emollama.models import random_copy, shrinking
 from emollama.models.adapters import split_adapters
-from emollama.planning import plan
+from emollama.planning.estimate import plan
 from emollama.weight_parts import WeightShare
 
 pytestmark = pytest.mark.models

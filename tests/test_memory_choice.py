@@ -99,7 +99,7 @@ def test_a_model_with_one_switch_for_all_layers_says_that_all_are_recomputed(run
 
 
 def test_the_expected_memory_is_that_of_the_process_with_the_least_free_memory(runner, monkeypatch, caplog):
-    monkeypatch.setattr(World, "gather", lambda world, value: [(60 * GIB, 80 * GIB), (30 * GIB, 40 * GIB)])
+    monkeypatch.setattr(World, "gather", lambda world, value: [(60 * GIB, 80 * GIB, 20 * GIB), (30 * GIB, 40 * GIB, 10 * GIB)])
     monkeypatch.setattr(logging.getLogger("emollama"), "propagate", True)
     with caplog.at_level(logging.INFO):
         recompute_as_needed(runner.model, prepared(runner))
@@ -114,7 +114,7 @@ def test_the_measurement_predicts_the_saved_tensors_for_any_choice(runner):
     for every, stored in ((0, 2), (2, 1), (1, 0)):
         set_recomputation(llm, every)
         labels = len(batch.label_positions) * activations.label
-        predicted = tokens * (activations.recomputed + stored * activations.layer) + labels
+        predicted = activations.constant + tokens * (activations.recomputed + stored * activations.layer) + labels
         # The last layer saves less than the others if it computes only the outputs at the answers.
         least = predicted - tokens * activations.layer * (every != 1)
         assert 0.97 * least < saved_bytes(loss, constant) < 1.03 * predicted, every
@@ -125,7 +125,7 @@ def test_the_measurement_predicts_the_saved_tensors_for_any_choice(runner):
     [(100 * GIB, [False, False], "no recomputation"), (0, [True, True], "recomputation of all layers")],
 )
 def test_auto_depends_on_the_free_memory(configuration, monkeypatch, caplog, tmp_path, free, expected, text):
-    monkeypatch.setattr(memory_choice, "memory", lambda device: (free, 100 * GIB))
+    monkeypatch.setattr(memory_choice, "memory", lambda device: (free, 100 * GIB, 0))
     monkeypatch.setattr(configuration.run, "job_id", tmp_path.name)
     monkeypatch.setattr(logging.getLogger("emollama"), "propagate", True)
     with caplog.at_level(logging.INFO):

@@ -20,7 +20,7 @@ from emollama.data.slots import SlotShape
 from emollama.errors import UserError
 from emollama.models.fusion.build import build_fusion, require_agreement
 from emollama.models.fusion.linear import LinearFusion
-from emollama.planning import plan
+from emollama.planning.estimate import plan
 from emollama.registry import FUSIONS
 from emollama.runners.runner_base import RunnerBase
 

@@ -18,7 +18,7 @@ from emollama.encoders.eva import Eva
 from emollama.encoders.weights import digest
 from emollama.errors import UserError
 from emollama.media.source import Source
-from emollama.planning import plan
+from emollama.planning.estimate import plan
 from emollama.runners.datasets import build_datasets, training_blocks
 from emollama.runners.runner_base import RunnerBase
 from emollama.stores.manifest import Manifest

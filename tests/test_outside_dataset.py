@@ -18,7 +18,7 @@ from emollama.errors import UserError
 from emollama.inference.predict import predict
 from emollama.inference.prediction_block import find_prediction_block
 from emollama.inference.requests import Modality
-from emollama.planning import plan
+from emollama.planning.estimate import plan
 from emollama.registry import DATASETS
 from emollama.runners import summary
 

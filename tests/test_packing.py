@@ -22,7 +22,7 @@ from emollama.decoding.sampling_params import SamplingParams
 from emollama.errors import UserError
 from emollama.models import attention, packing_check, packing_comparisons, padded, random_copy
 from emollama.models.shrinking import shrunken_configs
-from emollama.planning import plan
+from emollama.planning.estimate import plan
 
 VOCABULARY = 832  # larger than the tokenizer's vocabulary
 COMMON = {"vocab_size": VOCABULARY, "hidden_size": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

@@ -10,7 +10,11 @@ from helpers import LLAMA_2_7B
 from running import GOLDEN, ROOT, golden_config
 
 from emollama.config import load
-from emollama.planning import plan
+from emollama.errors import UserError
+from emollama.planning.card import largest_tokens, required_bytes
+from emollama.planning.estimate import plan
+from emollama.planning.planner import Planner
+from emollama.runners.step_layout import require_valid_steps
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +68,82 @@ def test_a_note_names_the_slots_with_any_number_of_vectors(tmp_path):
     slots = {"audio": {"dim": 1024, "length": None}}
     notes = plan(load(str(golden_config(tmp_path, model={"image_size": 112, "slots": slots})))).notes
     assert [note for note in notes if note.startswith("samples have any number of feature vectors in the slots audio;")]
+
+
+# Sharding, cards, time and disk
+
+
+def of_golden(folder, *, batch=4, model=None, run=None, **how):
+    """The plan of a run on a GPU with the golden corpus."""
+    path = golden_config(
+        folder, model={"image_size": 112, **(model or {})}, run={"amp": True, **(run or {})}, data={"batch_size": batch}
+    )
+    return plan(load(str(path)), **how)
+
+
+def test_sharding_divides_the_frozen_weights_and_sends_them(tmp_path):
+    planned = of_golden(tmp_path, gpus=4, tflops=0.5)
+    ddp, fsdp = planned.modes["ddp"], planned.modes["fsdp"]
+    # The norm after the layers is not divided.
+    assert fsdp["frozen weights"] == pytest.approx(ddp["frozen weights"] / 4, rel=0.01)
+    assert fsdp["trained weights (float32)"] == ddp["trained weights (float32)"]
+    assert planned.received_gib["fsdp"] > planned.received_gib["ddp"] > 0
+    assert planned.seconds == pytest.approx(8 * planned.step_tflop / 0.5)
+
+
+@pytest.mark.slow
+def test_full_training_divides_all_trained_tensors_but_not_the_gradients_of_several_micro_batches(tmp_path):
+    for accumulated, parts in ((1, 4), (2, 1)):
+        full = of_golden(tmp_path, gpus=4, model={"train_llm": "full"}, run={"accum_grad_iters": accumulated})
+        ddp, fsdp = full.modes["ddp"], full.modes["fsdp"]
+        for name in ("trained weights (float32)", "AdamW moments (float32)"):
+            assert fsdp[name] == ddp[name] / 4
+        assert fsdp["gradients (float32)"] == ddp["gradients (float32)"] / parts
+
+
+@pytest.mark.slow
+def test_the_largest_micro_batch_of_a_card_fits_and_a_tenth_more_does_not(tmp_path):
+    gib = 0.54
+    planner = Planner(load(str(golden_config(tmp_path, model={"image_size": 112}, run={"amp": True}))), 1, "cuda")
+    largest = [largest_tokens(planner, every, gib, "ddp") for every in (0, 1)]
+    assert largest[0] < largest[1]
+    for factor, fits in ((1, True), (1.1, False)):
+        parts = planner.needed(1, planner.micro_batch_of(int(factor * largest[1])), "ddp")
+        assert (required_bytes(parts) <= gib * 2**30) == fits
+
+
+@pytest.mark.slow
+def test_a_run_that_does_not_fit_says_what_to_change(tmp_path):
+    run = {"global_batch": 200, "max_tokens": 20_000}
+    card = of_golden(tmp_path, run=run, gpu_gib=0.54).card
+    assert not card.fits
+    assert card.verdict.startswith("does not fit: it needs ")
+    assert f"run.max_tokens: {card.recomputation['True']}" in card.verdict
+    assert of_golden(tmp_path, gpu_gib=0.54).card.verdict.startswith("fits: ")
+
+
+@pytest.mark.slow
+def test_weights_of_8_bits_are_planned_without_a_gpu_that_has_them(tmp_path):
+    keys = {"use_grad_checkpoint": True}
+    fp8, bf16 = (of_golden(tmp_path, model=keys | {"frozen_dtype": key}, run={"device": "cuda"}) for key in ("fp8", "auto"))
+    # Two copies in 8 bits are as large as one in 16, besides the factors of their rows, which are many in narrow layers.
+    assert bf16.memory_gib["frozen weights"] < fp8.memory_gib["frozen weights"] < 1.2 * bf16.memory_gib["frozen weights"]
+    assert not [note for note in fp8.notes if note.startswith("activations are estimated")]
+
+
+def test_the_plan_rejects_steps_that_the_run_rejects(tmp_path):
+    for run, message in (
+        ({"tasks_per_clip": 2}, "run.tasks_per_clip is 2, but the number of tasks"),
+        ({"global_batch": 6}, "run.global_batch 6 is not a multiple"),
+    ):
+        config = load(str(golden_config(tmp_path, run=run, data={"batch_size": 4})))
+        with pytest.raises(UserError, match=message):
+            require_valid_steps(config, 1)
+
+
+def test_the_plan_rejects_a_limit_below_the_tokens_of_every_sample(tmp_path):
+    with pytest.raises(UserError, match="run.max_tokens is 30, but every sample has at least"):
+        of_golden(tmp_path, run={"max_tokens": 30})
 
 
 def tokens_of(config, spoken):

@@ -86,7 +86,6 @@ IMPORTS = {
     " suggestions text_encoding",
     "media": "data disk errors listing paths",
     "components": "data data.batch decoding_state evaluation run_folder stores",
-    "planning": "components config data data.batch logs.console precision recomputation",
     "datasets": "config data data.batch errors field_texts listing logs.console media paths remote stores suggestions",
     "encoders": "config data dtypes errors field_texts listing logs media paths",
     "importers": "data disk errors json_io listing logs.console media paths suggestions text_encoding",
@@ -99,6 +98,7 @@ IMPORTS = {
     " json_io listing paths recomputation registry stores suggestions tensor_files weight_parts",
     "convert": "__init__ checkpoint checkpoint_average config data errors file_digests json_io listing logs models paths"
     " registry run_folder stores tensor_files",
+    "planning": "components config data data.batch errors logs.console models precision recomputation",
     "decoding": "components data data.batch decoding_state",
     "runners": "__init__ checkpoint checkpoint_average checkpoint_files component_configs component_errors components config data"
     " data.batch data.int8_vectors decoding disk distributed.parallel distributed.process_group distributed.sharding"

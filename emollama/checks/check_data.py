@@ -122,7 +122,8 @@ class _DataCheck:
 
     def forecast_training(self) -> None:
         """Compute the epochs of each dataset, and compare the size of the checkpoints with the free disk space."""
-        size = self._attempt("batch_size", "", lambda: batch_size(self._trained)) if self._trained else None
+        blocks = {label: dataset.cfg for label, dataset in self._trained.items()}
+        size = self._attempt("batch_size", "", lambda: batch_size(blocks)) if blocks else None
         if size is None:
             return
         self.report.training = forecast.training_forecast(

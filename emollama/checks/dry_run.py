@@ -12,7 +12,7 @@ from emollama.errors import ErrorCollector, UserError
 from emollama.listing import abbreviated
 from emollama.logs.console import dry_run_summary
 from emollama.logs.logger import get_logger, set_up
-from emollama.planning import Plan, plan
+from emollama.planning.estimate import Plan, plan
 from emollama.runners.build import checkpoint_paths, checkpoint_tensors
 from emollama.runners.datasets import batch_size
 from emollama.runners.preparation import Preparation
@@ -50,7 +50,7 @@ def dry_run(config: RunConfig, *, training: bool, processes: int = 1, other_chec
             checkpoint_tensors(other, preparation.precision, None, preparation.features, training=False)
     if not problems:
         with problems:
-            planned = plan(config)
+            planned = plan(config, gpus=processes, device=world.device.type)
     problems.raise_all()
     assert planned is not None
     others = [path for other in other_checkpoints for path in checkpoint_paths(other.model.ckpt)]
@@ -78,7 +78,7 @@ def _training(preparation: Preparation, problems: ErrorCollector) -> list[tuple[
     rows = []
     with problems:
         config, datasets = preparation.config, preparation.datasets
-        samples = samples_per_step(config.run, batch_size(datasets), preparation.processes)
+        samples = samples_per_step(config.run, batch_size(config.datasets), preparation.processes)
         training = forecast.training_forecast(config, datasets, samples)
         rows.append(("training", f"{training.steps:,} steps of {samples:,} samples"))
         if finding := forecast.disk_finding(training):

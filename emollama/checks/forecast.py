@@ -15,8 +15,8 @@ from emollama.data.dataset import SampleDataset
 from emollama.data.validation_cache import ValidationCache
 from emollama.errors import UserError
 from emollama.optim import trainable
+from emollama.planning.disk import BYTES_PER_PARAMETER, checkpoint_files
 
-CHECKPOINT_BYTES_PER_PARAMETER = 12  # the float32 value and the two moments of AdamW
 GIB = 2**30
 
 
@@ -33,15 +33,13 @@ def training_forecast(config: RunConfig, datasets: Mapping[str, SampleDataset], 
     ratios = {label: dataset.sampling().ratio for label, dataset in datasets.items()}
     samples_by_block = {label: steps * samples * ratio / sum(ratios.values()) for label, ratio in ratios.items()}
     parameters = trained_parameters(config)
-    # The oldest checkpoint is deleted only after the new one is complete.
-    files = run.max_epoch if run.keep_last is None else min(run.max_epoch, run.keep_last + 1)
     return TrainingForecast(
         steps=steps,
         samples_a_step=samples,
         passes={label: samples_by_block[label] / len(dataset) for label, dataset in datasets.items()},
         trained_parameters=parameters,
-        checkpoint_bytes=None if parameters is None else parameters * CHECKPOINT_BYTES_PER_PARAMETER,
-        checkpoints=files + (run.save_every_iters is not None) + bool(run.save_best),
+        checkpoint_bytes=None if parameters is None else parameters * BYTES_PER_PARAMETER,
+        checkpoints=checkpoint_files(config),
         output_dir=run.output_dir,
         free_bytes=shutil.disk_usage(_existing(run.output_dir)).free,
     )

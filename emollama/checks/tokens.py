@@ -16,7 +16,7 @@ from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.validation_cache import ValidationCache, files_of
 from emollama.errors import UserError
 from emollama.logs.console import Progress
-from emollama.planning import CHARACTERS_PER_TOKEN
+from emollama.planning.samples import CHARACTERS_PER_TOKEN
 
 CHUNK = 2000  # texts that are tokenized between two updates of the progress bar
 Measure = Callable[[Sequence[str]], list[int]]

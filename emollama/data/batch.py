@@ -196,23 +196,24 @@ class Batch:
             tensors.append(tensor)
             return tensor
 
-        self._mapped(add)
+        self.mapped(add)
         return tensors
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device; the copy is asynchronous if the memory is pinned."""
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory. The data loader calls this method."""
-        return self._mapped(lambda tensor: tensor.pin_memory())
+        return self.mapped(lambda tensor: tensor.pin_memory())
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keep the memory of the tensors until the work in a CUDA stream that uses them is done."""
         for tensor in self.tensors:
             tensor.record_stream(stream)
 
-    def _mapped(self, function: Callable[[Tensor], Tensor]) -> Batch:
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Return the batch with the results of a function in place of the tensors."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         changes: dict[str, Any] = {name: function(value) for name, value in fields.items() if isinstance(value, Tensor)}
         slots = {slot: PackedFeatures(function(packed.values), packed.offsets) for slot, packed in self.slots.items()}

@@ -29,6 +29,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from emollama.data.batch import SharedPrompts
 from emollama.models.dropout import sample_generator
+from emollama.models.planned_gpu import is_on_gpu, is_planned
 
 NAME = "emollama_packed"
 RECORDED = "emollama_packed_recorded"
@@ -78,8 +79,9 @@ def packed_attention(
             # The check of the language model finds this, so that its samples are padded.
             raise NotImplementedError(f"its attention uses '{unsupported}', which packed micro-batches do not support")
     # With float32 weights, the rotary embedding returns float32 queries and keys even under autocast.
-    if query.is_cuda and torch.is_autocast_enabled("cuda"):
-        query, key, value = (tensor.to(torch.get_autocast_dtype("cuda")) for tensor in (query, key, value))
+    device = query.device.type
+    if is_on_gpu(query) and torch.is_autocast_enabled(device):
+        query, key, value = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (query, key, value))
     scaling = kwargs.get("scaling")
     dropout = kwargs.get("dropout", 0.0)
     if _varlen_kernel_runs(query) and not dropout:
@@ -163,9 +165,9 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None,
 
 
 def _varlen_kernel_runs(query: Tensor) -> bool:
-    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
+    if not is_on_gpu(query) or query.dtype not in (torch.float16, torch.bfloat16):
         return False
-    return torch.cuda.get_device_capability(query.device)[0] >= AMPERE
+    return is_planned() or torch.cuda.get_device_capability(query.device)[0] >= AMPERE
 
 
 def unused_mask(embeddings: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from emollama.errors import UserError
 from emollama.models.configs import FrozenDtype
+from emollama.models.planned_gpu import is_on_gpu
 
 DTYPE = torch.float8_e4m3fn
 LARGEST = 448.0  # of DTYPE
@@ -43,7 +44,7 @@ def rounded(matrix: Tensor) -> Rounded:
 
 def product(left: Rounded, right: Rounded, dtype: torch.dtype) -> Tensor:
     """Return ``left right^T`` of matrices with as many columns, in the given dtype."""
-    if left.values.is_cuda:
+    if is_on_gpu(left.values):
         output: Tensor = torch._scaled_mm(
             left.values, right.values.T, scale_a=left.factors, scale_b=right.factors.T, out_dtype=dtype, use_fast_accum=True
         )
@@ -120,7 +121,7 @@ def require_fp8(key: FrozenDtype, device: torch.device, dtype: torch.dtype) -> N
 
     Args:
         key: the value of ``model.frozen_dtype``.
-        device: device of the run.
+        device: device of the run; the meta device stands for a GPU that this machine does not have.
         dtype: dtype of autocast, or float32 without it.
 
     Raises:
@@ -128,7 +129,8 @@ def require_fp8(key: FrozenDtype, device: torch.device, dtype: torch.dtype) -> N
     """
     if key != "fp8":
         return
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < CAPABILITY:
+    is_known = device.type != "meta"
+    if is_known and (device.type != "cuda" or torch.cuda.get_device_capability(device) < CAPABILITY):
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"the device {device.type}"
         raise UserError(
             f"model.frozen_dtype: fp8 needs a GPU with compute capability {CAPABILITY[0]}.{CAPABILITY[1]} or higher, such as H100"

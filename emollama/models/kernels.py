@@ -35,7 +35,7 @@ def check_kernels(
         cfg: the ``model`` block.
         packing: how the language model is run.
         family: type of the language model, for messages.
-        device: device of the run.
+        device: device of the run; the meta device stands for a GPU that this machine does not have.
         frozen_dtype: dtype of frozen weights.
         compiled: whether the run trains with ``model.compile: True``.
 
@@ -51,7 +51,9 @@ def check_kernels(
         raise UserError(f"model.compile: True {problem}. Set model.compile: False to run without it.")
     if cfg.kernels == "plain" or (cfg.kernels == "auto" and (device.type != "cuda" or packing.fused_problem)):
         return []
-    if device.type != "cuda":
+    if device.type == "meta" and not packing.fused_problem:
+        return []
+    if device.type not in ("cuda", "meta"):
         problem = f"needs a GPU, but the device is {device.type}"
     elif packing.fused_problem:
         problem = unlike_llama
@@ -77,7 +79,9 @@ def _liger() -> FusedOps | str:
 
 
 def _compiler_problem(device: torch.device) -> str:
-    """Return what torch.compile lacks for a device; "" if it can be used."""
+    """Return what torch.compile lacks for a device; "" if it can be used, or if the device is that of another machine."""
+    if device.type == "meta":
+        return ""
     on_gpu = device.type == "cuda"
     if on_gpu and (capability := torch.cuda.get_device_capability(device)) < VOLTA:
         minimum, actual = (".".join(map(str, numbers)) for numbers in (VOLTA, capability))

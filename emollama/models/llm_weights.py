@@ -245,7 +245,7 @@ def _with_adapters(llm: Any, options: LLMOptions, targets: list[str]) -> Any:
         )
     if problem:
         raise UserError(f"{lora_targets.KEY}: {problem}")
-    if not options.plain_adapters:
+    if not options.plain_adapters and options.quantize is None:
         # Imported here for the same reason.
         from emollama.models.lora_linear import use_lora_linear
 

@@ -156,26 +156,33 @@ def _command_for_other_blocks(config: RunConfig, training: bool) -> str:
     return ""
 
 
-def batch_size(datasets: Mapping[str, SampleDataset]) -> int:
+def batch_size(configs: Mapping[str, DatasetConfig]) -> int:
     """Return the micro-batch size, which must be the same for all datasets of a run.
+
+    Args:
+        configs: block name -> block under ``datasets``.
 
     Raises:
         UserError: If the sizes differ.
     """
-    sizes = {block_name: dataset.cfg.batch_size for block_name, dataset in datasets.items()}
+    sizes = {block_name: cfg.batch_size for block_name, cfg in configs.items()}
     if len(set(sizes.values())) > 1:
         raise UserError(f"all blocks under 'datasets' must have the same batch_size, but it is {sizes}. Set it to one value.")
     return int(next(iter(sizes.values())))
 
 
-def require_tasks(datasets: Mapping[str, SampleDataset], tasks_per_clip: int) -> None:
+def require_tasks(configs: Mapping[str, DatasetConfig], tasks_per_clip: int) -> None:
     """Check that each dataset has enough tasks for ``run.tasks_per_clip``.
+
+    Args:
+        configs: block name -> block under ``datasets``.
+        tasks_per_clip: the value of the key.
 
     Raises:
         UserError: If a dataset has fewer tasks.
     """
-    for block_name, dataset in datasets.items():
-        if len(tasks := dataset.pool.tasks) < tasks_per_clip:
+    for block_name, cfg in configs.items():
+        if len(tasks := cfg.pool().tasks) < tasks_per_clip:
             names = f"{len(tasks)} ({', '.join(tasks)})"
             raise UserError(
                 f"run.tasks_per_clip is {tasks_per_clip}, but the number of tasks in datasets.{block_name}.task_pool is {names}."

@@ -22,12 +22,10 @@ from emollama.distributed.worker_variables import integer
 from emollama.logs.logger import get_logger
 from emollama.optim import trainable
 from emollama.precision import Precision
-from emollama.recomputation import layers_of, recomputed_layers, set_recomputation, switch
+from emollama.recomputation import CHOICES, USABLE, layers_of, recomputed_layers, set_recomputation, switch
 from emollama.runners.datasets import slot_shapes_of_run
 from emollama.runners.longest_samples import Longest, SampleLengths
 
-CHOICES = (0, 4, 3, 2, 1)  # every how many layers one is recomputed, from the fastest to the one with the least memory
-USABLE = 0.9  # share of the free memory; the rest is for temporary tensors and unused blocks of the allocator
 TRAINING_BYTES = 12  # of a trained parameter: its gradient and the two moments of AdamW, float32
 LABEL_TENSORS = 3  # of the size of a label's log-probabilities; the backward pass adds their gradient and that of the logits
 MEASURED_LABELS = 64  # more of them would need much memory if the vocabulary is large
@@ -55,18 +53,20 @@ class Activations:
         layer: additional bytes of a token in a layer that is not recomputed.
         label: additional bytes of a token with a label.
         layers: number of layers.
+        constant: bytes that do not depend on the tokens: copies of trained weights in the dtype of autocast.
     """
 
     recomputed: int
     layer: int
     label: int
     layers: int
+    constant: int = 0
 
     def bytes_of_step(self, every: int, tokens: int, labels: int) -> int:
         """Return the bytes of a micro-batch in a step if every n-th layer is recomputed."""
         # The backward pass also holds the tensors of one more layer: those that it recomputes, or their gradients.
         layers = self.layers - recomputed_layers(self.layers, every) + 1
-        return tokens * (self.recomputed + self.layer * layers) + LABEL_TENSORS * labels * self.label
+        return self.constant + tokens * (self.recomputed + self.layer * layers) + LABEL_TENSORS * labels * self.label
 
     def best_choice(self, tokens: int, labels: int, free: int) -> int:
         """Return every how many layers one must be recomputed for a micro-batch and a number of free bytes; 0 is none."""
@@ -98,13 +98,14 @@ def recompute_as_needed(model: Model, run: Prepared) -> None:
     lengths = SampleLengths(run.datasets, run.prompt, run.config.model, slot_shapes_of_run(run.config))
     longest = world.on_rank_zero(lambda: lengths.longest(layout.tasks_per_clip))
     tokens, labels = most_tokens(layout, longest.sample), most_labels(layout, longest)
-    recomputed, layer, label = world.max(activations.recomputed, activations.layer, activations.label)
-    activations = replace(activations, recomputed=recomputed, layer=layer, label=label)
-    free, total = min(world.gather(memory(world.device)))
+    numbers = activations.recomputed, activations.layer, activations.label, activations.constant
+    recomputed, layer, label, constant = world.max(*numbers)
+    activations = replace(activations, recomputed=recomputed, layer=layer, label=label, constant=constant)
+    free, total, used = min(world.gather(memory(world.device)))
     needed = TRAINING_BYTES * sum(parameter.numel() for parameter in trainable(model).values())
     every = activations.best_choice(tokens, labels, int(USABLE * free) - needed)
     set_recomputation(llm, every)
-    expected = total - free + needed + activations.bytes_of_step(every, tokens, labels)
+    expected = used + needed + activations.bytes_of_step(every, tokens, labels)
     ordinal = {0: "no recomputation", 1: "recomputation of all layers"}.get(every, f"recomputation of one layer in {every}")
     text = "memory: micro-batches of up to %s tokens, %s, expecting %.1f of %.1f GiB"
     get_logger().info(text, f"{tokens:,}", ordinal, expected / GIB, total / GIB)
@@ -135,22 +136,32 @@ def measured(model: nn.Module, llm: nn.Module, loss: Callable[[Batch], Tensor], 
     """
     layers, constant = layers_of(llm), {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     # The bytes must not depend on how long the answer of this sample is.
-    one, many = (with_labels(sample, number) for number in (1, min(MEASURED_LABELS, len(sample.input_ids) - 1)))
+    number = min(MEASURED_LABELS, len(sample.input_ids) - 1)
+    one, many, two = with_labels(sample, 1), with_labels(sample, number), with_labels(sample, 1, samples=2)
     tokens, more_labels = len(sample.input_ids), max(1, len(many.label_positions) - 1)
+
+    def saved(batch: Batch) -> int:
+        return saved_bytes(lambda: loss(batch), constant)
+
     with unchanged_buffers(model):
         set_recomputation(llm, 1)
-        recomputed = saved_bytes(lambda: loss(one), constant)
-        label = (saved_bytes(lambda: loss(many), constant) - recomputed) // more_labels
+        of_one = saved(one)
+        label = (saved(many) - of_one) // more_labels
+        # What the second of two equal samples adds does not contain copies of weights.
+        of_second = saved(two) - of_one
         switch(layers[0], False)
-        layer = saved_bytes(lambda: loss(one), constant) - recomputed
-    return Activations((recomputed - label) // tokens + 1, layer // tokens + 1, label, len(layers))
+        with_layer = saved(one)
+        second_with_layer = saved(two) - with_layer
+    recomputed, layer = (of_second - label) // tokens + 1, (second_with_layer - of_second) // tokens + 1
+    copies = max(0, of_one - of_second) + len(layers) * max(0, with_layer - second_with_layer - (of_one - of_second))
+    return Activations(recomputed, layer, label, len(layers), copies)
 
 
-def with_labels(sample: Sample, number: int) -> Batch:
-    """Return a micro-batch of a sample in which this number of tokens at the end have labels."""
+def with_labels(sample: Sample, number: int, samples: int = 1) -> Batch:
+    """Return a micro-batch of copies of a sample in which this number of tokens at the end have labels."""
     labels = torch.full_like(sample.labels, IGNORED)
     labels[-number:] = sample.input_ids[-number:].clamp(min=0)
-    return collate([replace(sample, labels=labels)])
+    return collate([replace(sample, labels=labels)] * samples)
 
 
 @contextmanager
@@ -179,15 +190,25 @@ def saved_bytes(loss: Callable[[], Tensor], constant: set[int]) -> int:
     return sum(tensor.untyped_storage().nbytes() for address, tensor in saved.items() if address not in constant)
 
 
-def memory(device: torch.device) -> tuple[int, int]:
-    """Return the free bytes for this process and all bytes of its device, or this process's share of those of the machine."""
+def memory(device: torch.device) -> tuple[int, int, int]:
+    """Return the free bytes for this process, all bytes of its device, and those in use.
+
+    On a CPU, the free bytes and all bytes are this process's share of those of the machine, and those in use are its own.
+    """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free, total, total - free
     processes = integer("LOCAL_WORLD_SIZE", 1)
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            sizes = {name: 1024 * int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in file)}
-        return sizes["MemAvailable"] // processes, sizes["MemTotal"] // processes
+        machine, process = _sizes("/proc/meminfo"), _sizes("/proc/self/status")
+        return machine["MemAvailable"] // processes, machine["MemTotal"] // processes, process["VmRSS"]
     except (OSError, KeyError):
-        return 0, 0  # not Linux: all layers are recomputed
+        return 0, 0, 0  # not Linux: all layers are recomputed
+
+
+def _sizes(path: str) -> dict[str, int]:
+    """Return name -> bytes from a file of the kernel with lines such as ``MemTotal: 1024 kB``."""
+    with open(path, encoding="ascii") as file:
+        lines = [line.split() for line in file]
+    return {words[0].removesuffix(":"): 1024 * int(words[1]) for words in lines if len(words) == 3 and words[2] == "kB"}

@@ -263,8 +263,8 @@ class Preparation:
         """Prepare the layout of a step, the order of the samples, and the checkpoint to resume from."""
         run = self.config.run
         rank, processes = self.world.rank, self.processes
-        self.world.rank_zero_first(lambda: require_tasks(self.datasets, run.tasks_per_clip))
-        self.layout = self.world.rank_zero_first(lambda: step_layout(run, batch_size(self.datasets), processes, rank))
+        self.world.rank_zero_first(lambda: require_tasks(self.config.datasets, run.tasks_per_clip))
+        self.layout = self.world.rank_zero_first(lambda: step_layout(run, batch_size(self.config.datasets), processes, rank))
         if run.max_tokens is not None:
             lengths = SampleLengths(self.datasets, self.prompt, self.config.model, slot_shapes_of_run(self.config))
             self.world.on_rank_zero(partial(lengths.require_fitting, run.max_tokens))

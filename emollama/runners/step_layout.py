@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from emollama.config import RunConfig
 from emollama.data.loader import BatchLayout
 from emollama.errors import UserError
+from emollama.runners.datasets import batch_size as common_batch_size
+from emollama.runners.datasets import require_tasks
 from emollama.runners.run_config import RunnerConfig
+
+
+def require_valid_steps(config: RunConfig, processes: int) -> None:
+    """Check all that a run checks about its steps without reading data.
+
+    Args:
+        config: the resolved configuration.
+        processes: number of processes of the run.
+
+    Raises:
+        UserError: If a task pool has fewer tasks than ``run.tasks_per_clip``, or samples cannot be divided among processes.
+    """
+    if config.datasets:
+        require_tasks(config.datasets, config.run.tasks_per_clip)
+        step_layout(config.run, common_batch_size(config.datasets), processes, rank=0)
 
 
 def samples_per_step(run: RunnerConfig, batch_size: int, processes: int) -> int:

@@ -25,7 +25,7 @@ from emollama.distributed.worker_variables import integer
 from emollama.logs.console import aligned, duration
 from emollama.logs.logger import get_logger
 from emollama.paths import PACKAGE, SHIPPED, packaged_copy, read_text
-from emollama.planning import group_title, parameter_groups
+from emollama.planning.parameters import group_title, parameter_groups
 from emollama.precision import Precision
 from emollama.runners.build import checkpoint_paths
 from emollama.runners.evaluation import EvaluationSet
@@ -159,6 +159,8 @@ def training_steps(cfg: Any, layout: BatchLayout, first_step: int) -> Rows:
         samples = layout.batch_size * layout.accumulate
         parts = f"{_processes(layout.world)} x {samples}, in micro-batches of up to {layout.max_tokens:,} tokens"
     rows = [("steps", counted), ("samples per step", f"{layout.global_batch} ({parts})")]
+    if (tasks := layout.tasks_per_clip) > 1:
+        rows.append(("clips per step", f"{layout.global_batch // tasks:,}, each with {tasks} tasks (run.tasks_per_clip)"))
     if first_step:
         finished = "" if first_step < total else " (all steps are done)"
         rows.append(("resuming", f"at step {first_step:,} of {total:,}{finished}"))

@@ -1,0 +1,127 @@
+"""Whether a run fits on a GPU, and the largest micro-batches that do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from emollama.planning.memory import GIB, OVERHEAD, Mode
+from emollama.planning.planner import Planner
+from emollama.recomputation import CHOICES, USABLE
+
+FIXED = ("frozen weights", "frozen encoders", "trained weights (float32)", *OVERHEAD)
+STEP = 64  # tokens to which the largest micro-batches are rounded down
+TRIES = 2  # of finding the largest one between two sizes
+GROWTH = 8  # factor of the sizes that are tried first
+SIZES = (2, 4, 8, 16, 32, 64)  # numbers of GPUs that are proposed
+
+
+@dataclass(frozen=True)
+class Card:
+    """What fits on a GPU.
+
+    Attributes:
+        gib: memory of the GPU.
+        needed_gib: memory that it must have for the configuration.
+        fits: whether it has it.
+        recomputation: value of ``model.use_grad_checkpoint`` -> largest ``run.max_tokens``; None if not even one sample fits.
+        verdict: "fits" or "does not fit", with the margin or what to change.
+    """
+
+    gib: float
+    needed_gib: float
+    fits: bool
+    recomputation: dict[str, int | None]
+    verdict: str
+
+
+def required_bytes(parts: Mapping[str, float]) -> float:
+    """Return the bytes that a GPU must have: a part of the memory of a step is lost in unused blocks of the allocator.
+
+    Args:
+        parts: component -> bytes.
+    """
+    fixed = sum(parts.get(name, 0) for name in FIXED)
+    return fixed + (sum(parts.values()) - fixed) / USABLE
+
+
+def card(planner: Planner, gib: float, mode: Mode) -> Card:
+    """Return what fits on a GPU with this memory.
+
+    Args:
+        planner: the run.
+        gib: memory of the GPU in GiB.
+        mode: the value of ``run.parallel``.
+    """
+    batch, trains = planner.micro_batch, bool(planner.config.datasets)
+    automatic = trains and planner.config.model.use_grad_checkpoint == "auto"
+    choices = CHOICES if automatic else (planner.every,)
+    sizes = {every: required_bytes(planner.needed(every, batch, mode)) for every in choices}
+    every = next((every for every in choices if sizes[every] <= gib * GIB), choices[-1])
+    fits = sizes[every] <= gib * GIB
+    largest = {_key(choice): largest_tokens(planner, choice, gib, mode) for choice in CHOICES} if trains else {}
+    chosen = f" with model.use_grad_checkpoint: auto, which recomputes {_words(every)}" if automatic else ""
+    margin = gib - sizes[every] / GIB
+    verdict = f"fits{chosen}: {margin:.1f} GiB remain"
+    if not fits:
+        verdict = f"does not fit: it needs {-margin:.1f} GiB more. {_remedies(planner, gib, mode, largest)}"
+    return Card(gib, sizes[every] / GIB, fits, largest, verdict)
+
+
+def largest_tokens(planner: Planner, every: int, gib: float, mode: Mode) -> int | None:
+    """Return the largest micro-batch that fits on a GPU, in tokens; None if a single sample does not fit."""
+
+    def needed(tokens: int) -> float:
+        return required_bytes(planner.needed(every, planner.micro_batch_of(tokens), mode))
+
+    budget, low = gib * GIB, planner.sample.total
+    if (of_low := needed(low)) > budget:
+        return None
+    high = GROWTH * low
+    while (of_high := needed(high)) <= budget:
+        low, of_low, high = high, of_high, GROWTH * high
+    for _ in range(TRIES):
+        # The memory is a maximum of sums, so that a line through two points is too high between them, and the result fits.
+        tokens = int(low + (high - low) * (budget - of_low) / (of_high - of_low))
+        if tokens <= low + STEP:
+            break
+        low, of_low = tokens, needed(tokens)
+    return max(planner.sample.total, low // STEP * STEP)
+
+
+def _key(every: int) -> str:
+    return {0: "False", 1: "True"}.get(every, str(every))
+
+
+def _words(every: int) -> str:
+    return {0: "no layers", 1: "all layers"}.get(every, f"one layer in {every}")
+
+
+def _remedies(planner: Planner, gib: float, mode: Mode, largest: Mapping[str, int | None]) -> str:
+    """Return what to change, so that the run fits."""
+    cfg, ways = planner.config.model, []
+    batch = planner.micro_batch
+    if largest and planner.every != 1 and required_bytes(planner.needed(1, batch, mode)) <= gib * GIB:
+        ways.append("model.use_grad_checkpoint: True")
+    elif tokens := largest.get("True"):
+        recompute = "" if planner.every == 1 else "model.use_grad_checkpoint: True and "
+        ways.append(f"{recompute}run.max_tokens: {tokens}")
+    if planner.can_shard and (number := _gpus_with_sharding(planner, gib)):
+        ways.append(f"run.parallel: fsdp on {number} GPUs")
+    if cfg.train_llm == "full":
+        ways.append("model.train_llm: lora")
+    elif not (cfg.load_in_4bit or cfg.low_resource or cfg.frozen_dtype == "fp8"):
+        ways.append("model.load_in_4bit: True")
+    return f"Set {', or '.join(ways)}." if ways else "Use GPUs with more memory."
+
+
+def _gpus_with_sharding(planner: Planner, gib: float) -> int | None:
+    """Return the smallest number of GPUs on which the run fits with ``run.parallel: fsdp``; None if none does."""
+    before = planner.gpus
+    try:
+        for planner.gpus in (size for size in SIZES if size >= before):
+            if required_bytes(planner.needed(planner.every, planner.micro_batch, "fsdp")) <= gib * GIB:
+                return planner.gpus
+        return None
+    finally:
+        planner.gpus = before

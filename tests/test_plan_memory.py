@@ -1,0 +1,119 @@
+"""The memory that the plan counts without weights is what a step with weights allocates, and what its process needs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import GOLDEN, golden_tree, loaded
+from ranks import environment
+from torch.profiler import ProfilerActivity, profile
+
+from emollama.planning import samples
+from emollama.planning.estimate import plan
+from emollama.planning.planner import Planner
+from emollama.precision import Precision
+
+SHAPE = {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 5, "num_attention_heads": 4, "vocab_size": 1000}
+SAMPLES = 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random Llama with the tokenizer of the golden corpus."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    path = tmp_path_factory.mktemp("llama")
+    AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE)).save_pretrained(path)
+    for file in (GOLDEN / "llama").glob("tokenizer*"):
+        shutil.copy(file, path)
+    return path
+
+
+def configured(path, folder, **keys):
+    tree = golden_tree(path)
+    tree["model"] |= {"llama_model": str(folder), "ckpt": None, "lora_dropout": 0.05}
+    tree["datasets"]["golden"]["batch_size"] = SAMPLES
+    tree["run"]["accum_grad_iters"] = 2
+    for key, value in keys.items():
+        tree["run" if key == "amp" else "model"][key] = value
+    return loaded(path, tree)
+
+
+def allocated(config, batch):
+    """The largest number of bytes that the tensors of two micro-batches have at a time, as the allocator reports them."""
+    precision = Precision.of_run(config.run)
+    model = config.model_class(config.model, device=torch.device("cpu"), frozen_dtype=precision.frozen_dtype).train()
+    task = config.task_class()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        for _ in range(2):
+            with precision.autocast():
+                loss = task.loss(model, batch)
+            loss.backward()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    used = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        used += event.nbytes()
+        peak = max(peak, used)
+    return peak
+
+
+def case(train, recompute, *, amp, kernels, slow=True):
+    keys = {"train_llm": train, "use_grad_checkpoint": recompute, "amp": amp, "kernels": kernels}
+    return pytest.param(keys, id="-".join(map(str, keys.values())), marks=[pytest.mark.slow] * slow)
+
+
+CASES = [
+    case(train, recompute, amp=amp, kernels=kernels, slow=(train, recompute) != ("lora", False) or amp)
+    for train in ("lora", "none", "full")
+    for recompute, amp, kernels in [
+        (True, False, "auto"),
+        (False, False, "auto"),
+        (2, False, "plain"),
+        (True, True, "auto"),
+        (False, True, "plain"),
+        (False, True, "auto"),
+    ]
+]
+
+
+@pytest.mark.parametrize("keys", CASES)
+def test_the_counted_bytes_are_those_that_a_step_allocates(keys, folder, tmp_path):
+    config = configured(tmp_path, folder, **keys)
+    planner = Planner(config, gpus=1, device="cpu")
+    size = planner.micro_batch
+    parts = planner.needed(planner.every, size, "ddp")
+    meta = samples.example_batch(config, planner.model, planner.sample, size)
+    batch = meta.mapped(lambda tensor: torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor)
+    names = ("gradients (float32)", "activations", "logits at the answers", "temporary tensors")
+    counted = sum(parts[name] for name in names)
+    assert counted == pytest.approx(allocated(config, batch), rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_a_process_grows_by_the_sum_of_the_plan(train, folder, tmp_path):
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    small, large = tmp_path / "small", tmp_path / "large"
+    wide = {**SHAPE, "hidden_size": 512, "intermediate_size": 1376, "num_attention_heads": 8}
+    shutil.copytree(folder, large / "llama")
+    AutoModelForCausalLM.from_config(LlamaConfig(**wide)).save_pretrained(large / "llama")
+    small.mkdir()
+    keys = {"train_llm": train, "amp": False, "use_grad_checkpoint": False}
+    configured(small, folder, **keys)
+    config = configured(large, large / "llama", **keys)
+    paths = [str(path / "config.yaml") for path in (small, large)]
+    worker = Path(__file__).parent / "workers/planned_process.py"
+    # Memory that is freed then goes back to the system at once.
+    malloc = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "65536")
+    variables = {name: value for name, value in environment().items() if not name.startswith("MALLOC_")} | malloc
+    result = subprocess.run(
+        [sys.executable, str(worker), *paths], capture_output=True, text=True, check=True, timeout=300, env=variables
+    )
+    planned = plan(config, device="cpu").memory_gib["sum"] * 2**30
+    assert int(result.stdout.split()[-1]) == pytest.approx(planned, rel=0.05)
