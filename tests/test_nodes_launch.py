@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from running import GOLDEN, golden_config, read_jsonl
+from running import GOLDEN, ROOT, golden_config, read_jsonl
 from two_hosts import MASTER, PORT, statuses, train, two_hosts, wait_until
 
 pytestmark = pytest.mark.slow
@@ -56,6 +56,20 @@ def test_nodes_with_different_data_are_named_on_both_before_weights_are_loaded(t
         text = f"error: the data of {nodes[1]} differ from those of {nodes[0]}: annotation file and texts of clips. Give all"
         for host in hosts:
             assert host.output().count("error: ") == 1 and text in host.output() and "loading the language" not in host.output()
+
+
+def test_nodes_with_different_software_are_named_on_both(tmp_path):
+    with two_hosts(tmp_path) as hosts:
+        other = hosts[1]
+        other.source = other.folder / "clone"
+        shutil.copytree(ROOT / "emollama", other.source / "emollama", ignore=shutil.ignore_patterns("__pycache__"))
+        with (other.source / "emollama/optim.py").open("a") as file:
+            file.write("CHANGED = True\n")
+        started = [host.start(*train(golden_config(host.folder, run=RUN))) for host in hosts]
+        assert statuses(*started, hosts=hosts) == [1, 1]
+        text = f"error: the nodes have different software: node 1 ({other.name}) differs in the source code of emollama ("
+        for host in hosts:
+            assert text in host.output() and host.output().count("error: ") == 1, host.output()
 
 
 def test_a_launcher_that_waits_in_vain_says_where_and_how_to_wait_longer(tmp_path):

@@ -28,11 +28,13 @@ class Host:
         name: name of the namespace.
         address: its address on the link.
         folder: the disk of this host.
+        source: the folder with the package emollama.
     """
 
     name: str
     address: str
     folder: Path
+    source: Path = ROOT
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:
@@ -42,8 +44,8 @@ class Host:
         with (self.folder / "output").open("ab") as output:
             process = subprocess.Popen(
                 ["ip", "netns", "exec", self.name, *line],
-                cwd=ROOT,
-                env=environment() | cache | variables,
+                cwd=self.source,
+                env=environment() | {"PYTHONPATH": str(self.source)} | cache | variables,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
@@ -107,8 +107,9 @@ class _Writer:
         try:
             if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self._path.open("wb", buffering=0)
+                self._file = self._path.open("wb")
             self._file.write(data)
+            self._file.flush()
         except OSError as error:
             self._error = error
 
@@ -119,7 +120,8 @@ class _Writer:
             UserError: If the file could not be written.
         """
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # it flushes again what could not be written
+                self._file.close()
         if self._error is not None:
             text = f"{place} cannot store {self._path}, the checkpoint to resume from: {disk.reason(self._error)}."
             raise UserError(f"{text} {disk.remedy(self._error, 'set another run.output_dir')}")
