@@ -38,6 +38,22 @@ def require_language_model(path: str) -> str:
     return path
 
 
+def require_mappable(folder: str) -> None:
+    """Check that a part of a language model's weights can be read without the rest.
+
+    Raises:
+        UserError: If they are in files that torch.load can only read as a whole.
+    """
+    if any(Path(folder).glob("*.safetensors")):
+        return
+    if whole := [file for file in sorted(Path(folder).glob("*.bin")) if not zipfile.is_zipfile(file)]:
+        raise UserError(
+            f"model.llama_model: '{whole[0]}' is in a format of which each process would have to read all weights. Convert the"
+            " weights to safetensors: load the model with from_pretrained and store it with save_pretrained. Or set"
+            " run.parallel: ddp."
+        )
+
+
 def require_checkpoint_file(path: str, key: str) -> str:
     """Check that a checkpoint is a file, and return its path.
 

@@ -17,6 +17,7 @@ from workers import loaded_in_parts
 from emollama import checkpoint
 from emollama.errors import UserError
 from emollama.optim import trainable
+from emollama.runners.sharding_check import require_keys
 from emollama.weight_parts import SEQUENTIAL, WeightShare, part_of
 
 COUNT = 3
@@ -170,16 +171,19 @@ def test_missing_tensors_are_named(tmp_path):
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_files_of_torch_save_are_mapped_or_refused(tmp_path, zipped):
-    model = stored(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    model = stored(tmp_path / "llm")
+    (tmp_path / "llm/model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "llm/pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    tree = golden_tree(tmp_path)
+    tree["model"]["llama_model"] = str(tmp_path / "llm")
+    tree["run"]["parallel"] = "fsdp"
     if zipped:
-        assert_equal(
-            joined_parts([built(tmp_path, WeightShare(index, COUNT)) for index in range(COUNT)]), dict_of(built(tmp_path))
-        )
+        require_keys(loaded(tmp_path, tree), 2, training=True)
+        parts = [built(tmp_path / "llm", WeightShare(index, COUNT)) for index in range(COUNT)]
+        assert_equal(joined_parts(parts), dict_of(built(tmp_path / "llm")))
     else:
         with pytest.raises(UserError, match=r"pytorch_model\.bin' .* Convert the weights to safetensors: .* run\.parallel: ddp"):
-            built(tmp_path, WeightShare(0, COUNT))
+            require_keys(loaded(tmp_path, tree), 2, training=True)
 
 
 class LiveBytes(TorchDispatchMode):

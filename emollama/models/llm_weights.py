@@ -9,11 +9,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import warnings
-import zipfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -142,8 +140,6 @@ def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=options.attention)
             return _with_options(model, options)
     quantization, share = _quantization(options, dtype), options.share
-    if share is not None:
-        _require_mappable(options.path)
     try:
         with nullcontext() if share is None else weight_parts.loading(share, device, whole=_tied_shapes(config)):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -183,22 +179,6 @@ def _tied_shapes(config: Any) -> set[torch.Size]:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     return {model.get_submodule(name).weight.shape for name in lora_targets.shared_weights(model)}
-
-
-def _require_mappable(folder: str) -> None:
-    """Check that a part of the weights can be read without the rest.
-
-    Raises:
-        UserError: If they are in files that torch.load can only read as a whole.
-    """
-    if any(Path(folder).glob("*.safetensors")):
-        return
-    if whole := [file for file in sorted(Path(folder).glob("*.bin")) if not zipfile.is_zipfile(file)]:
-        raise UserError(
-            f"model.llama_model: '{whole[0]}' is in a format of which each process would have to read all weights. Convert the"
-            " weights to safetensors: load the model with from_pretrained and store it with save_pretrained. Or set"
-            " run.parallel: ddp."
-        )
 
 
 def _with_options(llm: Any, options: LLMOptions) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from emollama.checkpoint_files import require_mappable
 from emollama.config import RunConfig
 from emollama.distributed import sharding
 from emollama.errors import UserError
@@ -9,7 +10,7 @@ from emollama.runners.build import is_ensemble
 
 
 def require_keys(config: RunConfig, processes: int, *, training: bool) -> None:
-    """Check that the keys of a run allow to shard its weights.
+    """Check that the keys of a run, and the files of its language model, allow to shard the weights.
 
     Args:
         config: the resolved configuration.
@@ -23,6 +24,7 @@ def require_keys(config: RunConfig, processes: int, *, training: bool) -> None:
     sharding.group_size(run.parallel, run.shard_size, processes)
     if run.parallel == "ddp":
         return
+    require_mappable(model.llama_model)
     unsupported = [
         (f"model.{key}", f"weights quantized by bitsandbytes cannot be sharded. Set model.{key}: False")
         for key in ("low_resource", "load_in_4bit")
