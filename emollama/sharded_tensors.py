@@ -22,6 +22,13 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
+def own_part(tensor: Tensor) -> Tensor:
+    """Return what this process has of a tensor."""
+    sharded: Any = tensor
+    own: Tensor = sharded.to_local() if is_sharded(tensor) else tensor
+    return own
+
+
 def part_like(full: Tensor, tensor: Tensor) -> Tensor:
     """Return this process's part of a whole tensor as another tensor of the same shape is sharded, without communication."""
     if not is_sharded(tensor):

@@ -19,7 +19,7 @@ TOLERANCE = 1e-6  # relative
 # What is trained -> keys of the model. Dropout and recomputation show whether each process uses the same random numbers.
 TRAINED: dict[str, dict[str, Any]] = {
     "lora": {"lora_dropout": 0.1, "use_grad_checkpoint": True},
-    "none": {"ckpt": None, "train_llm": "none"},
+    "none": {"ckpt": None, "train_llm": "none", "use_grad_checkpoint": "auto"},
     "full": {"ckpt": None, "train_llm": "full", "use_grad_checkpoint": 2},
 }
 SHARDED = ("fsdp", "hsdp")
@@ -116,8 +116,8 @@ def test_a_checkpoint_of_sharded_weights_has_the_tensors_of_one_of_ddp(two, trai
             assert torch.allclose(one["state"][index][name], value, rtol=1e-4, atol=1e-7), (index, name)
 
 
-def resumed(folder: Path, trained: str, mode: str, checkpoint: Path) -> str:
-    return config(folder, trained, mode, resume_ckpt_path=str(checkpoint))
+def resumed(folder: Path, trained: str, mode: str, checkpoint: Path, **run: Any) -> str:
+    return config(folder, trained, mode, resume_ckpt_path=str(checkpoint), **run)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,9 @@ def resumed_runs(two, ranks):
     paths = []
     for trained, (first, second) in itertools.product(("lora", "full"), itertools.permutations(MODES, 2)):
         checkpoint = two / f"{trained}_{first}/out/run/checkpoint_{RESUMED // 2 - 1}.pth"
-        paths.append(resumed(root / f"{trained}_{first}_{second}", trained, second, checkpoint))
+        # An evaluation before the first step is the first to use the weights, in inference mode.
+        evaluated = {"evaluate": True, "eval_epoch_interval": 2} if (first, second) == ("ddp", "fsdp") else {}
+        paths.append(resumed(root / f"{trained}_{first}_{second}", trained, second, checkpoint, **evaluated))
     ranks(worker.train, paths)
     return root
 

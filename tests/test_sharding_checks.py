@@ -105,3 +105,14 @@ def test_samples_that_run_one_at_a_time_do_not_go_with_a_number_of_tokens(tmp_pa
     config = configuration(tmp_path, {"parallel": "fsdp", "max_tokens": 4096})
     with pytest.raises(UserError, match="run.max_tokens does not work with run.parallel: fsdp and models of the type 'llama'"):
         build.require_shardable(model, config)
+
+
+def test_the_memory_of_gathered_weights_is_that_of_two_layers_and_the_tables(monkeypatch, llm):
+    monkeypatch.setattr(sharding, "is_sharded", lambda weight: True)
+    layers = sorted(sum(weight.nbytes for weight in layer.parameters()) for layer in llm.model.layers)
+    tables = llm.model.embed_tokens.weight.nbytes + llm.lm_head.weight.nbytes
+    assert sharding.gathered_bytes(llm) == sum(layers[-2:]) + tables
+
+
+def test_whole_weights_need_no_memory_to_be_gathered(llm):
+    assert sharding.gathered_bytes(llm) == 0

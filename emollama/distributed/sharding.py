@@ -28,6 +28,7 @@ from emollama.distributed.worker_variables import integer
 from emollama.dtypes import ReduceDtype
 from emollama.errors import UserError
 from emollama.recomputation import layers_of
+from emollama.sharded_tensors import is_sharded
 from emollama.weight_parts import WeightShare
 
 if TYPE_CHECKING:
@@ -153,6 +154,16 @@ def share_of(mesh: DeviceMesh) -> WeightShare:
 def layers_to_gather(llm: nn.Module) -> list[Any]:
     """Return the layers of a language model in the order in which a forward pass runs them."""
     return outermost(layers_of(llm))
+
+
+def gathered_bytes(llm: nn.Module) -> int:
+    """Return the bytes of the whole weights that a process has at a time, besides its parts of all weights."""
+    sizes = [
+        [sum(weight.nbytes for weight in module.parameters() if is_sharded(weight)) for module in modules]
+        for modules in (layers_to_gather(llm), tables(llm))
+    ]
+    # The next layer is gathered while one is used.
+    return sum(sorted(sizes[0])[-2:]) + sum(sizes[1])
 
 
 @contextmanager

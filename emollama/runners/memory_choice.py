@@ -18,6 +18,7 @@ from emollama.data.loader import BatchLayout, TrainingSamples
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.sampling import MixtureSampler
 from emollama.distributed.process_group import World
+from emollama.distributed.sharding import gathered_bytes
 from emollama.distributed.worker_variables import integer
 from emollama.logs.logger import get_logger
 from emollama.optim import trainable
@@ -25,6 +26,7 @@ from emollama.precision import Precision
 from emollama.recomputation import CHOICES, USABLE, layers_of, recomputed_layers, set_recomputation, switch
 from emollama.runners.datasets import slot_shapes_of_run
 from emollama.runners.longest_samples import Longest, SampleLengths
+from emollama.sharded_tensors import own_part
 
 TRAINING_BYTES = 12  # of a trained parameter: its gradient and the two moments of AdamW, float32
 LABEL_TENSORS = 3  # of the size of a label's log-probabilities; the backward pass adds their gradient and that of the logits
@@ -102,7 +104,7 @@ def recompute_as_needed(model: Model, run: Prepared) -> None:
     recomputed, layer, label, constant = world.max(*numbers)
     activations = replace(activations, recomputed=recomputed, layer=layer, label=label, constant=constant)
     free, total, used = min(world.gather(memory(world.device)))
-    needed = TRAINING_BYTES * sum(parameter.numel() for parameter in trainable(model).values())
+    needed = TRAINING_BYTES * sum(own_part(parameter).numel() for parameter in trainable(model).values()) + gathered_bytes(llm)
     every = activations.best_choice(tokens, labels, int(USABLE * free) - needed)
     set_recomputation(llm, every)
     expected = used + needed + activations.bytes_of_step(every, tokens, labels)
@@ -134,7 +136,8 @@ def measured(model: nn.Module, llm: nn.Module, loss: Callable[[Batch], Tensor], 
         loss: runs the forward pass.
         sample: any sample.
     """
-    layers, constant = layers_of(llm), {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    layers = layers_of(llm)
+    constant = {own_part(tensor).untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     # The bytes must not depend on how long the answer of this sample is.
     number = min(MEASURED_LABELS, len(sample.input_ids) - 1)
     one, many, two = with_labels(sample, 1), with_labels(sample, number), with_labels(sample, 1, samples=2)
