@@ -19,6 +19,7 @@ from emollama.runners import memory_choice
 from emollama.runners.longest_samples import Longest
 from emollama.runners.memory_choice import (
     Activations,
+    cached_measurement,
     measured,
     memory,
     most_labels,
@@ -135,6 +136,15 @@ def test_auto_depends_on_the_free_memory(configuration, monkeypatch, caplog, tmp
     (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("memory: ")]
     assert line.startswith(f"memory: micro-batches of up to {longest} tokens, {text}, expecting ")
     assert line.endswith(" of 100.0 GiB")
+
+
+def test_a_second_run_with_the_same_model_does_not_measure_again(runner, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    numbers = [Activations(recomputed=20, layer=10, label=7, layers=8, constant=3), Activations(1, 1, 1, 1)]
+    run = prepared(runner)
+    assert [cached_measurement(run, lambda: numbers.pop(0)) for _ in range(2)] == [Activations(20, 10, 7, 8, 3)] * 2
+    monkeypatch.setattr(memory_choice, "software", lambda: {"torch": "another version"})
+    assert cached_measurement(run, lambda: numbers.pop(0)) == Activations(1, 1, 1, 1)
 
 
 def test_the_memory_of_the_machine_is_shared_by_its_processes(runner, monkeypatch):

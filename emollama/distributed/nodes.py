@@ -26,7 +26,7 @@ from emollama.errors import UserError
 from emollama.listing import abbreviated
 
 JOIN = timedelta(minutes=15)  # time for all processes to connect; they start together, and have only imported libraries by then
-PACKAGES = ("torch", "transformers", "peft")
+PACKAGES = ("torch", "transformers", "peft", "liger_kernel")
 SIOCGIFADDR = 0x8915  # ioctl of Linux: the IPv4 address of a network interface
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Protocol
 
 import torch
@@ -17,6 +18,8 @@ from emollama.data.dataset import SampleDataset
 from emollama.data.loader import BatchLayout, TrainingSamples
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.sampling import MixtureSampler
+from emollama.data.validation_cache import ValidationCache, files_of
+from emollama.distributed.nodes import software
 from emollama.distributed.process_group import World
 from emollama.distributed.sharding import gathered_bytes
 from emollama.distributed.worker_variables import integer
@@ -31,6 +34,7 @@ from emollama.sharded_tensors import own_part
 TRAINING_BYTES = 12  # of a trained parameter: its gradient and the two moments of AdamW, float32
 LABEL_TENSORS = 3  # of the size of a label's log-probabilities; the backward pass adds their gradient and that of the logits
 MEASURED_LABELS = 64  # more of them would need much memory if the vocabulary is large
+CACHED = "step"  # name of the only entry of a cache file
 GIB = 2**30
 
 
@@ -96,13 +100,10 @@ def recompute_as_needed(model: Model, run: Prepared) -> None:
         with run.precision.autocast():
             return task.loss(model, batch.to(world.device))
 
-    activations = measured(model, llm, loss, samples[0])
+    activations = cached_measurement(run, lambda: measured(model, llm, loss, samples[0]))
     lengths = SampleLengths(run.datasets, run.prompt, run.config.model, slot_shapes_of_run(run.config))
     longest = world.on_rank_zero(lambda: lengths.longest(layout.tasks_per_clip))
     tokens, labels = most_tokens(layout, longest.sample), most_labels(layout, longest)
-    numbers = activations.recomputed, activations.layer, activations.label, activations.constant
-    recomputed, layer, label, constant = world.max(*numbers)
-    activations = replace(activations, recomputed=recomputed, layer=layer, label=label, constant=constant)
     free, total, used = min(world.gather(memory(world.device)))
     needed = TRAINING_BYTES * sum(own_part(parameter).numel() for parameter in trainable(model).values()) + gathered_bytes(llm)
     every = activations.best_choice(tokens, labels, int(USABLE * free) - needed)
@@ -125,6 +126,31 @@ def most_labels(layout: BatchLayout, longest: Longest) -> int:
     """Return a number of labels that no micro-batch exceeds."""
     samples = layout.batch_size if layout.max_tokens is None else layout.batch_size * layout.accumulate
     return min(longest.answer * samples, most_tokens(layout, longest.sample))
+
+
+def cached_measurement(run: Prepared, measure: Callable[[], Activations]) -> Activations:
+    """Measure, or return what an earlier run with the same model, software and device has measured. Every rank calls it.
+
+    Args:
+        run: the preparation of the run.
+        measure: measures on this process.
+
+    Returns:
+        The largest numbers of all processes.
+    """
+    config, world = run.config, run.world
+    place = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type
+    modes = [config.names["run.task"], config.run.parallel, str(world.size), str(run.precision.frozen_dtype), place]
+    model = [repr(config.model), files_of(config.model.llama_model)]
+    cache = ValidationCache.load("activations", json.dumps(software()), *modes, *model)
+    # If weights are sharded, all processes must run the forward passes.
+    if (cached := world.on_rank_zero(lambda: cache.get(CACHED, (1,)))) is not None:
+        return Activations(*map(int, cached.split()))
+    activations = Activations(*world.max(*astuple(measure())))
+    if world.is_main:
+        cache.add(CACHED, (1,), " ".join(map(str, astuple(activations))))
+        cache.save()
+    return activations
 
 
 def measured(model: nn.Module, llm: nn.Module, loss: Callable[[Batch], Tensor], sample: Sample) -> Activations:
