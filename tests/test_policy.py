@@ -103,8 +103,8 @@ IMPORTS = {
     "decoding": "components data data.batch decoding_state",
     "runners": "__init__ checkpoint checkpoint_average checkpoint_files component_configs component_errors components config data"
     " data.batch data.int8_vectors decoding disk distributed.nodes distributed.parallel distributed.process_group"
-    " distributed.sharding distributed.stop_requests distributed.worker_variables dtypes encoders errors evaluation field_texts file_digests"
-    " folder_lock heartbeat"
+    " distributed.sharding distributed.stop_requests distributed.worker_variables dtypes encoders errors evaluation field_texts"
+    " file_digests folder_lock heartbeat"
     " interface_check listing logs logs.console lr_schedules memory optim paths planning precision recomputation"
     " registry run_folder sharded_tensors stores suggestions variables",
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning remote runners",
