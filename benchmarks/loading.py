@@ -141,7 +141,7 @@ def load_model(folder: Path, trained: str, mode: str, group: tuple[int, int, int
     end.send(own)
     end.recv()
     if mesh is not None:
-        sharding.shard(model, mesh)
+        sharding.shard(model, mesh, config.run.reduce_dtype)
     end.send(own)
     end.recv()
     os._exit(0)
