@@ -228,6 +228,18 @@ def test_a_node_that_cannot_store_the_checkpoint_is_named_on_both(ranks, folders
     assert text == same and text.startswith(f"node 1 (b) cannot store {folders[1]}/.fetched/checkpoint_0.pth, the checkpoint")
 
 
+@pytest.mark.parametrize(("steps", "rank"), [((4, 2), 0), ((2, 4), 1), ((4, 4), 0), ((None, 4), 1), ((None, None), 0)])
+def test_a_run_resumes_from_the_node_with_the_highest_step(ranks, tmp_path, steps, rank):
+    import torch
+
+    folders = [tmp_path / name for name in "ab"]
+    for folder, step in zip(folders, steps, strict=True):
+        folder.mkdir()
+        if step is not None:
+            torch.save({"step": step}, folder / "checkpoint_last.pth")
+    assert ranks(worker.rank_with_newest, list(map(str, folders))) == [rank, rank]
+
+
 # Restarts
 
 

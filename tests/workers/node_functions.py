@@ -15,7 +15,7 @@ from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.runners import node_checks
 from emollama.runners.fetching import on_all_nodes
-from emollama.runners.resume import resume_content
+from emollama.runners.resume import _rank_with_newest
 
 
 def two_nodes() -> World:
@@ -87,10 +87,7 @@ def failed_fetch(folders: list[str]) -> tuple[str, str]:
     return outcome(lambda: fetch(folders, 0))
 
 
-def resume(paths: list[str], fields: dict[str, Any]) -> tuple[int, str]:
-    """Choose the checkpoint to resume from; return its step and path."""
+def rank_with_newest(folders: list[str]) -> int:
+    """The rank whose node has the checkpoint of the highest step."""
     world = two_nodes()
-    config = load(paths[world.rank], ["run.resume_ckpt_path=auto"])
-    content = resume_content(config, Path(config.run.output_dir, "run"), fields, world)
-    assert content is not None
-    return content["step"], content["path"]
+    return _rank_with_newest(Path(folders[world.rank]), world)
