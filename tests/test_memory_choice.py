@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -145,6 +147,16 @@ def test_a_second_run_with_the_same_model_does_not_measure_again(runner, monkeyp
     assert [cached_measurement(run, lambda: numbers.pop(0)) for _ in range(2)] == [Activations(20, 10, 7, 8, 3)] * 2
     monkeypatch.setattr(memory_choice, "software", lambda: {"torch": "another version"})
     assert cached_measurement(run, lambda: numbers.pop(0)) == Activations(1, 1, 1, 1)
+
+
+def test_on_a_cpu_the_memory_in_use_is_that_of_the_process(runner):
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    assert memory(runner.world.device)[2] == pytest.approx(resident, rel=0.05)
+
+
+def test_copies_of_weights_do_not_count_for_each_token():
+    activations = Activations(recomputed=20, layer=10, label=0, layers=8, constant=1000)
+    assert activations.bytes_of_step(1, tokens=4, labels=0) - activations.bytes_of_step(1, tokens=2, labels=0) == 2 * 30
 
 
 def test_the_memory_of_the_machine_is_shared_by_its_processes(runner, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from emollama.models import attention, packing_check
 from emollama.models.attention import packed_attention
 from emollama.runners.memory_choice import most_tokens
 from emollama.runners.preparation import Preparation
+from emollama.runners.summary import training_steps
 
 K = 3
 
@@ -90,6 +92,15 @@ def test_a_step_has_each_sample_once_and_groups_are_never_split():
 
 
 # Loading
+
+
+def test_the_summary_names_the_clips_of_a_step():
+    layout = BatchLayout(2 * K, 2, 3, 0, tasks_per_clip=K)
+    rows = dict(training_steps(SimpleNamespace(max_epoch=1, iters_per_epoch=1), layout, first_step=0))
+    assert rows["clips per step"] == f"12, each with {K} tasks (run.tasks_per_clip)"
+    assert "clips per step" not in dict(
+        training_steps(SimpleNamespace(max_epoch=1, iters_per_epoch=1), BatchLayout(2, 2, 3, 0), 0)
+    )
 
 
 def test_a_group_has_different_tasks_of_one_clip_whose_features_are_read_once(samples, golden_dataset, monkeypatch):

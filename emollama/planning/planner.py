@@ -137,7 +137,7 @@ class Planner:
 
     def _estimated(self, every: int, batch: MicroBatch) -> StepMemory:
         """Return an estimate for a language model whose step cannot be counted: that of plain layers like those of Llama."""
-        note = "activations are estimated, because the code of this language model cannot be run without values"
+        note = "activations are estimated, because this language model cannot be run without values of tensors"
         if note not in self.notes:
             self.notes.append(note)
         size = self.dtype.itemsize
