@@ -197,3 +197,12 @@ def test_each_process_has_its_part_of_the_language_model(tmp_path, four_ranks):
     whole = sizes[0][1]
     # The last norm stays whole.
     assert all(own == pytest.approx(whole / 4, rel=0.01) for own, _ in sizes)
+
+
+def test_weights_of_4_bits_are_sharded_with_the_losses_of_ddp(tmp_path, ranks):
+    pytest.importorskip("bitsandbytes")
+    model = {"load_in_4bit": True}
+    folders = {mode: tmp_path / mode for mode in ("ddp", "fsdp")}
+    run = RUN | {"max_epoch": 1}
+    ranks(worker.train, [str(golden_config(folders[mode], run=run | {"parallel": mode}, model=model)) for mode in folders])
+    assert losses(folders["fsdp"]) == pytest.approx(losses(folders["ddp"]), rel=TOLERANCE)

@@ -50,10 +50,10 @@ def test_a_group_size_without_hsdp_is_rejected(tmp_path):
         configuration(tmp_path, {"parallel": "fsdp", "shard_size": 2})
 
 
-@pytest.mark.parametrize("key", ["low_resource", "load_in_4bit"])
-def test_quantized_weights_cannot_be_sharded(tmp_path, key):
-    config = configuration(tmp_path, {"parallel": "fsdp"}, **{key: True})
-    with pytest.raises(UserError, match=rf"model\.{key} does not work with run.parallel: fsdp, .* Set model\.{key}: False, or"):
+def test_weights_of_8_bits_cannot_be_sharded_but_those_of_4_bits_can(tmp_path):
+    sharding_check.require_keys(configuration(tmp_path, {"parallel": "fsdp"}, load_in_4bit=True), 2, training=True)
+    config = configuration(tmp_path, {"parallel": "fsdp"}, low_resource=True)
+    with pytest.raises(UserError, match="model.low_resource does not work with .* Set model.low_resource: False, or run.parallel"):
         sharding_check.require_keys(config, 2, training=True)
 
 

@@ -63,7 +63,10 @@ def build_models(
     """
     cfg, model_class, (sources, allowed) = config.model, config.model_class, _sources(config, resumed)
     mesh = sharding.device_mesh(world, config.run.parallel, config.run.shard_size) if weights == "shared" else None
-    loaded = "embeddings" if weights == "embeddings" else "all" if mesh is None else sharding.share_of(mesh)
+    loaded: Any = "embeddings" if weights == "embeddings" else "all"
+    # A quantized weight is computed from the whole one.
+    if mesh is not None and not getattr(cfg, "load_in_4bit", False):
+        loaded = sharding.share_of(mesh)
     options: dict[str, Any] = {"weights": loaded} if "weights" in inspect.signature(model_class).parameters else {}
     if weights == "embeddings" and not options:
         raise UserError(f"model.arch: {config.names['model']} cannot be built without its language model (weights).")

@@ -25,11 +25,10 @@ def require_keys(config: RunConfig, processes: int, *, training: bool) -> None:
     if run.parallel == "ddp":
         return
     require_mappable(model.llama_model)
-    unsupported = [
-        (f"model.{key}", f"weights quantized by bitsandbytes cannot be sharded. Set model.{key}: False")
-        for key in ("low_resource", "load_in_4bit")
-        if getattr(model, key, False)
-    ]
+    unsupported = []
+    if getattr(model, "low_resource", False):
+        text = "weights that bitsandbytes quantizes to 8 bits cannot be sharded. Set model.low_resource: False"
+        unsupported.append(("model.low_resource", text))
     if getattr(model, "frozen_dtype", None) == "fp8":
         unsupported.append(("model.frozen_dtype: fp8", "weights of 8 bits cannot be sharded. Set model.frozen_dtype: auto"))
     if is_ensemble(model):
