@@ -197,6 +197,7 @@ def spans(cell):
     return tuple(re.findall(r"`([^`]+)`", cell))
 
 
+@pytest.mark.slow
 def test_the_documented_memory_of_shipped_configurations_equals_that_of_plan(planned):
     rows = rows_of(PAGES["hardware"], "configuration", "frozen language model")
     shipped = {
@@ -253,6 +254,7 @@ def test_the_documented_checkpoint_sizes_with_options_equal_those_of_plan(planne
     assert others and others == [(path, options, checkpoint_row(*planned(path, options))) for path, options, _ in others]
 
 
+@pytest.mark.slow
 def test_the_documented_memory_by_length_and_batch_size_follows_from_plan(planned):
     """Activations scale with the tokens of a micro-batch, logits with its answer tokens, the cache with all tokens."""
     parts, tokens = planned(STAGE_1)[1].memory_gib, sum(planned(STAGE_1)[1].tokens.values())
@@ -272,6 +274,7 @@ def test_the_documented_memory_by_length_and_batch_size_follows_from_plan(planne
     assert all(text in PAGES["hardware"] for text in [*mib, f"{cache_of_a_token * 1024:.1f} MiB a token of prompt"])
 
 
+@pytest.mark.slow
 def test_the_documented_memory_of_quantized_weights_follows_from_the_parameters(planned):
     """The embedding table and the output layer are float32; 64 weights of 4 bits share a float32 scale."""
     tables = 2 * 32000 * 4096

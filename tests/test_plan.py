@@ -48,6 +48,7 @@ def test_the_command_prints_the_parameter_counts(llama_folder, emollama):
         assert figure in result.stdout
 
 
+@pytest.mark.slow
 def test_checkpointing_and_quantization_lower_the_estimate(llama_folder):
     base = planned(STAGE_1, llama_folder).memory_gib
     without = planned(STAGE_1, llama_folder, "model.use_grad_checkpoint=False").memory_gib
@@ -81,6 +82,7 @@ def of_golden(folder, *, batch=4, model=None, run=None, **how):
     return plan(load(str(path)), **how)
 
 
+@pytest.mark.slow
 def test_sharding_divides_the_frozen_weights_and_sends_them(tmp_path):
     planned = of_golden(tmp_path, gpus=4, tflops=0.5)
     ddp, fsdp = planned.modes["ddp"], planned.modes["fsdp"]
@@ -159,6 +161,7 @@ def flickr(llama_folder, *options):
     return planned("train_configs/minigpt4_flickr_finetune.yaml", llama_folder, *options)
 
 
+@pytest.mark.slow
 def test_minigpt4_at_llama_2_7b_shape_trains_exactly_the_published_projection(llama_folder):
     flickr_plan = flickr(llama_folder)
     assert flickr_plan.parameters["trainable"] == flickr_plan.parameters["projection"] == 768 * 4096 + 4096 == 3_149_824
@@ -172,12 +175,14 @@ def test_the_frozen_modules_of_minigpt4_have_the_published_sizes(llama_folder):
     assert counts["language model, frozen"] == 6_738_415_616
 
 
+@pytest.mark.slow
 def test_without_a_q_former_minigpt4_projects_four_joined_image_vectors(llama_folder):
     flickr_plan = flickr(llama_folder, "model.has_qformer=False")
     assert flickr_plan.parameters["trainable"] == 4 * 1408 * 4096 + 4096
     assert flickr_plan.tokens["rows: image"] == 64 and "Q-Former, frozen" not in flickr_plan.parameters
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_size_and_the_tensor_names_of_the_projection(llama_folder, emollama):
     path = "train_configs/minigpt4_flickr_finetune.yaml"
     result = emollama("plan", "--cfg-path", path, "--options", f"model.llama_model={llama_folder}")

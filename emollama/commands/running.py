@@ -204,7 +204,8 @@ def _with_message(stopped: KeyboardInterrupt, clause: str) -> KeyboardInterrupt:
     """Return the same interrupt with a clause added to its message."""
     # The launcher passes on the message of its workers, which is complete.
     text = str(stopped) or "interrupted"
-    text = text if isinstance(stopped, Stopped) and "; " in text else f"{text}; {clause}"
+    is_complete = not clause or (isinstance(stopped, Stopped) and "; " in text)
+    text = text if is_complete else f"{text}; {clause}"
     if isinstance(stopped, Interrupted):
         return Interrupted(text, stopped.signal_number)
     return type(stopped)(text)
