@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 _BEATS = [0]
+_MET = [False]
 
 
 def beat() -> None:
@@ -13,3 +14,13 @@ def beat() -> None:
 def beats() -> int:
     """Return the number of calls of :func:`beat` in this process."""
     return _BEATS[0]
+
+
+def note_meeting() -> None:
+    """Remember that all processes of the run have met, so that each node is expected to give signs of life from now on."""
+    _MET[0] = True
+
+
+def have_met() -> bool:
+    """Return whether all processes of the run have met."""
+    return _MET[0]
