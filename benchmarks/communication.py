@@ -10,9 +10,9 @@ Each round runs these steps in turn, on the same samples:
     silent    the same step without the exchange of gradients, as for a micro-batch that is not the last one of a step
     control   the silent step once more: the difference between two equal things
 
-It prints the median time of each, the share of the exchange ("step" minus "silent", divided by "step"), the share that
-the control would have, and the number of gradients. All processes begin and end a step
-together. If they share the cores of one machine, the exchange also costs the time of these cores.
+The script prints the median time of each, the share of the exchange ("step" minus "silent", divided by "step"), the share that
+the control would have, and the number of gradients. All processes begin and end a step together. If they share the cores of one
+machine, the exchange also costs the time of these cores.
 """
 
 from __future__ import annotations

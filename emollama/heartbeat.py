@@ -1,9 +1,12 @@
-"""The progress of this process: code that finishes a part of its work calls :func:`beat`, and the watchdog counts the calls."""
+"""The progress of this process: code that finishes a part of its work calls :func:`beat`, and the watchdog counts the calls.
+
+The watchdog also asks whether all processes of the run have joined.
+"""
 
 from __future__ import annotations
 
 _BEATS = [0]
-_MET = [False]
+_JOINED = [False]
 
 
 def beat() -> None:
@@ -16,11 +19,11 @@ def beats() -> int:
     return _BEATS[0]
 
 
-def note_meeting() -> None:
-    """Remember that all processes of the run have met, so that each node is expected to give signs of life from now on."""
-    _MET[0] = True
+def note_all_joined() -> None:
+    """Report that all processes of the run have joined: from now on, each node is expected to give signs of life."""
+    _JOINED[0] = True
 
 
-def have_met() -> bool:
-    """Return whether all processes of the run have met."""
-    return _MET[0]
+def all_joined() -> bool:
+    """Return whether all processes of the run have joined."""
+    return _JOINED[0]

@@ -23,7 +23,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from emollama.distributed.nodes import JOIN, ONE_NODE, Nodes, interface_address, meet, software_differences
 from emollama.distributed.worker_variables import attempt, integer, require_group
 from emollama.errors import RemoteCrash, RemoteUserError, Stopped, UserError
-from emollama.heartbeat import beat, note_meeting
+from emollama.heartbeat import beat, note_all_joined
 
 T = TypeVar("T")
 Failure: TypeAlias = Exception | Stopped
@@ -247,7 +247,7 @@ def start(device: str = "auto", key: str = "run.device") -> World:
         # After a restart by torchrun, the store still contains the keys of the attempt before.
         store = PrefixStore(attempt(), _store(rank))
         members = meet(store, rank, size)
-        note_meeting()
+        note_all_joined()
         nodes = Nodes.of(members)
         backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
         dist.init_process_group(

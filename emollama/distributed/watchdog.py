@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from emollama.distributed.worker_errors import should_print, write_error
 from emollama.distributed.worker_variables import attempt, integer
 from emollama.errors import UserError
-from emollama.heartbeat import beats, have_met
+from emollama.heartbeat import all_joined, beats
 
 T = TypeVar("T")
 POLL_SECONDS = 10.0  # largest time between two looks at the progress
@@ -124,7 +124,7 @@ class _Watchdog:
                 continue
             if signs is not None and signs != self._signs.get(node, 0):
                 self._signs[node], self._silent[node] = signs, 0.0
-            elif node in self._signs or have_met():
+            elif node in self._signs or all_joined():
                 self._silent[node] = self._silent.get(node, 0.0) + passed
         silent = [node for node, seconds in self._silent.items() if seconds >= LOST_SHARE * self._limit]
         return [node for node in silent if not self._count(f"ended processes of node {node}", 0)]

@@ -25,7 +25,7 @@ from emollama.runners.resume import FEATURE_TOKENS, as_block, reordered_outputs
 
 # Which weights of the language model a process has: all, only the embedding table of a model that runs elsewhere, or what
 # run.parallel says.
-Weights: TypeAlias = Literal["all", "embeddings", "shared"]
+WeightsToLoad: TypeAlias = Literal["all", "embeddings", "sharded"]
 # Keys of a model that a tensor-shape check cannot detect -> the effect of a different value.
 NON_SHAPE_KEYS = {
     "lora_alpha": "the output of the adapters is scaled differently",
@@ -44,7 +44,7 @@ def build_models(
     tensors: list[dict[str, Tensor]],
     resumed: dict[str, Any] | None = None,
     *,
-    weights: Weights = "all",
+    weights: WeightsToLoad = "all",
 ) -> list[Model]:
     """Build the model on this process's device and load its checkpoint, or build all members of an ensemble.
 
@@ -62,7 +62,7 @@ def build_models(
         UserError: If the language model cannot be used.
     """
     cfg, model_class, (sources, allowed) = config.model, config.model_class, _sources(config, resumed)
-    mesh = sharding.device_mesh(world, config.run.parallel, config.run.shard_size) if weights == "shared" else None
+    mesh = sharding.device_mesh(world, config.run.parallel, config.run.shard_size) if weights == "sharded" else None
     loaded: Any = "embeddings" if weights == "embeddings" else "all"
     # A quantized weight is computed from the whole one.
     if mesh is not None and not getattr(cfg, "load_in_4bit", False):

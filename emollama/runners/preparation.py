@@ -31,7 +31,7 @@ from emollama.paths import require_writable
 from emollama.precision import Precision
 from emollama.run_folder import RESULT
 from emollama.runners import provenance
-from emollama.runners.build import Weights, build_models, checkpoint_paths, checkpoint_tensors
+from emollama.runners.build import WeightsToLoad, build_models, checkpoint_paths, checkpoint_tensors
 from emollama.runners.datasets import (
     batch_size,
     build_datasets,
@@ -166,7 +166,7 @@ class Preparation:
             embeddings_only: load only the embedding table of the language model, which runs elsewhere.
         """
         # Requests are answered by each process alone.
-        weights: Weights = "embeddings" if embeddings_only else "all" if self.clips else "shared"
+        weights: WeightsToLoad = "embeddings" if embeddings_only else "all" if self.clips else "sharded"
         state = self.config, self.world, self.precision, self.tensors, self.resumed
         members = build_models(*state, weights=weights)
         if self.config.model.merge_adapters and not self.training and not embeddings_only:
