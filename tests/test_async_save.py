@@ -267,8 +267,9 @@ def test_a_best_checkpoint_without_one_of_the_epoch_is_written(tmp_path, held):
     assert file_digests.is_intact(tmp_path / checkpoint.BEST) and not (tmp_path / "checkpoint_0.pth").exists()
 
 
+@pytest.mark.parametrize("duplicate", [checkpoint.copy, checkpoint.link])
 @pytest.mark.parametrize("completed", range(4))
-def test_an_interrupted_link_leaves_a_checkpoint_with_its_digest(tmp_path, monkeypatch, completed):
+def test_an_interrupted_copy_or_link_leaves_a_checkpoint_with_its_digest(tmp_path, monkeypatch, completed, duplicate):
     """It is interrupted before each of its renames."""
     source, target, replace = tmp_path / "checkpoint_1.pth", tmp_path / checkpoint.BEST, os.replace
     checkpoint.save(source, {"model": {"a": torch.tensor(2.0)}})
@@ -283,7 +284,7 @@ def test_an_interrupted_link_leaves_a_checkpoint_with_its_digest(tmp_path, monke
 
     monkeypatch.setattr(os, "replace", interrupted)
     with suppress(KeyboardInterrupt):
-        checkpoint.link(source, target)
+        duplicate(source, target)
     assert file_digests.is_intact(target) and len(renames) == min(completed, 3)
     assert checkpoint.read(str(target), "x")["model"]["a"] == (1 if completed < 2 else 2)
 

@@ -611,27 +611,6 @@ def test_a_checkpoint_that_a_training_replaces_while_it_is_read_is_not_damaged(t
     assert function(str(path)) in (True, {"model": {"a": 2.0}}) and not replacements
 
 
-@pytest.mark.parametrize("completed", range(4))
-def test_an_interrupted_copy_leaves_a_checkpoint_with_its_digest(tmp_path, monkeypatch, completed):
-    """The copy is interrupted before each of its renames."""
-    source, target, replace = tmp_path / "checkpoint_1.pth", tmp_path / "checkpoint_best.pth", os.replace
-    checkpoint.save(source, {"model": {"a": torch.tensor(2.0)}})
-    checkpoint.save(target, {"model": {"a": torch.tensor(1.0)}})
-    renames = []
-
-    def interrupted(*paths):
-        if len(renames) == completed:
-            raise KeyboardInterrupt
-        renames.append(paths)
-        replace(*paths)
-
-    monkeypatch.setattr(os, "replace", interrupted)
-    with suppress(KeyboardInterrupt):
-        checkpoint.copy(source, target)
-    assert file_digests.is_intact(target) and len(renames) == min(completed, 3)
-    assert checkpoint.read(str(target), "model.ckpt")["model"]["a"] == (1 if completed < 2 else 2)
-
-
 def test_a_last_checkpoint_that_does_not_fit_is_saved_after_a_step_with_space(tmp_path, emollama, during):
     with small_disk("8m") as disk:
         settings = {"output_dir": str(disk / "out"), "iters_per_epoch": 6, "save_every_iters": 2, "evaluate": False}
