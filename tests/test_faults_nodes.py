@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def test_restarts_without_progress_end_with_the_reason(tmp_path):
     path = faulty_config(tmp_path, save_every_iters=None)
     line = ["--nproc", "1", "--max-restarts", "9", "--cfg-path", str(path)]
     completed = subprocess.run(
-        ["python", "-m", "emollama", "train", *line],
+        [sys.executable, "-m", "emollama", "train", *line],
         env=os.environ | variables(tmp_path, "step:0:fail"),
         cwd=ROOT,
         capture_output=True,
