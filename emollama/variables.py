@@ -8,6 +8,8 @@ JOB_ID = "EMOLLAMA_JOB_ID"
 STEP = "EMOLLAMA_STEP"
 # Seconds after which a download by HTTP is tried again if the server sends nothing.
 HTTP_TIMEOUT = "EMOLLAMA_HTTP_TIMEOUT"
+# Size of the cache of streamed files on each machine, in GiB; 0 for no cache.
+STREAM_CACHE = "EMOLLAMA_STREAM_CACHE_GIB"
 # Unix time at which run.stop_after_minutes ends, which the launcher sets for its workers.
 STOP_AT = "EMOLLAMA_STOP_AT"
 # The key of the server of --engine-url.

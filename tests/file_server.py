@@ -19,12 +19,16 @@ class FileServer:
         url: its address.
         requests: "GET /path 200" for each request that has been answered; a body that was sent completely adds "complete".
         spoil: path -> what happens to the next requests for it, in order; each is called with the request's handler.
+        parts: (path, position, bytes) of each part of a file that was requested.
+        has_ranges: whether parts of files can be requested.
         sends: headers that the server sends: any of "ETag", "Last-Modified", "Content-Length".
     """
 
     def __init__(self, folder: Path) -> None:
         self.requests: list[str] = []
         self.spoil: dict[str, list[Callable[[Handler], None]]] = defaultdict(list)
+        self.parts: list[tuple[str, int, int]] = []
+        self.has_ranges = True
         self.sends = {"ETag", "Last-Modified", "Content-Length"}
         self.stopped, self.lock = threading.Event(), threading.Lock()
         handler = functools.partial(Handler, self, directory=str(folder))
@@ -71,7 +75,22 @@ class Handler(http.server.SimpleHTTPRequestHandler):
                 self.send_response(304)
                 self.end_headers()
                 return
+            if self.command == "GET" and self.files.has_ranges and "Range" in self.headers:
+                return self.send_part()
             usual()
+
+    def send_part(self) -> None:
+        """Send the bytes that the header Range asks for."""
+        content = Path(self.translate_path(self.path)).read_bytes()
+        first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+        part = content[first : last + 1]
+        self.send_response(206 if part else 416)
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(content)}")
+        self.end_headers()
+        with self.files.lock:
+            self.files.parts.append((self.path, first, len(part)))
+        self.wfile.write(part)
 
     def etag(self) -> str:
         """The ETag of the requested file."""
@@ -108,7 +127,7 @@ def drop(sent: int) -> Callable[[Handler], None]:
 
     def answer(handler: Handler) -> None:
         content = Path(handler.translate_path(handler.path)).read_bytes()
-        handler.send_response(200)
+        handler.send_response(206 if "Range" in handler.headers else 200)
         handler.send_header("Content-Length", str(len(content)))
         handler.end_headers()
         handler.wfile.write(content[:sent])

@@ -19,8 +19,9 @@ import pytest
 import torch
 from file_server import drop, serving, silence, status
 from filelock import FileLock
-from helpers import FOLDERS, GOLDEN, NAMES, golden_tree, loaded, write
+from helpers import FOLDERS, GOLDEN, NAMES, loaded, write
 from ranks import environment
+from remote_files import CAPTIONS, LIST, TRANSCRIPTS, pack, remote_tree
 from small_disks import small_disk
 
 from emollama import checkpoint, file_digests
@@ -37,13 +38,11 @@ from emollama.remote.http import Http
 from emollama.remote.object_stores import ObjectStores, _named_errors
 from emollama.stores.manifest import Manifest
 from emollama.stores.packing import index_tars
-from emollama.stores.shard_writers import TarWriter
 from emollama.stores.store import open_store
 from emollama.stores.tars import TarStore
 
 pytestmark = pytest.mark.faults
 
-LIST, CAPTIONS, TRANSCRIPTS = "MERR_coarse_grained.txt", "MERR_coarse_grained.json", "transcription_en_all.csv"
 KEY = "datasets.golden.annotation_file"
 
 
@@ -447,35 +446,11 @@ def remote_corpus(tmp_path_factory):
     return root
 
 
-def pack(source, target, names):
-    """Write tar shards of the arrays, half of the clips in each, and their indexes."""
-    target.mkdir(parents=True, exist_ok=True)
-    store = open_store(str(source), "--source") if source.is_dir() else None
-    arrays = {name: store.load(name) for name in names}
-    size = sum(array.nbytes + 2048 for array in arrays.values()) // 2
-    writer = TarWriter(target, size)
-    for name, array in arrays.items():
-        writer.add(name, (array,))
-    writer.finish()
-    writer.close()
-
-
 def flip_value(shard, slot):
     """Change a bit of a value of the first clip in a tar."""
     raw = bytearray(shard.read_bytes())
     raw[raw.index(np.load(GOLDEN / "data" / slot / f"{NAMES[0]}.npy").tobytes())] ^= 1
     shard.write_bytes(raw)
-
-
-def remote_tree(folder, url):
-    """A configuration that trains on the corpus at a URL."""
-    tree = golden_tree(folder)
-    del tree["evaluation_datasets"]
-    features = {slot: f"{url}/shards/{name}/shard-{{00000..00001}}.tar" for slot, name in FOLDERS.items()}
-    names = {"annotation_file": LIST, "coarse_grained_json_path": CAPTIONS, "transcription_path": TRANSCRIPTS}
-    tree["datasets"]["golden"] |= {"data_root": url, "features": features, "task_pool": ["emotion", "reason"], **names}
-    tree["run"] |= {"evaluate": False, "save_every_iters": 1, "iters_per_epoch": 2, "num_workers": 1, "resume_ckpt_path": "auto"}
-    return tree
 
 
 @pytest.mark.parametrize("options", [[], ["--deep"]], ids=["default", "deep"])

@@ -29,7 +29,8 @@ from emollama.paths import PATHS
 from emollama.stores import tar_index
 from emollama.stores.manifest import Manifest
 from emollama.stores.packing import index_tars
-from emollama.stores.tars import TarStore, is_tar_path, list_shards, split_slot
+from emollama.stores.tar_paths import is_tar_path, list_shards, split_slot
+from emollama.stores.tars import TarStore
 
 
 def numbers(*shape, dtype=np.float32, seed=1):

@@ -122,7 +122,7 @@ def _check(folder: str) -> None:
     from emollama.listing import abbreviated
     from emollama.paths import require_local
     from emollama.stores.packed import PackedStore
-    from emollama.stores.tars import is_tar_path
+    from emollama.stores.tar_paths import is_tar_path
 
     if is_tar_path(require_local(folder, "--check", "folder")):
         raise UserError(

@@ -244,6 +244,18 @@ class ReadsOnce(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """What a dataset class provides in addition if it can start to read samples that will be needed soon."""
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether this dataset reads samples from a server."""
+
+    def read_ahead(self, index: int) -> None:
+        """Start to read sample ``index`` in the background. The call returns at once and raises no error of reading."""
+
+
 @dataclass(frozen=True)
 class ClipsToPredict:
     """Video clips that are in no annotation file, for which ``emollama predict`` needs records.

@@ -34,6 +34,7 @@ from emollama.logs.console import Progress
 from emollama.remote.manager import is_remote
 from emollama.stores.npy import largest_magnitude
 from emollama.stores.store import ArrayStore, NpyFolder, open_store
+from emollama.stores.streamed_tars import is_streamed
 
 # Arrays up to this size in bytes are read and checked at the start. Values of larger ones are checked when they are used.
 VALUES_CHECKED_UP_TO = 1 << 20
@@ -97,13 +98,15 @@ class Features:
     _problems: dict[tuple[str, ...], list[Problem]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
-    def open(cls, path: str, slots: tuple[str, ...], shape: SlotShape, key: str, pooling: Pooling | None = None) -> Features:
-        """Open the store at a path.
+    def open(
+        cls, path: str, slots: tuple[str, ...], shape: SlotShape, key: str, pooling: Pooling | None = None, stream: bool = False
+    ) -> Features:
+        """Open the store at a path; with ``stream``, remote tars are not downloaded.
 
         Raises:
             UserError: If the store does not exist.
         """
-        return cls(open_store(path, key), path, slots, shape, key, pooling=pooling)
+        return cls(open_store(path, key, stream), path, slots, shape, key, pooling=pooling)
 
     def __contains__(self, name: object) -> bool:
         return name in self.store
@@ -164,7 +167,8 @@ class Features:
         return result
 
     def _checked(self, names: Sequence[str], advance: Callable[[int], Any]) -> FeatureCheck:
-        limit = sys.maxsize if self.all_values else VALUES_CHECKED_UP_TO
+        # The values of streamed arrays are checked when they are used.
+        limit = sys.maxsize if self.all_values else 0 if is_streamed(self.store) else VALUES_CHECKED_UP_TO
         missing = set(self.missing(names))
         present = [name for name in names if name not in missing]
         path = self.path if is_remote(self.path) else os.path.abspath(self.path)

@@ -9,16 +9,18 @@ from itertools import chain, islice
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from emollama.data.batch import Batch, Sample, collate
-from emollama.data.dataset import SampleDataset
+from emollama.data.dataset import ReadsAhead, SampleDataset
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.sampling import MixtureSampler
 from emollama.data.shared_prompts import records_of, share_prompts
 from emollama.data.token_budget import group_by_tokens
 from emollama.data.workers import PREFETCH, WorkerReports, require_space_for_workers
 from emollama.errors import UserError
+
+LOADS_AHEAD = 2  # loads of a process that it starts to read before it needs them, besides those that are prefetched as batches
 
 
 class TrainingSamples(Dataset[Sample]):
@@ -32,13 +34,44 @@ class TrainingSamples(Dataset[Sample]):
         self.prompt = prompt
         self.sampler = sampler
         self.reports = WorkerReports()
+        self._ahead: tuple[int, int] | None = None
+        self._started: dict[int, None] = {}  # indices of the samples that this process has started to read, in order
 
     def __getitem__(self, index: int) -> Sample:
         member = index % self.sampler.tasks_per_clip
         return self._about_one_clip(index - member)[member]
 
+    def read_ahead(self, stride: int, end: int) -> None:
+        """Let each process that loads samples start to read those of its next loads, if their datasets can.
+
+        Args:
+            stride: difference between the global indices of two consecutive loads of a rank.
+            end: the global index at which the run ends.
+        """
+        if any(isinstance(dataset, ReadsAhead) and dataset.is_streamed for dataset in self.datasets):
+            self._ahead = (stride, end)
+
+    def _start_to_read(self, indices: list[int]) -> None:
+        """Start to read the samples of a load and of the next ones of this process."""
+        if self._ahead is None:
+            return
+        stride, end = self._ahead
+        # Data workers get the loads in turn.
+        worker = get_worker_info()
+        stride *= worker.num_workers if worker else 1
+        for index in (index + load * stride for load in range(LOADS_AHEAD + 1) for index in indices):
+            if index < end and index not in self._started:
+                self._started[index] = None
+                ref = self.sampler.at(index)
+                dataset = self.datasets[ref.dataset]
+                if isinstance(dataset, ReadsAhead):
+                    dataset.read_ahead(ref.index)
+        while len(self._started) > (LOADS_AHEAD + 1) * len(indices):
+            del self._started[next(iter(self._started))]
+
     def __getitems__(self, indices: list[int]) -> list[list[Sample]]:
         """Return the samples about one clip for each index, which is that of the first of them."""
+        self._start_to_read(indices)
         return [share_prompts(self._about_one_clip(index)) for index in indices]
 
     def _about_one_clip(self, first: int) -> list[Sample]:
@@ -100,6 +133,11 @@ class BatchLayout:
             micro_batches = [list(range(first, first + self.batch_size, self.tasks_per_clip)) for first in starts]
             yield from micro_batches if self.max_tokens is None else [list(chain.from_iterable(micro_batches))]
 
+    @property
+    def load_stride(self) -> int:
+        """Difference between the global indices of two consecutive loads of this rank."""
+        return self.world * self.batch_size if self.max_tokens is None else self.global_batch
+
     def collate(self, clips: list[list[Sample]]) -> list[Batch]:
         """Return the micro-batches of samples that were loaded together, those about one clip in a list."""
         if self.max_tokens is None:
@@ -143,6 +181,7 @@ def training_loader(
 ) -> DataLoader[list[Batch]]:
     """Return a data loader of all remaining steps, whose elements are lists of micro-batches; see :func:`step_batches`."""
     num_workers = options.num_workers
+    samples.read_ahead(layout.load_stride, end_step * layout.global_batch)
     if num_workers:
         samples.reports.open()
     return DataLoader(

@@ -28,7 +28,7 @@ def download_shards(features: Iterable[FeatureSource]) -> None:
     """
     for source in features:
         if isinstance(source, Features) and isinstance(source.store, TarStore):
-            for shard in source.store.remote_shards:
+            for shard in source.store.shards_to_download:
                 local_copy(shard, source.key)
 
 

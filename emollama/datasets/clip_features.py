@@ -38,7 +38,8 @@ def open_features(
         key = f"{block_path}.features.{slot}"
         if feature.pooling is not None:
             _require_one_vector(slot, slot_shapes[slot], key)
-        features.append(Features.open(resolve_path(feature.path), groups[slot], slot_shapes[slot], key, feature.pooling))
+        path, shape = resolve_path(feature.path), slot_shapes[slot]
+        features.append(Features.open(path, groups[slot], shape, key, feature.pooling, cfg.stream))
     if cfg.reads_frames:
         peaks = None if cfg.peak_index_path is None else resolve_path(cfg.peak_index_path)
         folder = join(cfg.data_root, str(cfg.image_path))

@@ -28,6 +28,7 @@ from emollama.errors import UserError
 from emollama.listing import listing
 from emollama.stores.conversion import other_file
 from emollama.stores.store import NpyFolder
+from emollama.stores.streamed_tars import StreamedTarStore, is_streamed
 
 # Keys that select clips or decide what happens to missing features, set so that no clip is left out.
 ALL_CLIPS: dict[str, Any] = {
@@ -146,6 +147,17 @@ class FeatureClips(ClipTexts):
             Record(clip.name, task, [turn], features, self.reference(clip, task))
             for (task, _), turn in zip(questions, turns, strict=True)
         ]
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether features are read from a server when they are needed."""
+        return any(is_streamed(source.store) for source in self.features)
+
+    def read_ahead(self, index: int) -> None:
+        """Start to read the features of clip ``index`` that are streamed."""
+        for source in self.features:
+            if isinstance(source.store, StreamedTarStore):
+                source.store.read_ahead(self.clips[index].name)
 
     def problems(self) -> list[Problem]:
         """Return everything that would stop the run later: invalid rows, missing texts and arrays, unusable arrays.

@@ -22,7 +22,7 @@ from emollama.media.image_files import read_image
 from emollama.media.image_transforms import blip2_image
 from emollama.paths import PATHS
 from emollama.remote.manager import is_remote
-from emollama.stores.tars import list_shards
+from emollama.stores.tar_paths import list_shards
 
 
 @dataclass(frozen=True)

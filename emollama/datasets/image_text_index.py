@@ -29,7 +29,7 @@ from emollama.media.image_files import EXTENSIONS, probe_image
 from emollama.media.source import UnusableMedia
 from emollama.paths import PATHS, atomic_write, cache_folder
 from emollama.stores.tar_members import open_complete_tar, unsafe_member
-from emollama.stores.tars import is_local
+from emollama.stores.tar_paths import is_local
 
 _CACHE = "image-text-2"  # subfolder of the user's cache folder; with the version of the file format
 _PICKLES = ("pkl", "pickle", "pyd", "pth", "pt")

@@ -30,7 +30,7 @@ from emollama.stores.packed import PackedStore, is_packed
 from emollama.stores.packing import pack
 from emollama.stores.shard_writers import PackedWriter
 from emollama.stores.store import ArrayStore, NpyFolder
-from emollama.stores.tars import is_tar_path
+from emollama.stores.tar_paths import is_tar_path
 
 PARTS, EARLIER = ".npy_parts", ".packed"
 SHARD_BYTES = 2**30

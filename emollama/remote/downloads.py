@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
 from urllib.parse import urlsplit
 
 from emollama.disk import remedy
-from emollama.errors import DownloadError, ServerFailure
+from emollama.errors import DownloadError, FileAbsent, ServerFailure
 from emollama.heartbeat import beat
+from emollama.remote.transport import Transport, Version, shown
 
 _STATE = "state.json"  # what the server said about the copy; written last, so that a copy without it is not complete
 _OTHER_FOLDER = "set the environment variable XDG_CACHE_HOME to another folder"
@@ -31,64 +31,20 @@ _POLL = 10.0  # seconds between two reports of a process that waits for another 
 _CHUNK = 1 << 20  # bytes
 
 
-@dataclass(frozen=True)
-class Version:
-    """What a server says about the content of a file. A changed file differs in at least one attribute.
-
-    Attributes:
-        etag: identifier of the content, if the server has one.
-        modified: date of the last change, if the server states it.
-        size: size in bytes, if the server states it.
-    """
-
-    etag: str | None
-    modified: str | None
-    size: int | None
-
-    @property
-    def is_reliable(self) -> bool:
-        """Whether a file with an equal version has the same content: the size alone does not show a change."""
-        return bool(self.etag or self.modified)
-
-
-class Transport(Protocol):
-    """A protocol by which files are downloaded."""
-
-    def exists(self, url: str) -> bool:
-        """Return whether there is such a file.
-
-        Raises:
-            DownloadError: If the server does not say.
-        """
-        ...
-
-    def download(self, url: str, earlier: Version | None, file: BinaryIO) -> Version | None:
-        """Write the complete content of a file to ``file``, and return its version.
-
-        Args:
-            url: the file.
-            earlier: the version of an earlier copy; if the file still has it, None is returned and nothing is downloaded.
-            file: an empty file, open for writing.
-
-        Raises:
-            FileAbsent: If there is no such file.
-            ServerFailure: If the server does not answer or fails, so that an earlier copy can be used.
-            DownloadError: If the file cannot be read for another reason.
-        """
-        ...
-
-
 class Downloads:
     """The local copies of remote files.
 
     Args:
-        transport: downloads the files.
+        transport: reads the files from their servers.
         folder: returns the folder of the copies, which may not exist.
         poll: seconds between two reports of progress while another process downloads a file.
+
+    Attributes:
+        transport: reads files, or parts of them, from their servers.
     """
 
     def __init__(self, transport: Transport, folder: Callable[[], Path], poll: float = _POLL) -> None:
-        self._transport, self._folder, self._poll = transport, folder, poll
+        self.transport, self._folder, self._poll = transport, folder, poll
         # A copy that another process has checked since then counts as checked: the processes of a run use the same version.
         self._start = time.time()
         # Files that this process has checked: it uses one version of each, even if the file changes during a run.
@@ -110,15 +66,16 @@ class Downloads:
                 raise self._not_tried(url)
             return True
         try:
-            exists = self._transport.exists(url)
+            self.transport.version(url)
+        except FileAbsent:
+            return False
         except ServerFailure as error:
             if _read_state(copy) is None:
                 raise
             self._warn(url, error)
             return True
-        if exists:
-            self._present.add(url)
-        return exists
+        self._present.add(url)
+        return True
 
     def local_path(self, url: str) -> str:
         """Return the path of a complete copy, which is downloaded if there is none, or if the file has changed.
@@ -180,7 +137,7 @@ class Downloads:
         partial = folder / ".partial"
         try:
             with open(partial, "wb") as file:
-                version = self._transport.download(url, None if earlier is None else earlier.version, file)
+                version = self.transport.download(url, None if earlier is None else earlier.version, file)
                 file.flush()
                 os.fsync(file.fileno())
             if version is None and earlier is not None:
@@ -219,11 +176,6 @@ class Downloads:
             self._silent.add(_server(url))
         which = "its copy, which was" if error.answered else "the copies of this server's files that were"
         logging.getLogger("emollama").warning("%s Using %s downloaded earlier.", error, which)
-
-
-def shown(url: str) -> str:
-    """Return a URL for messages and files: without its query, which may contain a signature that grants access."""
-    return url.partition("?")[0]
 
 
 def _server(url: str) -> str:

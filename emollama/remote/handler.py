@@ -9,9 +9,10 @@ from typing import IO, Any
 from iopath.common.file_io import PathHandler
 
 from emollama.errors import UserError
-from emollama.remote.downloads import Downloads, shown
+from emollama.remote.downloads import Downloads
 from emollama.remote.http import Http
 from emollama.remote.object_stores import PACKAGES, ObjectStores
+from emollama.remote.transport import shown
 
 
 class RemoteFiles(PathHandler):  # type: ignore[misc]
@@ -20,11 +21,15 @@ class RemoteFiles(PathHandler):  # type: ignore[misc]
     Args:
         schemes: the first parts of the URLs that it reads, such as ``https``.
         downloads: the local copies.
+
+    Attributes:
+        transport: reads files, or parts of them, from their servers.
     """
 
     def __init__(self, schemes: Sequence[str], downloads: Downloads) -> None:
         super().__init__()
         self._schemes, self._downloads = schemes, downloads
+        self.transport = downloads.transport
 
     def _get_supported_prefixes(self) -> list[str]:
         return [f"{scheme}://" for scheme in self._schemes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
@@ -9,12 +10,13 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 from emollama.errors import DownloadError, FileAbsent, ServerFailure, UserError
 from emollama.heartbeat import beat
-from emollama.remote.downloads import Version, shown
+from emollama.remote.transport import RESTART, Version, shown
 from emollama.variables import HTTP_TIMEOUT
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ class _AttemptFailed(Exception):
 
 
 class Http:
-    """Downloads files by HTTP and HTTPS. Implements :class:`emollama.remote.downloads.Transport`.
+    """Downloads files by HTTP and HTTPS. Implements :class:`emollama.remote.transport.Transport`.
 
     Proxies and certificates are those that the library requests reads from the environment, and passwords those of ``~/.netrc``.
 
@@ -52,22 +54,42 @@ class Http:
     def __init__(self, attempts: int = ATTEMPTS, pause: float = 1.0) -> None:
         self._attempts, self._pause = attempts, pause
 
-    def exists(self, url: str) -> bool:
-        """Return whether there is such a file, without reading it."""
+    def version(self, url: str) -> Version:
+        """Return the version of a file without reading it."""
 
-        def attempt(timeout: float) -> None:
+        def attempt(timeout: float) -> Version:
             with _request("HEAD", url, timeout) as response:
                 if response.status_code not in (403, 405, 501):
-                    return _require_success(response, url)
+                    _require_success(response, url)
+                    return _version(response)
             # Some servers allow only GET, for example for signed URLs. The content is not read.
             with _request("GET", url, timeout) as response:
                 _require_success(response, url)
+                return _version(response)
 
-        try:
-            self._repeat(url, attempt)
-        except FileAbsent:
-            return False
-        return True
+        return self._repeat(url, attempt)
+
+    def read(self, url: str, begin: int, size: int) -> tuple[bytes, Version]:
+        """Return a part of a file, and the version of the file."""
+        headers = {"Accept-Encoding": "identity", "Range": f"bytes={begin}-{begin + size - 1}"}
+
+        def attempt(timeout: float) -> tuple[bytes, Version]:
+            with _request("GET", url, timeout, headers) as response:
+                if response.status_code == 416:
+                    raise DownloadError(f"'{shown(url)}': the file ends before byte {begin + size:,}. {RESTART}")
+                if response.status_code != 206:
+                    _require_success(response, url)
+                    text = "the server sends only whole files (it ignores the header Range), so the file cannot be streamed"
+                    raise DownloadError(f"'{shown(url)}': {text}. Set stream: False, or use another server.")
+                content = BytesIO()
+                _copy(response, content, size, timeout)
+                total = response.headers.get("Content-Range", "").rpartition("/")[2]
+                version = dataclasses.replace(_version(response), size=int(total) if total.isdecimal() else None)
+                if content.tell() != size:
+                    raise DownloadError(f"'{shown(url)}': the file ends before byte {begin + size:,}. {RESTART}")
+                return content.getvalue(), version
+
+        return self._repeat(url, attempt)
 
     def download(self, url: str, earlier: Version | None, file: BinaryIO) -> Version | None:
         """Write the content of a file to ``file``, and return its version; None if it still has the version ``earlier``."""

@@ -9,35 +9,44 @@ from typing import Any, BinaryIO
 
 from emollama.errors import DownloadError, FileAbsent, ServerFailure
 from emollama.heartbeat import beat
-from emollama.remote.downloads import Version, shown
+from emollama.remote.transport import RESTART, Version, shown
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs", "hf": "huggingface_hub"}  # scheme -> package that fsspec needs for it
 _CHUNK = 1 << 20  # bytes
 
 
 class ObjectStores:
-    """Downloads files with fsspec. Implements :class:`emollama.remote.downloads.Transport`.
+    """Downloads files with fsspec. Implements :class:`emollama.remote.transport.Transport`.
 
     Credentials, timeouts and attempts are those of the package for the store.
     """
 
-    def exists(self, url: str) -> bool:
-        """Return whether there is such a file, without reading it."""
-        try:
-            files, path = _file_system(url)
-            with _named_errors(url):
-                files.info(path)
-        except FileAbsent:
-            return False
-        return True
+    def version(self, url: str) -> Version:
+        """Return the version of a file without reading it."""
+        files, path = _file_system(url)
+        # The properties of files must be those that the server states now.
+        files.invalidate_cache()
+        with _named_errors(url):
+            return Version(files.ukey(path), None, files.info(path)["size"])
+
+    def read(self, url: str, begin: int, size: int) -> tuple[bytes, Version]:
+        """Return a part of a file. Its version is not known, because stores would need a second request for it."""
+        # fsspec keeps file systems by process and thread, so that this one is not used in a forked process.
+        files, path = _file_system(url)
+        with _named_errors(url):
+            content = bytes(files.cat_file(path, begin, begin + size))
+        if len(content) != size:
+            raise DownloadError(f"'{shown(url)}': the file ends before byte {begin + size:,}. {RESTART}")
+        beat()
+        return content, Version(None, None, None)
 
     def download(self, url: str, earlier: Version | None, file: BinaryIO) -> Version | None:
         """Write the content of a file to ``file``, and return its version; None if it still has the version ``earlier``."""
+        version = self.version(url)
+        if version == earlier:
+            return None
         files, path = _file_system(url)
         with _named_errors(url):
-            version = Version(files.ukey(path), None, files.info(path)["size"])
-            if version == earlier:
-                return None
             stream = files.open(path, "rb")
         logging.getLogger("emollama").info("downloading %s", shown(url))
         received = 0
@@ -79,8 +88,6 @@ def _file_system(url: str) -> tuple[Any, str]:
         raise DownloadError(text) from None
     except ValueError as error:
         raise DownloadError(f"'{shown(url)}': {error}. Correct the URL.") from None
-    # The properties of files must be those that the server states now.
-    files.invalidate_cache()
     return files, path
 
 

@@ -37,6 +37,7 @@ RESUMABLE_OVERRIDES = (
     "*.data_root",
     "*.annotation_file",
     "datasets.*.storage",
+    "datasets.*.stream",
     "encoders.*",
     "extraction.*",
     "evaluation_datasets*",

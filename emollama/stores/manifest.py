@@ -12,7 +12,7 @@ from emollama.disk import remedy
 from emollama.errors import DownloadError, FileAbsent, UserError
 from emollama.json_io import parse_json
 from emollama.paths import PATHS, atomic_write, read_text
-from emollama.stores import tars
+from emollama.stores.tar_paths import split_slot
 
 FILE = "manifest.json"
 FORMAT, VERSION = "emollama features", 1
@@ -60,7 +60,7 @@ class Manifest:
         Raises:
             UserError: If the file cannot be read or is not a manifest.
         """
-        pattern, _ = tars.split_slot(store)
+        pattern, _ = split_slot(store)
         path = os.path.join(os.path.dirname(pattern) if pattern.endswith(".tar") else pattern, FILE)
         try:
             if "{" in path or not (PATHS.isfile(path) or os.path.lexists(path)):

@@ -17,7 +17,7 @@ from emollama.disk import reason, remedy
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
 from emollama.paths import PATHS, temporary_prefix
-from emollama.stores import tar_index, tars
+from emollama.stores import tar_index, tar_paths
 from emollama.stores.manifest import FILE, Manifest, differences
 from emollama.stores.npy import is_float
 from emollama.stores.quantization import NO_DEVIATION, Deviation, Values, deviation, encode
@@ -190,14 +190,14 @@ def index_tars(path: str, output: Path | None) -> dict[Path, dict[str, int]]:
     Raises:
         UserError: If there are no shards, a shard has unsuitable members, or an index cannot be written.
     """
-    shards = tars.list_shards(tars.split_slot(path)[0])
+    shards = tar_paths.list_shards(tar_paths.split_slot(path)[0])
     names = [os.path.basename(shard) for shard in shards]
     if duplicates := sorted({name for name in names if output and names.count(name) > 1}):
         text = f"several shards have the same name ({listing(duplicates, 'name')})"
         raise UserError(f"--output: {text}. Write their indexes into different folders.")
     written = {}
     for shard, name in zip(shards, names, strict=True):
-        local = tars.is_local(shard)
+        local = tar_paths.is_local(shard)
         if not local and output is None:
             raise UserError(f"{shard}: cannot write an index to a remote location. Set a folder for the indexes with --output.")
         location = None if output is None else os.path.abspath(shard) if local else shard

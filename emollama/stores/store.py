@@ -17,10 +17,13 @@ import numpy as np
 from emollama.errors import DownloadError, UserError
 from emollama.paths import PATHS, require_folder, sha256
 from emollama.remote.manager import is_remote, require_handler
-from emollama.stores import checksums, packed, tars
+from emollama.stores import checksums, packed
 from emollama.stores.conversion import reject_other_formats
 from emollama.stores.name_set import NameSet
 from emollama.stores.npy import npy_header, read_npy
+from emollama.stores.streamed_tars import StreamedTarStore
+from emollama.stores.tar_paths import is_tar_path
+from emollama.stores.tars import TarStore
 
 # What to do about a folder at a URL.
 _PACK = (
@@ -156,12 +159,13 @@ class NpyFolder:
         return checksums.read(self.folder)
 
 
-def open_store(path: str, key: str) -> ArrayStore:
+def open_store(path: str, key: str, stream: bool = False) -> ArrayStore:
     """Open the store at a path: tar shards, packed shards, or .npy files.
 
     Args:
         path: a folder, or tars as ``name-{000..011}.tar``, followed by ``::face`` if the tars contain several slots.
         key: the configuration key that named the path, for messages.
+        stream: whether remote tars are read in parts when they are needed, and not downloaded.
 
     Raises:
         UserError: If the path does not exist, cannot be downloaded, its shards are unusable, or it contains feature files of
@@ -170,8 +174,8 @@ def open_store(path: str, key: str) -> ArrayStore:
     try:
         if is_remote(path):
             require_handler(path, key)
-        if tars.is_tar_path(path):
-            return tars.TarStore.open(path)
+        if is_tar_path(path):
+            return (StreamedTarStore if stream else TarStore).open(path)
     except DownloadError as error:
         raise UserError(f"{key}: {error}") from None
     if os.path.isfile(path):

@@ -11,85 +11,23 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import zlib
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-from braceexpand import braceexpand
 
 from emollama.disk import remedy
-from emollama.errors import FileAbsent, UserError
+from emollama.errors import UserError
 from emollama.paths import PATHS
 from emollama.remote.manager import is_remote
 from emollama.stores import tar_index
 from emollama.stores.index import Location
 from emollama.stores.tar_copies import Mapped, has_indexed_values, map_file
+from emollama.stores.tar_paths import is_local, list_shards, split_slot
 from emollama.stores.tar_set import TarSet, open_set, shard_path
 
 MAX_OPEN_MAPS = 128  # shards that a store maps at once in a process; each needs a file descriptor
-_TAR = (".tar", ".tar.gz", ".tgz")
-
-
-def is_tar_path(path: str) -> bool:
-    """Return whether a path means tar shards: a tar, or a folder that contains tars or their indexes but no .npy files."""
-    pattern, _ = split_slot(path)
-    if pattern.endswith(_TAR):
-        return True
-    names = _list_folder(pattern)
-    return any(name.endswith((*_TAR, tar_index.SUFFIX)) for name in names) and not any(name.endswith(".npy") for name in names)
-
-
-def split_slot(path: str) -> tuple[str, str | None]:
-    """Split ``shards.tar::face`` into ("shards.tar", "face"); the slot is None if there is no ``::``."""
-    match = re.fullmatch(r"(.*)::([^/:\]]*)", path, re.DOTALL)
-    return (match[1], match[2]) if match else (path, None)
-
-
-def list_shards(pattern: str) -> list[str]:
-    """Return the tars of a path without a slot, in order; for a folder without tars, the indexes.
-
-    Raises:
-        UserError: If there are no tars, the braces in the path are not closed, or a URL contains ``*``.
-    """
-    if names := sorted(_list_folder(pattern)):
-        for extension in (".tar", tar_index.SUFFIX, *_TAR):
-            if shards := [os.path.join(pattern, name) for name in names if name.endswith(extension)]:
-                return shards
-    if os.path.exists(pattern):
-        return [pattern]
-    try:
-        expanded = list(braceexpand(pattern)) if "{" in pattern else [pattern]
-    except ValueError:
-        raise UserError(f"{pattern}: the braces are not closed. Correct the path.") from None
-    if is_remote(pattern) and "*" in pattern:
-        raise UserError(f"{pattern}: a URL cannot contain '*'. List the tars with braces, as in shard-{{00000..00003}}.tar.")
-    shards = [shard for part in expanded for shard in (_glob(part) if "*" in part else [part])]
-    if not shards:
-        raise UserError(f"no tar '{pattern}' (current directory: {os.getcwd()}). Correct the path.")
-    return shards
-
-
-def is_local(shard: str) -> bool:
-    """Return whether a shard is on this machine rather than at a remote location.
-
-    Raises:
-        UserError: If the file does not exist. At some remote locations, this cannot be checked.
-    """
-    if os.path.isfile(shard):
-        return True
-    try:
-        exists = PATHS.isfile(shard)
-    except NotImplementedError:
-        # iopath cannot check whether a file exists at this remote location.
-        exists = True
-    if not exists and is_remote(shard):
-        raise FileAbsent(f"'{shard}': there is no such file. Correct the URL, or upload the file.")
-    if not exists:
-        raise UserError(f"no tar '{shard}' (current directory: {os.getcwd()}). Correct the path.")
-    return False
 
 
 class TarStore:
@@ -113,7 +51,7 @@ class TarStore:
         self._failed: dict[int, UserError] = {}  # shards that cannot be downloaded, or do not have the values in their indexes
 
     @classmethod
-    def open(cls, path: str, is_known: bool = False) -> TarStore:
+    def open(cls, path: str, is_known: bool = False) -> Self:
         """Read the indexes of the shards, and compare them with the shards on this machine.
 
         Args:
@@ -137,13 +75,11 @@ class TarStore:
         shards = [shard_path(shard, path) for shard, path in zip(tar_set.shards, paths, strict=True)]
         _check_slot(pattern, slot, {extension for shard in tar_set.shards for extension in shard.endings})
         store = cls(path, slot, shards, paths, tar_set)
-        for shard_index, shard in enumerate(shards):
-            if not (is_known and is_remote(shard)) and is_local(shard):
-                store._check_shard(shard_index)
+        store._check_shards(is_known)
         return store
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TarStore.open, (self.path, True)
+        return type(self).open, (self.path, True)
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._index.find(name + self._suffix) is not None
@@ -161,14 +97,10 @@ class TarStore:
             OSError, ValueError: If the clip does not exist.
             UserError: If the shard cannot be downloaded, or has changed since it was indexed.
         """
-        shard_index, offset, kind_index, checksum = self._find(name)
-        layout = self._layouts[kind_index]
-        shard = self._shard(shard_index)
-        if zlib.crc32(shard[offset - layout.head : offset]) != checksum:
-            raise _stale_index(self._shards[shard_index])
+        location = self._find(name)
+        layout = self._layouts[location.kind]
         order: Any = "F" if layout.fortran else "C"
-        array: np.ndarray = np.ndarray(layout.shape, layout.dtype, shard, offset, order=order).copy(order="K")
-        return array
+        return np.ndarray(layout.shape, layout.dtype, self._member(location), layout.head, order=order).copy(order="K")
 
     def header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
         """Return shape and dtype from the index.
@@ -220,7 +152,7 @@ class TarStore:
         return self._index.shards([name + self._suffix for name in names])
 
     @property
-    def remote_shards(self) -> list[str]:
+    def shards_to_download(self) -> list[str]:
         """The shards at remote locations."""
         return [shard for shard in self._shards if is_remote(shard)]
 
@@ -235,6 +167,20 @@ class TarStore:
             raise FileNotFoundError(f"no member '{name}{self._suffix}.npy' in {self.path}")
         return location
 
+    def _member(self, location: Location) -> memoryview | bytes:
+        """Return the headers and values of an array.
+
+        Raises:
+            OSError: If the shard cannot be read.
+            UserError: If it cannot be downloaded, or has changed since it was indexed.
+        """
+        layout = self._layouts[location.kind]
+        with memoryview(self._shard(location.shard)) as shard:
+            member = shard[location.offset - layout.head : location.offset + layout.nbytes]
+        if zlib.crc32(member[: layout.head]) != location.checksum:
+            raise stale_index(self._shards[location.shard])
+        return member
+
     def _read_checksums(self, shard_index: int) -> dict[str, int]:
         index = tar_index.read(self._indexes[shard_index])
         return {} if index.checksums is None else dict(zip(index.names, index.checksums.tolist(), strict=True))
@@ -248,24 +194,30 @@ class TarStore:
             data = map_file(path)
             is_indexed = len(data) == self._descriptions[shard_index].bytes
             if not (is_indexed and (not is_remote(shard) or has_indexed_values(path, data, self._indexes[shard_index]))):
-                raise _stale_index(shard)
+                raise stale_index(shard)
         except UserError as error:
             # Several attempts failed, or the whole shard was read. Each of its clips would take as long.
             self._failed[shard_index] = error
             raise
         return data
 
+    def _check_shards(self, is_known: bool) -> None:
+        """Check the shards on this machine when the store opens; with ``is_known``, as in :meth:`open`."""
+        for shard_index, shard in enumerate(self._shards):
+            if not (is_known and is_remote(shard)) and is_local(shard):
+                self._check_shard(shard_index)
+
     def _check_shard(self, shard_index: int) -> None:
         """Compare the size of a shard and the headers of its first array with the index."""
         first = self._index.find(self._descriptions[shard_index].first)
+        if first is None:
+            raise stale_index(self._shards[shard_index])
         try:
-            data = self._shard(shard_index)
+            self._member(first)
         except OSError as error:
             raise UserError(
                 f"{self._shards[shard_index]}: cannot be read: {error.strerror or error}. {remedy(error, 'correct the path')}"
             ) from None
-        if first is None or zlib.crc32(data[first.offset - self._layouts[first.kind].head : first.offset]) != first.checksum:
-            raise _stale_index(self._shards[shard_index])
 
 
 def _check_slot(pattern: str, slot: str | None, extensions: set[str]) -> None:
@@ -279,21 +231,8 @@ def _check_slot(pattern: str, slot: str | None, extensions: set[str]) -> None:
         )
 
 
-def _list_folder(path: str) -> list[str]:
-    """Return the names of the files in a folder; an empty list if it does not exist."""
-    try:
-        return list(PATHS.ls(path)) if PATHS.isdir(path) else []
-    except (NotImplementedError, PermissionError):
-        # iopath cannot list this remote location, or a later check reports the permissions with the configuration key.
-        return []
-
-
-def _glob(pattern: str) -> list[str]:
-    folder, name = os.path.split(pattern)
-    return sorted(map(str, Path(folder).glob(name)))
-
-
-def _stale_index(shard: str) -> UserError:
+def stale_index(shard: str) -> UserError:
+    """Return the error for a shard that has other content than its index says."""
     return UserError(
         f"{shard}: its index belongs to another shard or to an older version. Write it again: emollama pack --index '{shard}'"
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from emollama.components import EvaluationItem
 from emollama.data.batch import IGNORED, Batch, Record, Sample, collate
-from emollama.data.dataset import SampleDataset
+from emollama.data.dataset import ReadsAhead, SampleDataset
 from emollama.data.loader import mix_seed
 from emollama.data.prompts.configs import TRAIN
 from emollama.decoding.answer_generator import AnswerGenerator, LabelAnswers, Prompt, tokenize
@@ -62,6 +62,9 @@ class ImageTextPretrain:
             items: items of one batch.
             seed: random seed of sampling, which is used if the temperature is above 0.
         """
+        if isinstance(dataset, ReadsAhead):
+            for item in items:
+                dataset.read_ahead(item.index)
         records = [masked(dataset.record(item.index, item.task, item.instruction), cfg.mask_slots) for item in items]
         seeds = [mix_seed(seed, item.index, dataset.pool.tasks.index(item.task)) for item in items]
         by_label = {row for row, item in enumerate(items) if item.task == "emotion" and cfg.answer_by == "likelihood"}
