@@ -17,7 +17,7 @@ TOOLS = ruff mypy codespell pytest pytest-timeout pytest-xdist pytest-randomly n
 FAST = OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1073741824 TOKENIZERS_PARALLELISM=false
 # Compiled files are kept, even where the environment says otherwise: each process would compile all tests and the package again.
 KEPT = PYTHONDONTWRITEBYTECODE=
-# Tests run in WORKERS processes. A test file stays in one of them; files that fork processes stay together (tests/scheduling.py).
+# Tests run in WORKERS processes. A test file stays in one of them, and so do all fast tests that fork (tests/scheduling.py).
 WORKERS ?= 2
 # Orders in which test-random runs the tests.
 SEEDS ?= 1 2 3

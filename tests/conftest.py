@@ -21,7 +21,7 @@ import plots
 import pytest
 import ranks as forks
 from helpers import GOLDEN, golden_tree, loaded, loaded_shipped_configs
-from launches import Launches, group_of
+from launches import Launches, group_of, is_fast
 from ranks import ROOT
 
 from emollama.config import RunConfig
@@ -35,6 +35,8 @@ LONG = (
     "forks validation report convert captions check_data extraction flickr30k_caption provenance datasets online_frames media"
     " bad_input encoders score_command"
 ).split()
+# Those of make test-slow and make test-faults.
+LONG_OTHERS = "faults_nodes".split()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,10 +47,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Start the fork server early in the worker of xdist that is the first to get tests: those that fork."""
+    """Start the fork server early in workers of xdist whose tests fork: of the default tests, in the one that is the first."""
     config = session.config
-    is_first = getattr(config, "workerinput", {}).get("workerid") == "gw0" and not config.pluginmanager.hasplugin("randomly")
-    if is_first and os.environ.get("OMP_NUM_THREADS") == "1" and not config.option.collectonly:
+    worker = getattr(config, "workerinput", {}).get("workerid")
+    forks_tests = worker == "gw0" or (worker is not None and not is_fast(config) and config.option.markexpr != "models")
+    is_usual = os.environ.get("OMP_NUM_THREADS") == "1" and not config.pluginmanager.hasplugin("randomly")
+    if forks_tests and is_usual and not config.option.collectonly:
         forks.SERVER.fork()
 
 
@@ -88,11 +92,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Put the longest groups first in workers of xdist."""
-    groups = {group_of(path) for path in (ROOT / "tests").glob("test_*.py")}
-    if stale := [name for name in LONG if name not in groups]:
+    fast = is_fast(config)
+    groups, names = {group_of(path, fast) for path in (ROOT / "tests").glob("test_*.py")}, LONG if fast else LONG_OTHERS
+    if stale := [name for name in names if name not in groups]:
         raise pytest.UsageError(f"LONG in tests/conftest.py: {stale} are no groups. Remove them: they fork or do not exist.")
     if hasattr(config, "workerinput") and not config.pluginmanager.hasplugin("randomly"):
-        items.sort(key=lambda item: LONG.index(group_of(item.path)) if group_of(item.path) in LONG else len(LONG))
+        position = {name: number for number, name in enumerate(names)}
+        items.sort(key=lambda item: position.get(group_of(item.path, fast), len(names)))
 
 
 @pytest.fixture(autouse=True)

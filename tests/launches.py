@@ -18,9 +18,16 @@ LIMIT = 10
 INTERPRETERS = ("python", "emollama")  # prefixes of their names; a shell, ps or a small JVM costs almost nothing
 
 
+def is_fast(config: pytest.Config) -> bool:
+    """Whether this session runs the default tests. Only few of them fork, so that one of its workers needs a fork server."""
+    return "not slow" in config.getoption("markexpr")
+
+
 @cache
-def group_of(path: Path) -> str:
-    """The group of a test file: one for all files that fork from the server of tests/ranks.py, one for every other file."""
+def group_of(path: Path, fast: bool = True) -> str:
+    """The group of a test file: of the default tests, one for all files that fork from the server of tests/ranks.py."""
+    if not fast:
+        return path.stem.removeprefix("test_")
     forks = re.search(r"^ *def \w+\([^)]*\b(fork_server|ranks|launch)\b", path.read_text(encoding="utf-8"), re.MULTILINE)
     return "forks" if forks else path.stem.removeprefix("test_")
 
@@ -37,7 +44,7 @@ class Launches:
         self._test = "before the first test"
         self._is_worker = hasattr(config, "workerinput")
         self._is_controller = not self._is_worker and config.getoption("dist", "no") != "no"
-        self._is_limited = "not slow" in config.getoption("markexpr")
+        self._is_limited = is_fast(config)
 
     def watch(self) -> None:
         """Record every program that this process starts from now on.

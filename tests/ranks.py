@@ -120,11 +120,7 @@ def _fork_into(path: bytes, args: list[str], passfds: list[int]) -> int:
 
 def _forget_pytest(passfds: set[int]) -> None:
     """In a fork, undo the changes of pytest to the process and release its open files, except for ``passfds``."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for number in {int(name) for name in os.listdir("/proc/self/fd")} - passfds - {null}:
-        with suppress(OSError):  # the listed folder itself, which is closed by now
-            os.fstat(number)
-            os.dup2(null, number)  # a closed number would be reused, and the old object might close it again
+    release_files(passfds)
     sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
     sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.__stderr__ = open(2, "w", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
@@ -132,6 +128,15 @@ def _forget_pytest(passfds: set[int]) -> None:
     threading.excepthook = threading.__excepthook__
     sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("_pytest")]
     logging.getLogger().handlers.clear()
+
+
+def release_files(kept: set[int]) -> None:
+    """In a fork, release the open files of the parent, except for the numbers ``kept``."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in {int(name) for name in os.listdir("/proc/self/fd")} - kept - {null}:
+        with suppress(OSError):  # the listed folder itself, which is closed by now
+            os.fstat(number)
+            os.dup2(null, number)  # a closed number would be reused, and the old object might close it again
 
 
 class Group:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launches import group_of
+from launches import group_of, is_fast
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
@@ -15,7 +15,7 @@ class Groups(LoadScopeScheduling):
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return group_of(self.config.rootpath / nodeid.partition("::")[0])
+        return group_of(self.config.rootpath / nodeid.partition("::")[0], is_fast(self.config))
 
     def remove_node(self, node: WorkerController) -> str | None:
         """Return the test in which a worker died, if it did. The tests that remain in its groups go to the next worker."""

@@ -77,7 +77,7 @@ def test_interpreters_started_in_this_process_are_recorded(request, tmp_path):
 def test_an_unknown_name_in_the_list_of_long_groups_is_an_error(name, monkeypatch):
     monkeypatch.setattr(conftest, "LONG", [name])
     with pytest.raises(pytest.UsageError, match=f"LONG.*{name}"):
-        conftest.pytest_collection_modifyitems(SimpleNamespace(), [])
+        conftest.pytest_collection_modifyitems(SimpleNamespace(getoption=lambda _: "not slow"), [])
 
 
 def test_test_files_that_fork_are_in_the_group_forks(request):
@@ -85,6 +85,7 @@ def test_test_files_that_fork_are_in_the_group_forks(request):
     forking = {item.path for item in request.session.items if fixtures & set(getattr(item, "fixturenames", ()))}
     assert {path.name for path in forking if group_of(path) != "forks"} == set()
     assert group_of(conftest.ROOT / "tests/test_docs.py") == "docs"
+    assert group_of(conftest.ROOT / "tests/test_ranks.py", fast=False) == "ranks"
 
 
 class Worker:
@@ -112,7 +113,10 @@ class Session:
         for file in {test.partition("::")[0] for test in tests}:
             (folder / file).touch()
         config = SimpleNamespace(
-            getvalue=lambda name: ["2*popen"], rootpath=folder, option=SimpleNamespace(loadscopereorder=False)
+            getvalue=lambda name: ["2*popen"],
+            getoption=lambda name: "not slow",
+            rootpath=folder,
+            option=SimpleNamespace(loadscopereorder=False),
         )
         self.scheduler, self.tests, self.passed, self.crashed = Groups(config), tests, [], []
 

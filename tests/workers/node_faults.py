@@ -1,8 +1,8 @@
 """A module for ``imports`` of a configuration: a fault in the workers, as the variable NODE_FAULT says.
 
 ``MOMENT:RANK:ACTION`` with the moment ``step``, ``save`` or ``evaluation``. The action ``pause`` creates the file ``paused`` in
-the folder NODE_FAULT_FOLDER and waits for NODE_FAULT_SECONDS, ``kill`` ends the process in the first attempt, ``fail`` raises in
-each.
+the folder NODE_FAULT_FOLDER and waits for NODE_FAULT_SECONDS or a request to stop, ``kill`` ends the process in the first
+attempt, ``fail`` raises in each.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from emollama.distributed.stop_requests import STOP_REQUESTS
+
 STEP = 4  # of the moment ``step``
 
 
@@ -21,7 +23,9 @@ def act() -> None:
     """Pause or end this process."""
     if ACTION == "pause":
         Path(os.environ["NODE_FAULT_FOLDER"], "paused").touch()
-        time.sleep(float(os.environ.get("NODE_FAULT_SECONDS", "5")))
+        end = time.monotonic() + float(os.environ.get("NODE_FAULT_SECONDS", "5"))
+        while time.monotonic() < end and not STOP_REQUESTS.reason:
+            time.sleep(0.05)
     if ACTION == "kill" and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
         os.kill(os.getpid(), signal.SIGKILL)
     if ACTION == "fail":

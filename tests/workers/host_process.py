@@ -1,0 +1,71 @@
+"""A process of a host of tests/two_hosts.py that is forked instead of started: importing the libraries takes ten CPU seconds."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import ranks
+
+CLONE_NEWUTS, CLONE_NEWNET = 0x4000000, 0x40000000
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+
+
+def run(host: str, arguments: list[str], variables: dict[str, str], cwd: str, folder: str) -> None:
+    """Enter a network namespace, take the name of the host, and run ``python <arguments>``, whose workers are forks, too."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path("/run/netns", host).open() as namespace:
+        if libc.setns(namespace.fileno(), CLONE_NEWNET) or libc.unshare(CLONE_NEWUTS):
+            raise OSError(ctypes.get_errno(), f"cannot enter {host}")
+    socket.sethostname(host)
+    Forked.where = cwd, folder
+    subprocess_handler.Popen = Forked  # type: ignore[misc]
+    ranks._program(arguments, variables, cwd, folder)
+
+
+class Forked:
+    """What torch elastic uses of ``subprocess.Popen``, for a fork of the launcher that runs its command line."""
+
+    where: tuple[str, str]
+
+    def __init__(self, args: tuple[str, ...], env: dict[str, str], **_: Any) -> None:
+        self.args, self.returncode = args, None
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                self._become_a_worker()
+                ranks._program([one for one in args[1:] if one != "-u"], env, *self.where)
+            finally:
+                os._exit(1)
+
+    def poll(self) -> int | None:
+        if self.returncode is None and (status := os.waitpid(self.pid, os.WNOHANG))[0]:
+            self.returncode = os.waitstatus_to_exitcode(status[1])
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        end = time.monotonic() + (ranks.HANG if timeout is None else timeout)
+        while (code := self.poll()) is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(self.args, timeout or ranks.HANG)
+            time.sleep(0.02)
+        return code
+
+    @staticmethod
+    def _become_a_worker() -> None:
+        """Undo what the launcher has changed, and release its connections: they stay open as long as any process has them."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        logging.disable(logging.NOTSET)
+        sys.modules.pop("node_faults", None)  # the launcher has imported it without the variable RANK
+        ranks.release_files({1, 2})
