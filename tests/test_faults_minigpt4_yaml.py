@@ -378,7 +378,7 @@ def test_an_index_is_used_again_until_its_tar_changes_and_replaced_if_it_is_dama
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     tar = files.write_tar(tmp_path / "a.tar", files.sample("x", tiny.image, "One"))
     first = build(tar)
-    (cached,) = (tmp_path / "cache/emollama/image-text-2").iterdir()
+    (cached,) = (tmp_path / "cache/emollama/image-text-3").iterdir()
     written = cached.stat()
     assert build(tar).digest() == first.digest() and cached.stat().st_mtime_ns == written.st_mtime_ns
     cached.write_bytes(cached.read_bytes()[:-40])

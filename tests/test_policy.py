@@ -87,7 +87,7 @@ IMPORTS = {
     " suggestions text_encoding",
     "media": "data disk errors listing paths",
     "components": "data data.batch decoding_state evaluation run_folder stores",
-    "datasets": "config data data.batch errors field_texts listing logs.console media paths remote stores suggestions",
+    "datasets": "config data data.batch disk errors field_texts listing logs.console media paths remote stores suggestions",
     "encoders": "config data dtypes errors field_texts listing logs media paths",
     "importers": "data disk errors json_io listing logs.console media paths suggestions text_encoding",
     "reporting": "__init__ data disk errors evaluation json_io listing logs logs.console paths run_folder suggestions",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import multiprocessing
 import os
@@ -11,18 +12,22 @@ import time
 from pathlib import Path
 
 import fsspec
+import minigpt_files
 import numpy as np
 import pytest
 import torch
 from file_server import drop, serving, silence, status
 from fsspec.asyn import AsyncFileSystem
 from helpers import FOLDERS, GOLDEN, NAMES, loaded
+from PIL import Image
 from remote_files import pack, remote_tree
 from running import read_jsonl
 from torch.utils.data import DataLoader
 
 from emollama.data.features import Features
-from emollama.data.slots import SlotShape
+from emollama.data.slots import PIXELS, SlotShape
+from emollama.datasets.configs import ImageTextTarsConfig
+from emollama.datasets.image_text_tars import ImageTextTars
 from emollama.errors import UserError
 from emollama.paths import PATHS, cache_folder
 from emollama.remote import manager, streaming
@@ -35,6 +40,7 @@ from emollama.stores.store import open_store
 from emollama.stores.tar_index import SUFFIX
 
 BLOCK = 2**14
+SIDE = 56
 FORK = multiprocessing.get_context("fork")
 
 
@@ -179,6 +185,77 @@ def wait_for_requests(server):
     process = streaming._process(os.getpid())
     while not process._queue.empty() or process.cache._writers.any():
         time.sleep(0.01)
+
+
+# Images with captions
+
+
+@pytest.fixture
+def image_tars(tmp_path):
+    """Two tars of four images with captions each."""
+    for number in range(2):
+        samples = [minigpt_files.sample(f"{key}", jpeg(4 * number + key), f"Image {key} of {number}") for key in range(4)]
+        minigpt_files.write_tar(tmp_path / f"tars/0000{number}.tar", [member for sample in samples for member in sample])
+    return tmp_path / "tars"
+
+
+def jpeg(number):
+    pixels = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG")
+    return file.getvalue()
+
+
+def captioned(root, **keys):
+    shapes = {"image": SlotShape(8, 64), PIXELS: SlotShape(1, 3 * SIDE**2)}
+    cfg = ImageTextTarsConfig(storage=f"{root}/{{00000..00001}}.tar", **keys)
+    return ImageTextTars(cfg, slot_shapes=shapes, block_path="datasets.laion")
+
+
+def records(dataset):
+    all_records = [dataset.record(index, "caption", "") for index in range(len(dataset))]
+    return [(record.name, record.turns, record.features[PIXELS].numpy().tobytes()) for record in all_records]
+
+
+def test_streamed_images_with_captions_equal_local_ones_and_leave_no_copy_of_a_tar(image_tars, monkeypatch, tmp_path):
+    expected = records(captioned(image_tars))
+    with serving(image_tars) as server:
+        for _ in range(2):
+            set_cache(monkeypatch, tmp_path / "cache", 64)
+            dataset = captioned(server.url, stream=True)
+            dataset.read_ahead(0)
+            assert records(dataset) == expected and dataset.digest() == captioned(image_tars).digest()
+        # Once, to index them.
+        assert [server.bodies(f"/0000{number}.tar") for number in range(2)] == [1, 1]
+        assert len(server.parts) == len({(path, begin) for path, begin, _ in server.parts}) > 0
+    assert not list(cache_folder().rglob("*.tar"))
+
+
+@pytest.mark.faults
+def test_a_changed_image_of_a_streamed_tar_is_an_error_that_names_key_and_url(image_tars):
+    with serving(image_tars) as server:
+        dataset = captioned(server.url, stream=True)
+        dataset.record(0, "caption", "")
+        tar = image_tars / "00000.tar"
+        raw = tar.read_bytes()
+        tar.write_bytes(raw.replace(jpeg(3), jpeg(3)[::-1]))
+        set_streamed_cache_empty()
+        message = refusal(lambda: dataset.record(3, "caption", ""))
+    assert message.startswith(f"datasets.laion.storage: '{server.url}/00000.tar': the file has changed on the server.")
+
+
+@pytest.mark.faults
+def test_a_server_that_does_not_show_changes_is_refused_for_streamed_images(image_tars):
+    with serving(image_tars) as server:
+        server.sends = {"Content-Length"}
+        message = refusal(lambda: captioned(server.url, stream=True))
+    assert "the server does not state size and ETag (or date) of the file" in message
+
+
+def set_streamed_cache_empty():
+    for path in (cache_folder() / "streamed").iterdir():
+        path.unlink()
+    streaming._process.cache_clear()
 
 
 # Training

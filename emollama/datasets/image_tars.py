@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ from emollama.media.image_files import read_image
 from emollama.media.image_transforms import blip2_image
 from emollama.paths import PATHS
 from emollama.remote.manager import is_remote
+from emollama.remote.streaming import StreamedFile, cache_gib
 from emollama.stores.tar_paths import list_shards
 
 
@@ -37,21 +39,24 @@ class ImageTars:
         tars: the paths of the tars.
         indexes: the index of each tar.
         side: width and height to which images are resized, in pixels.
+        is_streamed: whether the tars are remote and have no copies.
     """
 
     path: str
     tars: Sequence[str]
     indexes: Sequence[ImageTextIndex]
     side: int
+    is_streamed: bool = False
 
     @classmethod
-    def open(cls, patterns: Sequence[str], side: int, key: str) -> ImageTars:
+    def open(cls, patterns: Sequence[str], side: int, key: str, stream: bool = False) -> ImageTars:
         """Open tars, and index those that are new or have changed.
 
         Args:
             patterns: folders of tars, tars, or several tars as ``{00000..00012}.tar`` or ``*.tar``.
             side: width and height to which images are resized, in pixels.
             key: the configuration key that named the tars, for messages.
+            stream: whether remote tars are read in parts when they are needed, and not downloaded.
 
         Raises:
             UserError: If tars do not exist or cannot be used. The message lists all of them.
@@ -70,14 +75,16 @@ class ImageTars:
         with Progress(len(tars), "indexing tars", unit="tars") as bar:
             for tar in tars:
                 try:
-                    indexes.append(open_index(tar))
+                    indexes.append(open_index(tar, stream))
                 except UserError as error:
                     errors.append(str(error))
                 bar.update(1)
         if errors:
             text = errors[0] if len(errors) == 1 else f"{len(errors)} tars cannot be used:{LINES}{abbreviated(errors, LINES)}"
             raise UserError(f"{key}: {text}")
-        return cls(", ".join(patterns), tars, indexes, side)
+        if stream:
+            cache_gib()
+        return cls(", ".join(patterns), tars, indexes, side, stream and is_remote(tars[0]))
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -172,11 +179,39 @@ class ImageTars:
     def _bytes(self, index: int, member: str) -> bytes:
         tar, sample = self._find(index)
         fields = self.indexes[tar].samples[sample]
+        if self.is_streamed:
+            return self._streamed_bytes(index, tar, fields, member)
         with open(PATHS.get_local_path(self.tars[tar]), "rb") as file:
             # The positions in the index are those of the tar at the start.
             if file_status(file) != self.indexes[tar].status:
                 raise UserError(f"{self.tars[tar]}, sample '{self.name(index)}': the tar has changed; start the run again.")
             return read_member(file, int(fields[member]), int(fields[f"{member}_bytes"]))
+
+    def _streamed_bytes(self, index: int, tar: int, fields: np.void, member: str) -> bytes:
+        begin, size, checksum = (int(fields[name]) for name in (member, f"{member}_bytes", f"{member}_crc"))
+        content = self._file(tar).read(begin, size)
+        if zlib.crc32(content) != checksum:
+            content = self._file(tar).read_again(begin, size)
+        if zlib.crc32(content) != checksum:
+            raise UserError(f"{self.tars[tar]}, sample '{self.name(index)}': the tar has changed; start the run again.")
+        return content
+
+    def read_ahead(self, index: int) -> None:
+        """Start to read the image and the caption of a sample."""
+        tar, sample = self._find(index)
+        fields = self.indexes[tar].samples[sample]
+        for member in ("image", "text"):
+            self._file(tar).read_ahead(int(fields[member]), int(fields[f"{member}_bytes"]))
+
+    def _file(self, tar: int) -> StreamedFile:
+        if tar not in self._files:
+            index = self.indexes[tar]
+            self._files[tar] = StreamedFile(self.tars[tar], index.status[0], f"{index.digest}{index.images_digest}")
+        return self._files[tar]
+
+    @cached_property
+    def _files(self) -> dict[int, StreamedFile]:
+        return {}
 
     def _find(self, index: int) -> tuple[int, int]:
         """Return the number of a sample's tar, and of the sample in it."""

@@ -15,7 +15,9 @@ import json
 import os
 import posixpath
 import tarfile
-from collections.abc import Mapping
+import tempfile
+import zlib
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +26,22 @@ from typing import IO
 import numpy as np
 
 from emollama.data.captions import parse_caption
-from emollama.errors import UserError
+from emollama.disk import reason, remedy
+from emollama.errors import DownloadError, UserError
 from emollama.media.image_files import EXTENSIONS, probe_image
 from emollama.media.source import UnusableMedia
 from emollama.paths import PATHS, atomic_write, cache_folder
+from emollama.remote.manager import is_remote
+from emollama.remote.streaming import download_temporarily, file_version
+from emollama.remote.transport import RESTART, Version, shown
 from emollama.stores.tar_members import open_complete_tar, unsafe_member
 from emollama.stores.tar_paths import is_local
 
-_CACHE = "image-text-2"  # subfolder of the user's cache folder; with the version of the file format
+_CACHE = "image-text-3"  # subfolder of the user's cache folder; with the version of the file format
 _PICKLES = ("pkl", "pickle", "pyd", "pth", "pt")
-_SAMPLE = np.dtype([("image", "<u8"), ("image_bytes", "<u8"), ("text", "<u8"), ("text_bytes", "<u8")])
+_SAMPLE = np.dtype(
+    [("image", "<u8"), ("image_bytes", "<u8"), ("text", "<u8"), ("text_bytes", "<u8"), ("image_crc", "<u4"), ("text_crc", "<u4")]
+)
 _Extent = tuple[int, int]  # position of the first byte of a member in its tar, and number of bytes
 
 
@@ -58,7 +66,8 @@ class ImageTextIndex:
 
     Attributes:
         samples: (n,) array of the usable samples with the fields ``image``, ``image_bytes``, ``text`` and ``text_bytes``: the
-            position and size of the image and of the JSON object in the tar.
+            position and size of the image and of the JSON object in the tar, and their checksums (CRC-32) ``image_crc`` and
+            ``text_crc``.
         keys: the keys of the usable samples, UTF-8, without separators.
         ends: (n,) position in ``keys`` at which each key ends.
         unusable: the other samples.
@@ -84,12 +93,18 @@ class ImageTextIndex:
         return self.keys[begin : int(self.ends[index])].decode("utf-8", "surrogateescape")
 
 
-def open_index(tar: str) -> ImageTextIndex:
+def open_index(tar: str, stream: bool = False) -> ImageTextIndex:
     """Return the index of a tar from the user's cache folder, and create it first if the tar is new or has changed.
+
+    Args:
+        tar: the tar.
+        stream: whether no copy of a remote tar is kept: it is only downloaded if there is no index of it.
 
     Raises:
         UserError: If the tar does not exist, is damaged, or contains a member that must not be read. The message names the tar.
     """
+    if stream and is_remote(tar):
+        return _open_streamed(tar)
     is_local(tar)
     try:
         local = PATHS.get_local_path(tar)
@@ -98,18 +113,45 @@ def open_index(tar: str) -> ImageTextIndex:
         fingerprint = _fingerprint(local)
     except OSError as error:
         raise UserError(f"{tar}: cannot be read: {error.strerror or error}. Correct the path or its permissions.") from None
-    cached = None
+    return dataclasses.replace(_cached(fingerprint, lambda: _scan(local, tar)), status=status)
+
+
+def _open_streamed(tar: str) -> ImageTextIndex:
+    version = file_version(tar)
+    fingerprint = hashlib.sha256(json.dumps([shown(tar), *dataclasses.astuple(version)]).encode()).hexdigest()[:32]
+    return dataclasses.replace(_cached(fingerprint, lambda: _scan_remote(tar, version)), status=(version.size or 0, 0, 0))
+
+
+def _scan_remote(tar: str, version: Version) -> ImageTextIndex:
+    """Create the index of a remote tar from a copy that is not kept."""
+    try:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        # The file has no name, so that nothing is left if the process is killed.
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if download_temporarily(tar, file) != version:
+                raise DownloadError(f"'{shown(tar)}': the file has changed on the server. {RESTART}")
+            file.flush()
+            return _scan(f"/dev/fd/{file.fileno()}", tar)
+    except (OSError, RuntimeError) as error:
+        what = remedy(error, "set the environment variable XDG_CACHE_HOME to another folder")
+        raise UserError(f"'{shown(tar)}': cannot write a copy of the tar, to index it: {reason(error)}. {what}") from None
+
+
+def _cached(fingerprint: str, scan: Callable[[], ImageTextIndex]) -> ImageTextIndex:
+    """Return an index from the user's cache folder, or create it and write it there."""
+    path = None
     # Without a home folder there is no cache folder.
     with suppress(RuntimeError):
-        cached = cache_folder() / _CACHE / f"{fingerprint}.npz"
-    if cached is not None and (index := _read(cached)) is not None:
-        return dataclasses.replace(index, status=status)
-    index = _scan(local, tar)
-    if cached is not None:
+        path = cache_folder() / _CACHE / f"{fingerprint}.npz"
+    if path is not None and (index := _read(path)) is not None:
+        return index
+    index = scan()
+    if path is not None:
         # The index is only created again the next time if it cannot be written.
         with suppress(OSError):
-            _write(index, cached)
-    return dataclasses.replace(index, status=status)
+            _write(index, path)
+    return index
 
 
 def file_status(file: IO[bytes]) -> tuple[int, int, int]:
@@ -174,7 +216,7 @@ def _add(member: tarfile.TarInfo, images: dict[str, _Extent], texts: dict[str, _
 
 def _check_samples(file: IO[bytes], images: Mapping[str, _Extent], texts: Mapping[str, _Extent]) -> ImageTextIndex:
     """Check each sample, and return the index."""
-    usable: list[tuple[int, int, int, int]] = []
+    usable: list[tuple[int, ...]] = []
     keys: list[bytes] = []
     unusable: list[UnusableSample] = []
     digest, images_digest = hashlib.sha256(), hashlib.sha256()
@@ -184,16 +226,17 @@ def _check_samples(file: IO[bytes], images: Mapping[str, _Extent], texts: Mappin
             unusable.append(UnusableSample(printable, "image", "its name is not UTF-8"))
             continue
         try:
-            caption = _caption(file, texts.get(key))
+            text, caption = _caption(file, texts.get(key))
         except ValueError as error:
             unusable.append(UnusableSample(key, "caption", str(error)))
             continue
         try:
-            images_digest.update(_checked_image(file, images.get(key)))
+            image = _checked_image(file, images.get(key))
         except ValueError as error:
             unusable.append(UnusableSample(key, "image", str(error)))
             continue
-        usable.append((*images[key], *texts[key]))
+        images_digest.update(image)
+        usable.append((*images[key], *texts[key], zlib.crc32(image), zlib.crc32(text)))
         keys.append(raw)
         digest.update(json.dumps([raw.hex(), caption]).encode())
     ends = np.cumsum([len(raw) for raw in keys], dtype=np.uint64)
@@ -201,10 +244,12 @@ def _check_samples(file: IO[bytes], images: Mapping[str, _Extent], texts: Mappin
     return ImageTextIndex(np.array(usable, _SAMPLE), b"".join(keys), ends, tuple(unusable), *digests)
 
 
-def _caption(file: IO[bytes], extent: _Extent | None) -> str:
+def _caption(file: IO[bytes], extent: _Extent | None) -> tuple[bytes, str]:
+    """Return the JSON object of a sample and the caption in it."""
     if extent is None:
         raise ValueError("it has no .json with a caption")
-    return parse_text(read_member(file, *extent))
+    text = read_member(file, *extent)
+    return text, parse_text(text)
 
 
 def _checked_image(file: IO[bytes], extent: _Extent | None) -> bytes:

@@ -21,7 +21,7 @@ from emollama.datasets.configs import CAPTION_TASK, ImageTextTarsConfig
 from emollama.datasets.image_files import image_features, image_side
 from emollama.datasets.image_tars import ImageTars
 from emollama.datasets.new_images import AcceptsNewImages
-from emollama.errors import UserError
+from emollama.errors import DownloadError, UserError
 from emollama.listing import listing
 from emollama.media.source import UnusableMedia
 from emollama.stores.feature_cache import FeatureCache
@@ -57,7 +57,7 @@ class ImageTextTars(AcceptsNewImages, CaptionDataset):
     ) -> None:
         key = f"{block_path}.storage"
         side = image_side(slot_shapes.get(PIXELS), key)
-        self.tars = ImageTars.open(cfg.patterns(), side, key)
+        self.tars = ImageTars.open(cfg.patterns(), side, key, cfg.stream)
         super().__init__(cfg, slot_shapes, block_path=block_path, training=training, source=self.tars.path)
         self.features = [image_features(self.tars, self.tars.path, side, key)]
         self._unusable = [
@@ -96,10 +96,23 @@ class ImageTextTars(AcceptsNewImages, CaptionDataset):
     def record(self, index: int, task: str, instruction: str, rng: np.random.Generator | None = None) -> Record:
         """Return sample ``index`` with an instruction: its pixels, or the features that the model has cached for it."""
         number = self._number(index)
-        caption = self.tars.caption(number)
-        features, cache_key = self._read_image(number)
+        try:
+            caption = self.tars.caption(number)
+            features, cache_key = self._read_image(number)
+        except DownloadError as error:
+            raise UserError(f"{self.block_path}.storage: {error}") from None
         turn = (self.user_text(index, task, instruction), self.process_answer(caption))
         return Record(self.tars.name(number), task, [turn], features, [caption], cache_key)
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether images and captions are read from a server when they are needed."""
+        return self.tars.is_streamed
+
+    def read_ahead(self, index: int) -> None:
+        """Start to read sample ``index`` if it is streamed."""
+        if self.tars.is_streamed:
+            self.tars.read_ahead(self._number(index))
 
     def has_reference(self, task: str) -> bool:
         """Return True, because samples without a caption cannot be used."""

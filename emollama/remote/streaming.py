@@ -15,6 +15,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from typing import BinaryIO
 
 from emollama.disk import reason, remedy
 from emollama.errors import DownloadError, UserError
@@ -22,7 +23,7 @@ from emollama.heartbeat import beat
 from emollama.remote.block_cache import BlockCache
 from emollama.remote.handler import RemoteFiles
 from emollama.remote.manager import PATHS, cache_folder
-from emollama.remote.transport import RESTART, Version, shown
+from emollama.remote.transport import RESTART, Transport, Version, shown
 from emollama.variables import STREAM_CACHE
 
 BLOCK = 1 << 20  # bytes: requests for less would cost more time than their content, and small arrays share a block
@@ -145,7 +146,7 @@ def read_part(url: str, begin: int, size: int) -> tuple[bytes, Version]:
     Raises:
         DownloadError: If it cannot be read.
     """
-    handler = next((handler for prefix, handler in PATHS._path_handlers.items() if url.startswith(prefix)), None)
+    handler = _handler(url)
     if isinstance(handler, RemoteFiles):
         return handler.transport.read(url, begin, size)
     try:
@@ -157,6 +158,41 @@ def read_part(url: str, begin: int, size: int) -> tuple[bytes, Version]:
     if len(content) != size:
         raise DownloadError(f"'{shown(url)}': the file ends before byte {begin + size:,}. {RESTART}")
     return content, Version(None, None, None)
+
+
+def download_temporarily(url: str, file: BinaryIO) -> Version:
+    """Write the whole content of a remote file to ``file``, and return its version.
+
+    Raises:
+        DownloadError: If it cannot be read.
+    """
+    version = _transport(url).download(url, None, file)
+    assert version is not None
+    return version
+
+
+def file_version(url: str) -> Version:
+    """Return the version of a remote file.
+
+    Raises:
+        DownloadError: If the server does not state what shows a change.
+    """
+    version = _transport(url).version(url)
+    if not version.is_reliable or version.size is None:
+        text = "the server does not state size and ETag (or date) of the file, so a change would not be noticed"
+        raise DownloadError(f"'{shown(url)}': {text}. Set stream: False, or use another server.")
+    return version
+
+
+def _transport(url: str) -> Transport:
+    handler = _handler(url)
+    if not isinstance(handler, RemoteFiles):
+        raise DownloadError(f"'{shown(url)}': a handler of your own cannot index a streamed tar. Set stream: False.")
+    return handler.transport
+
+
+def _handler(url: str) -> object:
+    return next((handler for prefix, handler in PATHS._path_handlers.items() if url.startswith(prefix)), None)
 
 
 def cache_gib() -> float:
