@@ -3,6 +3,7 @@
 A checkpoint is a dictionary ``{"model", "optimizer", "scaler", "step", "epoch", "skipped", "facts", "features", "config"}``.
 ``facts`` contains values that must be equal in a resumed run, and ``features`` the provenance of the training features by slot.
 Checkpoints load with ``weights_only=True``. A file ``<name>.sha256`` is next to each, as torch.load detects no flipped bit.
+The values of a sharded checkpoint are in other files (:mod:`emollama.checkpoint_parts`).
 """
 
 from __future__ import annotations
@@ -12,25 +13,23 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from emollama import disk, weight_parts
+from emollama import checkpoint_parts, disk, weight_parts
 from emollama.checkpoint_files import load, other_architecture, require_checkpoint_file
 from emollama.errors import UserError
-from emollama.file_digests import DamagedError, HashedFile, digest_path, matches, read_once, stored_digests
+from emollama.file_digests import DamagedError, digest_path, matches, read_once, stored_digests
 from emollama.listing import listing
 from emollama.optim import HasParameters, trainable
-from emollama.paths import atomic_write
+from emollama.replaced_file import put_in_place, replaced, temporary_file
 
 LAST, BEST = "checkpoint_last.pth", "checkpoint_best.pth"
 RESUME_FIELDS_KEY = "facts"  # historical name of this entry of a checkpoint
-ZIP_WRITER = "PytorchStreamWriter|inline_container"  # in messages of torch.save about a file that it cannot write
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
@@ -39,7 +38,7 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         UserError: If the file cannot be written, for example because the disk is full. An earlier file is unchanged then.
     """
-    with _replaced(path) as file:
+    with replaced(path) as file:
         torch.save(dict(content), file)  # type: ignore[arg-type]  # it needs only write and flush
 
 
@@ -52,7 +51,7 @@ def copy(source: Path, target: Path) -> None:
     """
 
     def write(content: IO[bytes]) -> None:
-        with _replaced(target) as file:
+        with replaced(target) as file:
             shutil.copyfileobj(content, file)
             if matches(source, file) is False:
                 raise DamagedError("", source)
@@ -72,10 +71,10 @@ def link(source: Path, target: Path) -> None:
         UserError: If the target cannot be written.
     """
     digests = stored_digests(digest_path(source))
-    with _temporary(target) as temporary:
+    with temporary_file(target) as temporary:
         temporary.unlink(missing_ok=True)
         if len(digests) == 1 and _is_linked(source, temporary):
-            return _replace(target, temporary, digests[0])
+            return put_in_place(target, temporary, digests[0])
     return copy(source, target)
 
 
@@ -89,58 +88,17 @@ def _is_linked(source: Path, target: Path) -> bool:
     return True
 
 
-@contextmanager
-def _replaced(path: Path) -> Iterator[HashedFile]:
-    """Open a temporary file that becomes the file ``path``, with a digest, at the end of the block."""
-    with _temporary(path) as temporary:
-        with temporary.open("wb") as file:
-            yield (hashed := HashedFile(file))
-            file.flush()
-            os.fsync(file.fileno())
-        _replace(path, temporary, hashed.hexdigest())
-
-
-def _replace(path: Path, temporary: Path, sha256: str) -> None:
-    """Rename a complete temporary file, and write its digest."""
-    digest, line = digest_path(path), f"{sha256}  {path.name}\n"
-    earlier = "".join(f"{stored}  {path.name}\n" for stored in stored_digests(digest))
-    # The file contains both digests while the checkpoint is replaced, so that one of them fits at any moment.
-    with atomic_write(digest) as lines:
-        lines.write(earlier + line)
-    os.replace(temporary, path)
-    with atomic_write(digest) as lines:
-        lines.write(line)
-
-
-@contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """Return the path of the temporary file for a checkpoint, and turn errors of writing into user errors."""
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-    except (OSError, RuntimeError) as error:
-        # torch raises the end of a data worker wherever the process is at that moment.
-        if ended := next((cause for cause in disk.causes(error) if "DataLoader worker" in str(cause)), None):
-            raise ended from None
-        if disk.system_error(error) is None and not re.search(ZIP_WRITER, str(error)):
-            raise
-        text = f"{path} could not be written: {disk.reason(error)}. {disk.remedy(error, 'set another run.output_dir')}"
-        raise UserError(f"{text} Earlier checkpoints are intact.") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def read(path: str, key: str) -> dict[str, Any]:
+def read(path: str, key: str, *, values: bool = True) -> dict[str, Any]:
     """Read a checkpoint onto the CPU, and compare it with its digest meanwhile.
 
     Args:
         path: a file with at least the entry ``model``.
         key: the configuration key or option with the path, for messages.
+        values: read the weights of a sharded checkpoint, too. If False, they stay on the meta device, as the state of the
+            optimizer always does, and the files with the values are not read: see :mod:`emollama.checkpoint_parts`.
 
     Raises:
-        DamagedError: If the file does not match its digest.
+        DamagedError: If the file, or one of the files of a sharded checkpoint, is missing or does not match its digest.
         UserError: If the file does not exist, is truncated, or contains anything other than tensors and plain values.
     """
     require_checkpoint_file(path, key)
@@ -154,6 +112,9 @@ def read(path: str, key: str) -> dict[str, Any]:
         raise _unusable(path, key, content) from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f"{key}: {path} is not a checkpoint: expected a dictionary with an entry 'model' that contains tensors")
+    if values and (parts := checkpoint_parts.parts_of(content, path)):
+        parts.require_intact(key)
+        content["model"] = parts.read(content["model"], "model")
     return content
 
 
@@ -223,7 +184,7 @@ def load_trainable(
         model: the model. Its attributes define names (``stored_name``), tensors that may be unused or missing
             (``ignored_tensors``, ``optional_tensor_group``, ``optional_tensors``), and names for messages (``shape_keys``,
             ``architecture``).
-        stored: name in the file -> tensor.
+        stored: name in the file -> tensor. Those on the meta device are only compared.
         path: path of the file, for messages.
         allow_missing: glob patterns of trained tensors that may be missing.
         new_slots: allow missing tensors of slots that were added after the checkpoint's training (``optional_tensors``), as at
@@ -259,7 +220,7 @@ def load_trainable(
     if not dry:
         with torch.no_grad():
             for name, parameter in parameters.items():
-                if name in stored:
+                if name in stored and not stored[name].is_meta:
                     weight_parts.fill(parameter, stored[name])
     return notes
 

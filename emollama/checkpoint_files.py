@@ -88,6 +88,9 @@ def _kind_of_folder(folder: Path) -> str:
         return f"It contains PEFT adapters. Convert them with '{command}', and set the path of that file."
     if (folder / "config.json").is_file():
         return "It contains a Hugging Face language model, which belongs in model.llama_model."
+    if any(folder.glob("shard-*.safetensors")):
+        where = folder.parent.parent
+        return f"It contains the parts of a sharded checkpoint. Set the checkpoint itself, a .pth file in '{where}'."
     if names := sorted(path.name for path in folder.glob("checkpoint*.pth")):
         best = next((name for name in ("checkpoint_best.pth", "checkpoint_last.pth") if name in names), names[-1])
         return f"It is the folder of a run. Set one of its checkpoints, such as '{folder / best}'."

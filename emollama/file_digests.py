@@ -100,14 +100,14 @@ class HashingReader(io.RawIOBase):
 
 
 class DamagedError(UserError):
-    """A file that does not match its digest.
+    """A file that does not match its digest, or that has another ``problem``.
 
     Attributes:
         problem: the message without the configuration key.
     """
 
-    def __init__(self, key: str, path: str | Path) -> None:
-        self.problem = damage(path)
+    def __init__(self, key: str, path: str | Path, problem: str = "") -> None:
+        self.problem = problem or damage(path)
         super().__init__(f"{key}: {self.problem}" if key else self.problem)
 
 

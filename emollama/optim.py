@@ -76,7 +76,8 @@ def whole_state(optimizer: torch.optim.AdamW, *, kept: bool) -> dict[str, Any]:
 def load_state(optimizer: torch.optim.AdamW, state: dict[str, Any]) -> None:
     """Load the state of the optimizer from a checkpoint, also from one that another implementation of AdamW has written.
 
-    The checkpoint has whole tensors, of which an optimizer of sharded tensors keeps its part.
+    The checkpoint has whole tensors, of which an optimizer of sharded tensors keeps its part. Those on the meta device become
+    tensors without values.
     """
     groups = [group | {"fused": True, "foreach": None} for group in state["param_groups"]]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -84,12 +85,16 @@ def load_state(optimizer: torch.optim.AdamW, state: dict[str, Any]) -> None:
     of_parameter = dict(zip(indices, parameters, strict=False))
     values = {
         index: {
-            name: part_like(value, of_parameter[index]) if value.shape == of_parameter[index].shape else value
+            name: _part_of_value(value, of_parameter[index]) if value.shape == of_parameter[index].shape else value
             for name, value in stored.items()
         }
         for index, stored in state["state"].items()
     }
     optimizer.load_state_dict(state | {"state": values, "param_groups": groups})
+
+
+def _part_of_value(value: Tensor, parameter: Tensor) -> Tensor:
+    return torch.empty_like(parameter.detach(), dtype=value.dtype) if value.is_meta else part_like(value, parameter)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

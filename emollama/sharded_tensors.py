@@ -38,3 +38,14 @@ def part_like(full: Tensor, tensor: Tensor) -> Tensor:
     like: Any = tensor
     # Every rank has read the tensor itself.
     return distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def first_row(tensor: Tensor) -> int | None:
+    """Return the number of the first row that this process has of a sharded tensor; None if another process has the same rows.
+
+    FSDP divides tensors along their first dimension, and the last parts can have fewer rows, or none.
+    """
+    sharded: Any = tensor
+    mesh = sharded.device_mesh
+    *replicas, index = mesh.get_coordinate()
+    return None if any(replicas) else index * -(-len(tensor) // mesh.size(-1))

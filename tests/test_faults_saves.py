@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
+import torch
 from ranks import HANG, start
 from running import ROOT, command, environment, golden_config, read_jsonl
 from test_distributed import FORKING_LAUNCHER, in_session, started_with
@@ -127,6 +128,44 @@ def test_a_run_whose_rank_or_launcher_is_killed_loses_nothing_saved_and_leaves_n
     completed = start("train.py", "--cfg-path", str(config), processes=2).wait()
     assert completed.returncode == 0, completed.stderr
     assert_same_run(tmp_path / "out/run", references(parallel))
+
+
+@pytest.fixture(scope="module")
+def sharded_reference(tmp_path_factory, launch):
+    """The folder of a run with two processes and sharded checkpoints that nobody killed."""
+    folder = tmp_path_factory.mktemp("sharded")
+    completed = launch("train.py", "--cfg-path", str(sharded(folder)), processes=2)
+    assert completed.returncode == 0, completed.stderr
+    return folder / "out/run"
+
+
+def sharded(folder):
+    run = SETTINGS | {"parallel": "fsdp", "save_every_iters": 2}
+    return golden_config(folder, run=run, data=DATA, model=MODEL | {"ckpt": None, "train_llm": "full", "lora_dropout": 0.0})
+
+
+@pytest.mark.parametrize("moment", ["part", "parts complete"])
+@pytest.mark.parametrize("victim", ["rank", "launcher"])
+def test_a_run_that_is_killed_while_it_saves_a_sharded_checkpoint_continues_from_the_one_before(
+    victim, moment, sharded_reference, tmp_path, fork_server
+):
+    config = sharded(tmp_path)
+    variables = environment() | {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        "EMOLLAMA_TEST_KILL": f"{victim} {moment}",
+    }
+    line = ["train.py", "--cfg-path", str(config), "--options", KILLER]
+    launcher = start(FORKING_LAUNCHER, str(tmp_path), *line, env=variables)
+    launcher.wait()
+    assert_ended(lambda: in_session(launcher.pids[0]))
+    run = tmp_path / "out/run"
+    assert_usable(run, 2)
+    completed = start("train.py", "--cfg-path", str(config), processes=2).wait()
+    assert completed.returncode == 0, completed.stderr
+    rows, expected = read_jsonl(run / "log.jsonl"), read_jsonl(sharded_reference / "log.jsonl")
+    assert [(row["step"], row["loss"]) for row in rows] == [(row["step"], row["loss"]) for row in expected]
+    used = {content["parts"]["folder"] for content in (torch.load(path) for path in run.glob("checkpoint_*.pth"))}
+    assert used == {folder.name for folder in (run / "checkpoint_parts").iterdir()}
 
 
 def test_emollama_train_reports_a_rank_that_is_killed_while_it_writes_and_leaves_no_process(tmp_path):

@@ -79,7 +79,9 @@ IMPORTS = {
     "config.packaged": "errors listing paths suggestions variables",
     "lr_schedules": "registry suggestions",
     "file_digests": "errors paths",
-    "checkpoint": "checkpoint_files disk errors file_digests listing optim paths weight_parts",
+    "replaced_file": "disk errors file_digests paths",
+    "checkpoint_parts": "errors file_digests paths replaced_file sharded_tensors tensor_files",
+    "checkpoint": "checkpoint_files checkpoint_parts disk errors file_digests listing optim replaced_file weight_parts",
     "config": "config.omegaconf_errors config.packaged disk errors field_texts listing paths registration registry suggestions",
     "data": "config.packaged data.batch data.int8_vectors disk distributed.stop_requests dtypes errors field_texts json_io"
     " listing logs.console memory paths remote stores suggestions text_encoding",
@@ -97,11 +99,13 @@ IMPORTS = {
     " logs logs.console media paths stores",
     "models": "checkpoint_files component_errors config data data.batch decoding_state dtypes encoders errors field_texts"
     " json_io listing paths recomputation registry stores suggestions tensor_files weight_parts",
-    "convert": "__init__ checkpoint checkpoint_average config data errors file_digests json_io listing logs models paths"
-    " registry run_folder stores tensor_files",
+    "convert": "__init__ checkpoint checkpoint_average checkpoint_parts"
+    " config data errors file_digests json_io listing logs models paths"
+    " registry replaced_file run_folder stores tensor_files",
     "planning": "components config data data.batch errors logs.console models precision recomputation",
     "decoding": "components data data.batch decoding_state",
-    "runners": "__init__ checkpoint checkpoint_average checkpoint_files component_configs component_errors components config data"
+    "runners": "__init__ checkpoint checkpoint_average checkpoint_files checkpoint_parts"
+    " component_configs component_errors components config data"
     " data.batch data.int8_vectors decoding disk distributed.nodes distributed.parallel distributed.process_group"
     " distributed.sharding distributed.stop_requests distributed.worker_variables dtypes encoders errors evaluation field_texts"
     " file_digests folder_lock heartbeat"

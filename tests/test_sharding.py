@@ -13,6 +13,8 @@ from ranks import Ranks
 from running import golden_config, read_jsonl
 from workers import sharded_training as worker
 
+from emollama.convert.consolidation import consolidate
+
 pytestmark = pytest.mark.slow
 STEPS, RESUMED = 10, 4  # steps of a run, and of the checkpoint from which others continue
 TOLERANCE = 1e-6  # relative
@@ -53,7 +55,11 @@ def losses(folder: Path) -> list[float]:
 
 
 def stored(folder: Path, epoch: int = RUN["max_epoch"] - 1) -> dict[str, Any]:
-    return torch.load(folder / f"out/run/checkpoint_{epoch}.pth", weights_only=True)
+    """Read a checkpoint; write it as a single file before if it is sharded."""
+    path = folder / f"out/run/checkpoint_{epoch}.pth"
+    if (folder / "out/run/checkpoint_parts").exists():
+        consolidate(str(path), str(path := folder / "consolidated.pth"))
+    return torch.load(path, weights_only=True)
 
 
 def answers(folder: Path) -> dict[str, list[tuple[Any, ...]]]:

@@ -1,4 +1,4 @@
-"""Inspect, compare, average and convert checkpoints."""
+"""Inspect, compare, average, convert and consolidate checkpoints."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from emollama.run_folder import CONFIG
 if TYPE_CHECKING:
     from emollama.convert.weights import Weights
 
-HELP = "inspect, compare, average and convert checkpoints (PEFT folders, merged models)"
+HELP = "inspect, compare, average and convert checkpoints (PEFT folders, merged models, sharded checkpoints)"
 EXAMPLE = "emollama checkpoint inspect checkpoint_best.pth"
 DOCS = "docs/checkpoints.md"
 SOURCE = "a checkpoint (.pth), the folder of a run (its best or else its last checkpoint), a PEFT folder, or a .safetensors file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the sub-commands ``inspect``, ``diff``, ``average`` and ``convert``."""
+    """Add the sub-commands ``inspect``, ``diff``, ``average``, ``consolidate`` and ``convert``."""
     actions = parser.add_subparsers(dest="action", required=True)
     inspect = actions.add_parser("inspect", help="print tensors, adapters and digests of a checkpoint")
     inspect.add_argument("source", help=SOURCE)
@@ -36,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     average = actions.add_parser("average", help="write the mean of several checkpoints")
     average.add_argument("sources", nargs="+", metavar="source", help=SOURCE)
     average.add_argument("--output", required=True, metavar="FILE", help="the checkpoint to write; it must not exist")
+    consolidate = actions.add_parser(
+        "consolidate", help="write a sharded checkpoint, with the state to resume a run, as a single file"
+    )
+    consolidate.add_argument("source", help="a checkpoint whose parts are in checkpoint_parts, or the folder of a run")
+    consolidate.add_argument("--output", required=True, metavar="FILE", help="the checkpoint to write; it must not exist")
     convert = actions.add_parser(
         "convert",
         help="convert a checkpoint to a PEFT folder, a merged model or a folder for transformers, or back to a .pth file",
@@ -60,7 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the sub-command."""
-    {"inspect": _inspect, "diff": _diff, "average": _average, "convert": _convert}[arguments.action](arguments)
+    actions = {"inspect": _inspect, "diff": _diff, "average": _average, "consolidate": _consolidate, "convert": _convert}
+    actions[arguments.action](arguments)
 
 
 def _file_of(source: str) -> str:
@@ -101,6 +107,13 @@ def _average(arguments: argparse.Namespace) -> None:
 
     average([_file_of(source) for source in arguments.sources], arguments.output)
     write(f"{arguments.output}: the mean of {len(arguments.sources)} checkpoints\n")
+
+
+def _consolidate(arguments: argparse.Namespace) -> None:
+    from emollama.convert.consolidation import consolidate
+
+    consolidate(_file_of(arguments.source), arguments.output)
+    write(f"{arguments.output}: written\n")
 
 
 def _convert(arguments: argparse.Namespace) -> None:

@@ -67,13 +67,15 @@ class Parallel:
             return whole(nn.utils.clip_grad_norm_(self._trained, limit))
         return whole(nn.utils.get_total_norm([parameter.grad for parameter in self._trained if parameter.grad is not None]))
 
-    def trainable_state(self) -> dict[str, Tensor]:
+    def trainable_state(self, gathered: bool = True) -> dict[str, Tensor]:
         """Return name -> trained tensor, which later steps may change. Every rank must call it.
 
-        If weights are sharded, only rank 0 gets whole tensors, which are copies on the CPU.
+        Args:
+            gathered: if trained weights are sharded, only rank 0 gets tensors: whole ones, which are copies on the CPU. If
+                False, every rank gets the sharded tensors.
         """
         tensors = {name: parameter.detach() for name, parameter in trainable(self.model).items()}
-        if not self._is_sharded:
+        if not self._is_sharded or not gathered:
             return tensors
         # One after the other, because the device has no memory for all of them.
         wholes = ((name, whole(tensor)) for name, tensor in tensors.items())

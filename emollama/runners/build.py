@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from emollama import checkpoint, checkpoint_average
+from emollama import checkpoint, checkpoint_average, checkpoint_parts
 from emollama.checkpoint_files import require_checkpoint_file, require_language_model
 from emollama.components import Model
 from emollama.config import RunConfig
@@ -19,6 +19,7 @@ from emollama.distributed import sharding
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.logs.logger import get_logger
+from emollama.optim import trainable
 from emollama.precision import Precision
 from emollama.runners import provenance
 from emollama.runners.resume import FEATURE_TOKENS, as_block, reordered_outputs
@@ -85,7 +86,17 @@ def build_models(
         checkpoint.load_trainable(member, stored, path=", ".join(sources), allow_missing=allowed, new_slots=True)
     if mesh is not None:
         sharding.shard(model, mesh, config.run.reduce_dtype)
+    if tensors and any(tensor.is_meta for tensor in tensors[0].values()):
+        _read_parts(model, sources[0], resumed)
     return members
+
+
+def _read_parts(model: Model, source: str, resumed: dict[str, Any] | None) -> None:
+    """Read the values of a sharded checkpoint into the model; each process reads those that it needs."""
+    content = resumed or checkpoint.read(source, "model.ckpt", values=False)
+    parts = checkpoint_parts.parts_of(content, source)
+    assert parts is not None
+    parts.fill(content, {"model": {model.stored_name(name): tensor for name, tensor in trainable(model).items()}})
 
 
 def checkpoint_tensors(
@@ -95,6 +106,7 @@ def checkpoint_tensors(
     features: Mapping[str, provenance.ProvenanceFields],
     *,
     training: bool,
+    check_parts: bool = True,
 ) -> list[dict[str, Tensor]]:
     """Read the tensors of the checkpoints and compare them with the model.
 
@@ -106,9 +118,11 @@ def checkpoint_tensors(
         resumed: content of the checkpoint to resume from; if None, ``model.ckpt`` is read.
         features: slot -> provenance of the run's features, for slots with a manifest.
         training: False for an evaluation, which needs a checkpoint and can have an ensemble.
+        check_parts: compare the files of a sharded checkpoint with their digests.
 
     Returns:
-        stored name -> tensor, for each member of the ensemble; an empty list if the model starts from random values.
+        stored name -> tensor, for each member of the ensemble; an empty list if the model starts from random values. Tensors of
+        a sharded checkpoint are on the meta device.
 
     Raises:
         UserError: If the language model or a checkpoint cannot be used.
@@ -126,7 +140,10 @@ def checkpoint_tensors(
     sources, allowed = _sources(config, resumed)
     members = []
     for source in sources:
-        content = resumed or checkpoint.read(source, "model.ckpt")
+        # The values of a single sharded checkpoint are read when the model has its parameters.
+        content = resumed or checkpoint.read(source, "model.ckpt", values=len(sources) > 1)
+        if not resumed and len(sources) == 1 and check_parts and (parts := checkpoint_parts.parts_of(content, source)):
+            parts.require_intact("model.ckpt")
         _compare_keys(content, config, source)
         mismatches = provenance.checkpoint_mismatches(content.get("features"), features, source)
         provenance.require_no_mismatches(mismatches, config.run.allow_other_features)

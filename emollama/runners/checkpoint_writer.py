@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emollama import checkpoint
+from emollama import checkpoint, checkpoint_parts
+from emollama.checkpoint_parts import CheckpointPart, own_values
+from emollama.distributed.worker_variables import integer
 from emollama.logs.logger import get_logger
 from emollama.runners.memory_choice import GIB, memory
 
@@ -25,7 +27,7 @@ class CheckpointWriter:
 
     def __init__(self, *, in_background: bool, device: torch.device) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="emollama: checkpoint")
-        self._writing: Future[None] | None = None
+        self._writing: Future[CheckpointPart | None] | None = None
         self._copy = _copier(device) if in_background else None
         self._copied = 0  # bytes of the buffers
 
@@ -34,33 +36,54 @@ class CheckpointWriter:
 
         The tensors may change when this method returns: the file contains the values of this moment.
         """
-        assert self._writing is None
         if self._copy and self._has_memory(content):
-            self._writing = self._thread.submit(checkpoint.save, path, self._copy(content))
+            self._submit(checkpoint.save, path, self._copy(content))
             return
         # A file that another program reads without a GPU needs weights on the CPU; the optimizer only resumes runs.
         weights = {name: tensor.cpu() for name, tensor in content["model"].items()}
-        self._writing = self._thread.submit(checkpoint.save, path, content | {"model": weights})
-        wait([self._writing])
+        self._submit(checkpoint.save, path, content | {"model": weights}, waits=True)
+
+    def start_part(self, path: Path, tensors: Mapping[str, Tensor], host: str) -> None:
+        """Start to write this process's file of a sharded checkpoint; nothing if it has no values that others do not have.
+
+        Args:
+            path: the file.
+            tensors: name -> sharded tensor.
+            host: name of this machine.
+        """
+        own, rows = own_values(tensors)
+        if not own:
+            return
+        # Each process of this machine copies its part at the same time.
+        in_background = self._copy is not None and self._has_memory(own, integer("LOCAL_WORLD_SIZE", 1))
+        values = self._copy(own) if self._copy and in_background else own
+        self._submit(checkpoint_parts.write, path, values, rows, host, waits=not in_background)
+
+    def _submit(self, write: Callable[..., CheckpointPart | None], *arguments: Any, waits: bool = False) -> None:
+        assert self._writing is None
+        self._writing = self._thread.submit(write, *arguments)
+        if waits:
+            wait([self._writing])
 
     def is_done(self) -> bool:
         """Return whether :meth:`finish` would not wait."""
         return self._writing is None or self._writing.done()
 
-    def finish(self) -> None:
-        """Wait until the file is complete.
+    def finish(self) -> CheckpointPart | None:
+        """Wait until the file is complete. Returns its description if it is a part of a checkpoint.
 
         Raises:
             UserError: If it could not be written.
         """
-        if self._writing is not None:
-            wait([self._writing])  # after Ctrl-C in this line, the file is still being written
-            writing, self._writing = self._writing, None
-            writing.result()
+        if self._writing is None:
+            return None
+        wait([self._writing])  # after Ctrl-C in this line, the file is still being written
+        writing, self._writing = self._writing, None
+        return writing.result()
 
-    def _has_memory(self, content: dict[str, Any]) -> bool:
-        """Return whether this machine has enough free memory to copy the tensors; warn if it has not."""
-        needed, free = sum(tensor.nbytes for tensor in _tensors(content)), memory(torch.device("cpu"))[0]
+    def _has_memory(self, content: dict[str, Any], copies: int = 1) -> bool:
+        """Return whether this machine has enough free memory for copies of the tensors; warn if it has not."""
+        needed, free = copies * sum(tensor.nbytes for tensor in _tensors(content)), memory(torch.device("cpu"))[0]
         # A copy of this size was possible before, or the free memory is unknown.
         if needed <= self._copied or not free or needed <= free:
             self._copied = needed

@@ -6,13 +6,14 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import yaml
 
-from emollama import checkpoint, file_digests
+from emollama import checkpoint, checkpoint_parts, file_digests, optim
 from emollama.errors import UserError
 from emollama.listing import abbreviated
 from emollama.logs.logger import get_logger
@@ -21,12 +22,13 @@ from emollama.run_folder import CONFIG, LOG
 T = TypeVar("T")
 
 
-def content_to_resume(configured: str | None, folder: Path) -> dict[str, Any] | None:
+def content_to_resume(configured: str | None, folder: Path, *, several_nodes: bool = False) -> dict[str, Any] | None:
     """Read the checkpoint from which a run starts; None for a new run.
 
     Args:
         configured: ``run.resume_ckpt_path``.
         folder: the folder of the run.
+        several_nodes: whether parts of a sharded checkpoint can be on other nodes.
 
     Returns:
         The content of the checkpoint, with its ``path``.
@@ -44,8 +46,8 @@ def content_to_resume(configured: str | None, folder: Path) -> dict[str, Any] | 
                 f"{folder} contains another run. Resume it with --options run.resume_ckpt_path=auto, or choose another run.job_id"
                 " for this run."
             )
-        return None if configured is None else read_to_resume(configured)
-    content, problems = newest(folder)
+        return None if configured is None else read_to_resume(configured, several_nodes=several_nodes)
+    content, problems = newest(folder, several_nodes=several_nodes)
     if content is None and problems:
         reasons = abbreviated((f"{skipped.name}: {problem}" for skipped, problem in problems.items()), "; ")
         raise UserError(
@@ -66,9 +68,26 @@ def content_to_resume(configured: str | None, folder: Path) -> dict[str, Any] | 
     return content
 
 
-def read_to_resume(path: str | Path) -> dict[str, Any]:
-    """Read the checkpoint from which a run continues, and add its ``path``."""
-    return checkpoint.read(str(path), "run.resume_ckpt_path") | {"path": str(path)}
+def read_to_resume(path: str | Path, *, several_nodes: bool = False, check_parts: bool = True) -> dict[str, Any]:
+    """Read the checkpoint from which a run continues, and add its ``path``.
+
+    Args:
+        path: the checkpoint. If it is sharded, its values are not read.
+        several_nodes: whether parts of a sharded checkpoint can be on other nodes.
+        check_parts: compare the parts of a sharded checkpoint with their digests.
+    """
+    key = "run.resume_ckpt_path"
+    content = checkpoint.read(str(path), key, values=False)
+    if check_parts and (parts := checkpoint_parts.parts_of(content, path)):
+        parts.require_intact(key, allow_missing=several_nodes)
+    return content | {"path": str(path)}
+
+
+def resume_optimizer(optimizer: torch.optim.AdamW, content: dict[str, Any]) -> None:
+    """Load the state of the optimizer from the checkpoint from which a run continues."""
+    optim.load_state(optimizer, content["optimizer"])
+    if parts := checkpoint_parts.parts_of(content, content["path"]):
+        parts.fill(content, {"optimizer": optimizer.state_dict()})
 
 
 def _require_own_start(folder: Path) -> None:
@@ -88,16 +107,20 @@ def _require_own_start(folder: Path) -> None:
         )
 
 
-def newest(folder: Path) -> tuple[dict[str, Any] | None, dict[Path, str]]:
+def newest(folder: Path, *, several_nodes: bool = False) -> tuple[dict[str, Any] | None, dict[Path, str]]:
     """Read the checkpoint with the highest step in a run's folder, and return why other files cannot be used.
 
     A checkpoint without a digest can be used, because copying a run often leaves the digests behind.
+
+    Args:
+        folder: the folder of the run.
+        several_nodes: whether parts of a sharded checkpoint can be on other nodes.
 
     Returns:
         The content with its ``path``, or None, and path -> problem for files that cannot be read and for damaged checkpoints of
         later steps.
     """
-    return _newest_of(folder.glob("checkpoint_*.pth"), read_to_resume)
+    return _newest_of(folder.glob("checkpoint_*.pth"), partial(read_to_resume, several_nodes=several_nodes))
 
 
 def best_or_newest(folder: Path) -> Path:
@@ -118,6 +141,8 @@ def best_or_newest(folder: Path) -> Path:
 
 def _intact(path: Path) -> Path:
     file_digests.require_intact(path)
+    if step_of(path) >= 0 and (parts := checkpoint_parts.parts_of(checkpoint.read(str(path), "", values=False), path)):
+        parts.require_intact("")
     return path
 
 
@@ -141,6 +166,19 @@ def step_of(path: Path) -> int:
         return -1
 
 
+def folders_of_parts(folder: Path) -> set[str] | None:
+    """Return the names of the folders to which the sharded checkpoints in a folder refer; None if one cannot be read."""
+    names = set()
+    for path in folder.glob("checkpoint_*.pth"):
+        try:
+            content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+        except Exception:  # as in step_of
+            return None
+        if parts := checkpoint_parts.parts_of(content, path):
+            names.add(parts.folder.name)
+    return names
+
+
 def drop_old(folder: Path, keep_last: int) -> None:
     """Delete all but the newest ``keep_last`` epoch checkpoints, but never the best and the last checkpoint."""
     epochs = {int(match[1]): path for path in folder.iterdir() if (match := re.fullmatch(r"checkpoint_(\d+)\.pth", path.name))}
@@ -158,8 +196,17 @@ def set_aside_later(folder: Path, step: int) -> None:
         if step_of(path) > step:
             target = folder / "superseded"
             target.mkdir(exist_ok=True)
+            _set_aside_parts(folder, step, target)
             number = next(number for number in itertools.count(1) if not (target / f"{number}_{path.name}").exists())
             for file in (file_digests.digest_path(path), path):
                 if file.exists():
                     file.rename(target / f"{number}_{file.name}")
             get_logger().info("%s was moved to %s, because this run resumes from an earlier step", path.name, target)
+
+
+def _set_aside_parts(folder: Path, step: int, target: Path) -> None:
+    """Move the parts of sharded checkpoints of later steps, before the checkpoints themselves."""
+    for parts in sorted((folder / checkpoint_parts.FOLDER).glob("*-*")):
+        if int(parts.name.partition("-")[0]) > step:
+            (target / checkpoint_parts.FOLDER).mkdir(exist_ok=True)
+            parts.rename(target / checkpoint_parts.FOLDER / parts.name)

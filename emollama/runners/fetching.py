@@ -1,4 +1,7 @@
-"""Send the checkpoint from which a run resumes to nodes that do not have it, because their disks are their own."""
+"""Send the checkpoint from which a run resumes to nodes that do not have it, because their disks are their own.
+
+The nodes keep the parts of a sharded checkpoint that they receive, as if they had written them.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 
-from emollama import disk
+from emollama import checkpoint_parts, disk
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.folder_lock import remove_if_empty
@@ -63,6 +66,38 @@ def on_all_nodes(checkpoint: str, folder: Path, world: World, source: int) -> It
         if needed and world.is_first:
             shutil.rmtree(local.parent, ignore_errors=True)
             remove_if_empty(absent)
+
+
+def provide_parts(content: dict[str, Any], folder: Path, world: World) -> None:
+    """Send the parts of a sharded checkpoint to nodes that do not have them. Every rank calls it.
+
+    Args:
+        content: the content of the checkpoint, with its ``path``. It gets the folder of its parts on this node.
+        folder: the folder of the run.
+        world: the processes.
+
+    Raises:
+        UserError: If no node has a part, or a node cannot store it.
+    """
+    if not world.several_nodes or checkpoint_parts.ENTRY not in content:
+        return
+    path = Path(content["path"])
+    parent = (folder if path.parent.name == FOLDER else path.parent) / checkpoint_parts.FOLDER
+    content[checkpoint_parts.ENTRY]["at"] = str(parent)
+    parts = checkpoint_parts.parts_of(content, path)
+    assert parts is not None
+    held = world.gather([part.name for part in parts.files if world.is_first and parts.has(part)])
+    for part in parts.files:
+        holders = [rank for rank, names in enumerate(held) if part.name in names]
+        if not holders:
+            raise world.user_error(f"run.resume_ckpt_path: no node has an intact copy: {parts.missing(part)}")
+        lacking = [rank for rank in range(world.size) if rank not in holders and world.nodes.is_first(rank)]
+        if lacking:
+            if world.is_main:
+                places = ", ".join(map(world.nodes.place, lacking))
+                get_logger().info("sending %s to %s, where it is missing", part.name, places)
+            file = parts.folder / part.name
+            _send(file, file if world.rank in lacking else None, world, holders[0])
 
 
 def _send(path: Path, target: Path | None, world: World, source: int) -> None:

@@ -261,8 +261,7 @@ class Preparation:
 
     def _prepare_steps(self) -> None:
         """Prepare the layout of a step, the order of the samples, and the checkpoint to resume from."""
-        run = self.config.run
-        rank, processes = self.world.rank, self.processes
+        run, rank, processes = self.config.run, self.world.rank, self.processes
         self.world.rank_zero_first(lambda: require_tasks(self.config.datasets, run.tasks_per_clip))
         self.layout = self.world.rank_zero_first(lambda: step_layout(run, batch_size(self.config.datasets), processes, rank))
         if run.max_tokens is not None:
@@ -297,4 +296,5 @@ class Preparation:
         check_shared_memory(loaded, num_workers=run.num_workers, processes=processes, loads_per_step=self.layout.loads_per_step)
 
     def _checkpoint_tensors(self) -> list[dict[str, Tensor]]:
-        return checkpoint_tensors(self.config, self.precision, self.resumed, self.features, training=self.training)
+        state = self.config, self.precision, self.resumed, self.features
+        return checkpoint_tensors(*state, training=self.training, check_parts=self.world.is_first)

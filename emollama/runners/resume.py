@@ -23,7 +23,7 @@ from emollama.errors import UserError
 from emollama.listing import abbreviated
 from emollama.precision import Precision
 from emollama.runners.checkpoints import content_to_resume, read_to_resume, step_of
-from emollama.runners.fetching import on_all_nodes
+from emollama.runners.fetching import on_all_nodes, provide_parts
 from emollama.runners.node_checks import require_equal
 
 # Keys that can differ between a stored run and the run that resumes it: paths, intervals, workers, the number of epochs, and the
@@ -70,6 +70,7 @@ RESUMABLE_OVERRIDES = (
     "run.wandb_*",
     "run.save_every_iters",
     "run.async_save",
+    "run.sharded_checkpoints",
     "run.keep_last",
     "run.max_skipped_steps",
     "run.evaluate*",
@@ -222,7 +223,7 @@ def resume_content(config: RunConfig, folder: Path, fields: dict[str, Any], worl
     configured = config.run.resume_ckpt_path
 
     def choose() -> str | None:
-        content = content_to_resume(configured, folder)
+        content = content_to_resume(configured, folder, several_nodes=world.several_nodes)
         contents.append(content)
         return None if content is None else str(content["path"])
 
@@ -235,11 +236,13 @@ def resume_content(config: RunConfig, folder: Path, fields: dict[str, Any], worl
     with on_all_nodes(own, folder, world, source) as local:
 
         def read() -> dict[str, Any]:
-            content = (contents and contents[0]) or read_to_resume(local)
+            content = (contents and contents[0]) or read_to_resume(local, check_parts=False)
             _check_same_run(content, config, fields, path)
             return content
 
-        return world.rank_zero_first(read)
+        content = world.rank_zero_first(read)
+    provide_parts(content, folder, world)
+    return content
 
 
 def _rank_with_newest(folder: Path, world: World) -> int:

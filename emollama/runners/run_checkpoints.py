@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import secrets
+import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from emollama import checkpoint, disk
+from emollama import checkpoint, checkpoint_parts, disk
+from emollama.checkpoint_parts import CheckpointPart
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.logs.logger import get_logger
 from emollama.runners.checkpoint_writer import CheckpointWriter
-from emollama.runners.checkpoints import drop_old, set_aside_later, step_of
+from emollama.runners.checkpoints import drop_old, folders_of_parts, set_aside_later, step_of
 
 
 class _Save(NamedTuple):
-    """A checkpoint that is being written: its name, and its number of completed steps; a full disk ends the run if required."""
+    """A checkpoint that is being written: its name, and its number of completed steps; a full disk ends the run if required.
+
+    For a sharded one, of which each process writes a part: its content without values, and the name of the folder of its parts.
+    """
 
     name: str
     step: int
     required: bool
+    content: dict[str, Any]
+    parts_folder: str | None
 
 
 class RunCheckpoints:
@@ -28,6 +36,8 @@ class RunCheckpoints:
 
     Unless ``run.async_save`` is False, a checkpoint is written while the next steps run. The next checkpoint, and the end of the
     run, wait for it, and an error ends the run at the step that finds it.
+
+    If tensors of its content are divided among the processes, each process writes its part (:mod:`emollama.checkpoint_parts`).
 
     Args:
         cfg: the ``run`` block.
@@ -65,7 +75,7 @@ class RunCheckpoints:
         A checkpoint_last.pth or checkpoint_best.pth that did not fit on the disk is saved now if there is space.
         """
         cfg = self._cfg
-        if self._writing and self._world.any(self._world.is_main and self._writer.is_done()):
+        if self._writing and not self._world.any(not self._writer.is_done()):
             self.finish()
         if checkpoint.BEST in self._unsaved:
             self._try(checkpoint.BEST, self._link_best)
@@ -108,7 +118,10 @@ class RunCheckpoints:
         writing, self._writing = self._writing, None
         if writing is None:
             return
-        if writing.required:
+        if writing.parts_folder is not None:
+            if not self._complete_parts(writing, writing.parts_folder):
+                return
+        elif writing.required:
             self._world.on_rank_zero(self._writer.finish)
         elif not self._try(writing.name, self._writer.finish):
             return
@@ -118,6 +131,8 @@ class RunCheckpoints:
         self._saved_step = writing.step
         if writing.name != checkpoint.LAST and self._cfg.keep_last and checkpoint.BEST not in self._unsaved:
             self._world.on_rank_zero(partial(drop_old, self._folder, self._cfg.keep_last))
+        if writing.parts_folder is not None:
+            self._drop_old_parts()
 
     def __enter__(self) -> Self:
         return self
@@ -135,11 +150,53 @@ class RunCheckpoints:
 
     def _start(self, name: str, completed_steps: int, *, required: bool = True) -> None:
         self.finish()
-        content = self._content(completed_steps)
-        self._world.on_rank_zero(lambda: self._writer.start(self._folder / name, content))
-        self._writing = _Save(name, completed_steps, required)
+        content, sharded = checkpoint_parts.divided(self._content(completed_steps))
+        parts_folder = None
+        if sharded:
+            # The files of an earlier checkpoint of the same step must stay intact until the new one is complete.
+            parts_folder = self._world.on_rank_zero(lambda: f"{completed_steps}-{secrets.token_hex(4)}")
+            path = self._folder / checkpoint_parts.FOLDER / parts_folder / checkpoint_parts.file_name(self._world.rank)
+            self._writer.start_part(path, sharded, socket.gethostname())
+        else:
+            self._world.on_rank_zero(lambda: self._writer.start(self._folder / name, content))
+        self._writing = _Save(name, completed_steps, required, content, parts_folder)
         if not self._cfg.async_save:
             self.finish()
+
+    def _complete_parts(self, writing: _Save, folder: str) -> bool:
+        """Write a sharded checkpoint when the files of all processes are complete. Returns whether they fitted on the disks."""
+
+        def finished() -> CheckpointPart | str | None:
+            try:
+                return self._writer.finish()
+            except UserError as error:
+                if writing.required or not disk.is_full(error):
+                    raise UserError(f"{self._world.nodes.place(self._world.rank)}: {error}") from error
+                return str(error)
+
+        outcomes = self._world.on_all_ranks(finished)
+        unwritten = [outcome for outcome in outcomes if isinstance(outcome, str)]
+        parts = [outcome for outcome in outcomes if isinstance(outcome, CheckpointPart)]
+
+        def write() -> None:
+            if unwritten:
+                raise UserError(unwritten[0]) from OSError(disk.FULL[0], "")  # as the process raised it whose disk is full
+            content = writing.content | {checkpoint_parts.ENTRY: checkpoint_parts.entry(folder, parts)}
+            checkpoint.save(self._folder / writing.name, content)
+
+        if writing.required:
+            self._world.on_rank_zero(write)
+            return True
+        if self._try(writing.name, write):
+            return True
+        self._drop_old_parts()
+        return False
+
+    def _drop_old_parts(self) -> None:
+        """Delete the parts of checkpoints that no longer exist, on the disk of each node."""
+        kept = self._world.on_rank_zero(lambda: folders_of_parts(self._folder))
+        if kept is not None and self._world.is_first:
+            checkpoint_parts.remove_other_folders(self._folder, kept)
 
     def _path_of_epoch(self, completed_steps: int) -> Path:
         return self._folder / f"checkpoint_{completed_steps // self._cfg.iters_per_epoch - 1}.pth"
@@ -149,7 +206,7 @@ class RunCheckpoints:
         if self._best.exists():
             checkpoint.link(self._best, self._folder / checkpoint.BEST)
 
-    def _try(self, name: str, write: Callable[[], None]) -> bool:
+    def _try(self, name: str, write: Callable[[], object]) -> bool:
         """Write a checkpoint on rank 0, or warn if the disk is full. Returns on every rank whether it was written."""
 
         def written() -> bool:

@@ -104,8 +104,12 @@ class RunnerConfig:
     """Iterations between saves of checkpoint_last.pth. If null, checkpoints are only saved at the end of epochs."""
     async_save: bool = True
     """Write checkpoints in the background: training only waits until their tensors are copied. The copy is in the CPU memory of
-    process 0 and has the size of a checkpoint. If False, or if there is not enough memory, training waits until a checkpoint is
-    written."""
+    process 0 and has the size of a checkpoint; of a sharded one, each process has its part. If False, or if there is not enough
+    memory, training waits until a checkpoint is written."""
+    sharded_checkpoints: bool = True
+    """If the trained weights are divided among processes (model.train_llm: full with fsdp or hsdp), each process writes its part
+    of a checkpoint into the folder checkpoint_parts, and checkpoint_<epoch>.pth refers to these files. If False, process 0
+    gathers everything for one file, which takes 12 bytes of its memory per trained parameter. Otherwise it has no effect."""
     keep_last: int | None = None
     """Number of most recent epoch checkpoints to keep. If null, all are kept."""
     stop_after_minutes: float | None = None

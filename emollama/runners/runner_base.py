@@ -31,6 +31,7 @@ from emollama.logs.logger import get_logger, log_metrics, set_up
 from emollama.logs.run_log import RunLog
 from emollama.runners import out_of_memory, summary
 from emollama.runners.build import checkpoint_paths
+from emollama.runners.checkpoints import resume_optimizer
 from emollama.runners.evaluation import Evaluation, answer_settings
 from emollama.runners.preparation import Preparation
 from emollama.runners.run_checkpoints import RunCheckpoints
@@ -265,9 +266,10 @@ class RunnerBase:
 
     def _checkpoint_content(self, completed_steps: int) -> dict[str, Any]:
         """Return the content of a checkpoint after this number of steps. Every rank calls it."""
+        gathered = not self.cfg.sharded_checkpoints
         return {
-            "model": {self.model.stored_name(key): value for key, value in self.parallel.trainable_state().items()},
-            "optimizer": optim.whole_state(self.optimizer, kept=self.world.is_main),
+            "model": {self.model.stored_name(key): value for key, value in self.parallel.trainable_state(gathered).items()},
+            "optimizer": optim.whole_state(self.optimizer, kept=self.world.is_main) if gathered else self.optimizer.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
             "step": completed_steps,
             "epoch": (completed_steps - 1) // self.cfg.iters_per_epoch,
@@ -292,7 +294,7 @@ class RunnerBase:
         self.resumed_from = str(resumed["path"]) if resumed else None
         self.checkpoints = RunCheckpoints(cfg, self.folder, self.world, self._checkpoint_content, self.resumed_from)
         if resumed:
-            optim.load_state(self.optimizer, resumed["optimizer"])
+            resume_optimizer(self.optimizer, resumed)
             self.precision.scaler.load_state_dict(resumed["scaler"])
         evaluation = Evaluation(self.blocks, self.prediction_runner, None, answer_settings(self.config))
         self.validation = Validation(cfg, evaluation, self.folder, self.first_step) if cfg.evaluate else None

@@ -9,14 +9,17 @@ import os
 import signal
 from typing import Any
 
+from emollama import checkpoint, checkpoint_parts
 from emollama.file_digests import HashedFile
 from emollama.runners.partial_answers import PartialAnswers
 from emollama.runners.runner_base import RunnerBase
 
-# Moment -> class, method, number of the call before which the process is killed, and the rank.
+# Moment -> class or module, function, number of the call before which the process is killed, and the rank.
 MOMENTS: dict[str, tuple[Any, str, int, str]] = {
     "step": (RunnerBase, "_step", 5, "1"),
     "save": (HashedFile, "hexdigest", 2, "0"),
+    "part": (checkpoint_parts, "write", 2, "1"),
+    "parts complete": (checkpoint, "save", 2, "0"),
     "evaluation": (PartialAnswers, "append", 2, "1"),
 }
 
@@ -36,4 +39,4 @@ def kill_at(victim: str, moment: str) -> None:
 
 
 if to_kill := os.environ.get("EMOLLAMA_TEST_KILL"):
-    kill_at(*to_kill.split())
+    kill_at(*to_kill.split(maxsplit=1))

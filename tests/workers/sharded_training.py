@@ -67,3 +67,29 @@ def layer_bytes(path: str) -> tuple[int, int]:
         weights = list(runner.model.llama_model.parameters())
     own = sum(weight.to_local().nbytes if hasattr(weight, "to_local") else weight.nbytes for weight in weights)
     return own, sum(weight.nbytes for weight in weights)
+
+
+def train_counting(path: str) -> tuple[int, int]:
+    """Train a configuration. Returns how often sharded tensors were gathered, and the bytes of this process in a checkpoint."""
+    import pytest
+    from torch.distributed.tensor import DTensor
+
+    from emollama import checkpoint_parts
+
+    config = load(path)
+    runner = config.runner_class(config)
+    gathered, sizes, write, full = [0], [0], checkpoint_parts.write, DTensor.full_tensor
+
+    def counted(tensor, **options):
+        gathered[0] += tensor.ndim > 0  # the norm of gradients is a scalar
+        return full(tensor, **options)
+
+    def measured(path, tensors, *others):
+        sizes[0] = sum(tensor.nbytes for tensor in tensors.values())
+        return write(path, tensors, *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DTensor, "full_tensor", counted)
+        patch.setattr(checkpoint_parts, "write", measured)
+        runner.train()
+    return gathered[0], sizes[0]
