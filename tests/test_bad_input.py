@@ -405,10 +405,10 @@ def test_a_resumed_run_may_replace_an_environment_variable_with_its_value(tmp_pa
         assert config.runner_class(config).first_step == 1
 
 
-@pytest.mark.parametrize("value", ["sometimes", 0, -1])
-def test_recomputation_is_auto_true_false_or_a_number(tmp_path, tree, value):
+@pytest.mark.parametrize("value", ["sometimes", 0, 2.5])
+def test_recomputation_is_auto_true_false_or_a_whole_number(tmp_path, tree, value):
     message = refusal(tmp_path, tree, f"model.use_grad_checkpoint={value}")
-    assert f"use_grad_checkpoint is {value!r}; it must be auto, True, False, or a number of at least 1" in message
+    assert f"use_grad_checkpoint is {value!r}; it must be auto, True, False, or a whole number of at least 1" in message
 
 
 def test_a_maximum_of_tokens_below_the_longest_sample_is_refused(tmp_path, tree):

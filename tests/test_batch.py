@@ -59,6 +59,13 @@ def test_label_positions_are_those_of_all_labels(samples):
     assert len(batch.label_positions) == sum(int((sample.labels != IGNORED).sum()) for sample in samples)
 
 
+def test_the_places_of_labels_in_their_samples_are_known_without_reading_the_batch(samples):
+    batch = collate(samples)
+    columns = [(sample.labels != IGNORED).nonzero().flatten().tolist() for sample in samples]
+    assert batch.label_counts == tuple(map(len, columns))
+    assert batch.label_columns.tolist() == sorted(set().union(*columns))
+
+
 def test_cut_tokens_are_summed(samples):
     assert collate([replace(sample, tokens_cut=count) for count, sample in enumerate(samples)]).tokens_cut == 15
 

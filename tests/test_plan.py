@@ -11,6 +11,7 @@ from running import GOLDEN, ROOT, golden_config
 
 from emollama.config import load
 from emollama.errors import UserError
+from emollama.planning import counting
 from emollama.planning.card import largest_tokens, required_bytes
 from emollama.planning.estimate import plan
 from emollama.planning.planner import Planner
@@ -188,6 +189,24 @@ def test_the_command_prints_the_size_and_the_tensor_names_of_the_projection(llam
     result = emollama("plan", "--cfg-path", path, "--options", f"model.llama_model={llama_folder}")
     assert result.returncode == 0, result.stderr
     assert "3,149,824" in result.stdout and "trained tensors: llama_proj.weight, llama_proj.bias\n" in result.stdout
+
+
+@pytest.mark.slow
+def test_the_tables_of_the_page_about_scale_are_those_of_the_plan(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import scale
+
+    rows = scale.runs(tmp_path, ["7B", "70B"])
+    lines = scale.PAGE.read_text(encoding="utf-8").splitlines()
+    tables = (scale.memory_table, scale.cards_table, scale.communication_table)
+    assert [row for table in tables for row in table(rows) if row not in lines] == []
+    tokens = f"{scale.mib_of_token(rows['7B', 'LoRA'][0]):.3f} MiB for each token"
+    assert [line for line in lines if tokens in line]
+
+
+def test_a_note_says_that_too_many_operations_are_estimated(tmp_path, monkeypatch):
+    monkeypatch.setattr(counting, "MAX_OPERATIONS", 10)
+    assert [note for note in of_golden(tmp_path).notes if note.startswith("activations are estimated")]
 
 
 def test_trained_tensors_are_listed_once_for_all_layers(llama_folder):

@@ -81,7 +81,13 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("keys", CASES)
+PADDED = [
+    pytest.param({"packing": "padded", "amp": amp, "use_grad_checkpoint": True, **keys}, id=name, marks=pytest.mark.slow)
+    for name, amp, keys in (("padded", False, {}), ("padded-amp", True, {"train_llm": "full"}))
+]
+
+
+@pytest.mark.parametrize("keys", [*CASES, *PADDED])
 def test_the_counted_bytes_are_those_that_a_step_allocates(keys, folder, tmp_path):
     config = configured(tmp_path, folder, **keys)
     planner = Planner(config, gpus=1, device="cpu")

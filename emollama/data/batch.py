@@ -154,6 +154,8 @@ class Batch:
         lengths: number of tokens of each sample, without its shared ones.
         cu_seqlens: (B + 1,) int32, the first token of each sample, and T.
         label_positions: (L,) int64, the tokens with a label.
+        label_counts: number of labels of each sample.
+        label_columns: (C,) int64, the different positions of labels in their samples, ascending, without shared tokens.
         feature_positions: (F,) int64, the tokens with a placeholder id: first those of the id -1, then those of -2, and so on.
         feature_counts: number of tokens with each placeholder id, from -1 on.
         slots: slot -> :class:`PackedFeatures`, for every slot of the model; a sample without features has 0 vectors. Samples
@@ -174,6 +176,8 @@ class Batch:
     lengths: tuple[int, ...]
     cu_seqlens: Tensor
     label_positions: Tensor
+    label_counts: tuple[int, ...]
+    label_columns: Tensor
     feature_positions: Tensor
     feature_counts: tuple[int, ...]
     slots: dict[str, PackedFeatures]
@@ -231,6 +235,8 @@ def collate(samples: list[Sample]) -> Batch:
     starts = [sample.shared_tokens for sample in samples]
     with_features = [sample for sample in samples if not sample.shared_tokens]
     # The model would have to wait for the device to find these positions.
+    label_positions = (labels != IGNORED).nonzero().squeeze(1)
+    columns = torch.cat([torch.arange(length) for length in lengths])
     placeholders = (input_ids < 0).nonzero().squeeze(1)
     order = input_ids[placeholders].sort(descending=True, stable=True)
     return Batch(
@@ -243,7 +249,9 @@ def collate(samples: list[Sample]) -> Batch:
         position_ids=torch.cat([torch.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)]),
         lengths=lengths,
         cu_seqlens=torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32),
-        label_positions=(labels != IGNORED).nonzero().squeeze(1),
+        label_positions=label_positions,
+        label_counts=tuple(int((sample.labels != IGNORED).sum()) for sample in samples),
+        label_columns=columns[label_positions].unique(),
         feature_positions=placeholders[order.indices],
         feature_counts=tuple((-1 - order.values).bincount().tolist()),
         slots={slot: PackedFeatures.pack([sample.slots[slot] for sample in with_features]) for slot in samples[0].slots},

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface
+from transformers import AttentionInterface, masking_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
@@ -186,6 +186,20 @@ def _padded_mask(**kwargs: Any) -> Tensor | None:
     """Return the mask of transformers' sdpa function, for generation."""
     # To find out whether a mask can be left out, transformers would read it, and so wait for the device.
     return sdpa_mask(**(kwargs if kwargs.get("attention_mask") is None else kwargs | {"allow_is_causal_skip": False}))
+
+
+@contextmanager
+def one_sequence_per_row() -> Iterator[None]:
+    """Inside ``with``, transformers does not read the positions of padded rows to find out whether they are packed sequences.
+
+    For tensors without values, it would assume that they are, and create a mask that it does not create in a run.
+    """
+    before = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = before
 
 
 _RECORDERS: list[list[tuple[str, bool]]] = []

@@ -59,7 +59,8 @@ class LLMConfig:
     Values differ by rounding. Training and its validation never do so; an ensemble and a quantized model cannot."""
     dropout: float = 0.0
     """Dropout probability on the feature tokens during training."""
-    use_grad_checkpoint: Union[bool, int, str] = True  # noqa: UP007
+    # float, so that the message about 2.5 is that of __post_init__
+    use_grad_checkpoint: Union[bool, int, float, str] = True  # noqa: UP007
     """Recompute the language model's activations in the backward pass, which saves memory and takes about a third more time.
     True: those of all layers; a number n: those of every n-th layer; False: none. auto: as few as fit into the free memory, which
     is measured at the start."""
@@ -114,9 +115,9 @@ class LLMConfig:
         require_at_least(1, self, "lora_r", "lora_alpha")
         require_at_least(8, self, "max_txt_len", "max_context_len")
         PROMPT_FORMATS.nested_config(self.prompt_format, "prompt_format")
-        recompute = self.use_grad_checkpoint
-        if recompute != "auto" and (isinstance(recompute, str) or not (isinstance(recompute, bool) or recompute >= 1)):
-            raise ValueError(f"use_grad_checkpoint is {recompute!r}; it must be auto, True, False, or a number of at least 1")
+        every = self.use_grad_checkpoint
+        if every != "auto" and not isinstance(every, bool) and not (isinstance(every, int) and every >= 1):
+            raise ValueError(f"use_grad_checkpoint is {every!r}; it must be auto, True, False, or a whole number of at least 1")
         for key in ("lora_dropout", "dropout"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}; it must be in [0, 1)")

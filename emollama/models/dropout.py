@@ -186,7 +186,8 @@ def sample_generator(sample_start: int, layer: int, device: torch.device) -> Ite
         layer: index of the layer.
         device: device of the operation.
     """
-    if _STATE.keys is None:
+    # The tensors of 'emollama plan' have no values.
+    if _STATE.keys is None or type(_STATE.keys) is not Tensor:
         yield
         return
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

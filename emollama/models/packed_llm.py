@@ -188,15 +188,15 @@ class PackedLLM(nn.Module, ABC):
             if self.packing.is_packed:
                 logits = self._packed_logits(batch, pad_positions(positions) - 1, use_cache=False)[: len(positions)]
             else:
-                logits = self._padded_logits(batch, self._embed(batch), positions - 1)
+                logits = self._padded_logits(batch, self._embed(batch), padded.Positions.before_labels(batch))
         return F.cross_entropy(logits.float(), batch.labels[positions], reduction="none")
 
     def prefill(self, batch: Batch) -> tuple[Tensor, DecodingState]:
         """Process B prompts; return next-token logits (B, V) float32 and the decoding state."""
         self._require_length(batch.max_length)
-        last = batch.cu_seqlens[1:].long() - 1
         if not self.packing.is_packed:
-            return self._padded_prefill(batch, last)
+            return self._padded_prefill(batch)
+        last = batch.cu_seqlens[1:].long() - 1
         cache = empty_cache()
         logits = self._packed_logits(batch, pad_positions(last), past_key_values=cache, use_cache=True)[: len(last)]
         return logits.float(), unpacked_state(cache, batch.lengths)
@@ -269,16 +269,14 @@ class PackedLLM(nn.Module, ABC):
         ).logits[0]
         return logits
 
-    def _padded_logits(self, batch: Batch, embeddings: Tensor, positions: Tensor, cache: Any = None) -> Tensor:
-        """Return the next-token logits after these positions of a packed batch, which the language model reads padded."""
-        rows = torch.searchsorted(batch.cu_seqlens[1:].long(), positions, right=True)
-        columns = positions - batch.cu_seqlens.long()[rows]
-        return padded.logits_at(
-            self._llm, embeddings.split(list(batch.lengths)), rows, columns, batched=self.packing.batched, cache=cache
-        )
+    def _padded_logits(self, batch: Batch, embeddings: Tensor, positions: padded.Positions, cache: Any = None) -> Tensor:
+        """Return the next-token logits at positions of a packed batch, which the language model reads padded."""
+        sequences = embeddings.split(list(batch.lengths))
+        return padded.logits_at(self._llm, sequences, positions, batched=self.packing.batched, cache=cache)
 
-    def _padded_prefill(self, batch: Batch, last: Tensor) -> tuple[Tensor, DecodingState]:
+    def _padded_prefill(self, batch: Batch) -> tuple[Tensor, DecodingState]:
         embeddings = self._embed(batch)
+        last = padded.Positions.of([[length - 1] for length in batch.lengths], embeddings.device)
         sequences = embeddings.split(list(batch.lengths))
         if self.packing.cache == "sequence":
             logits, state = padded.prefill_sequences(self._llm, sequences)

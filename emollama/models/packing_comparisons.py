@@ -20,7 +20,7 @@ from emollama.data.batch import SharedPrompts
 from emollama.decoding_state import DecodingState, left_padding_mask
 from emollama.models import attention, dropout
 from emollama.models.kv_cache import empty_cache, left_padded_state, unpacked_state
-from emollama.models.padded import accepted, decode, logits_at, prefill_sequences, prefix_state
+from emollama.models.padded import Positions, accepted, decode, logits_at, prefill_sequences, prefix_state
 from emollama.models.random_copy import RandomCopy, plain_logits
 
 TOLERANCE = 1e-4  # largest difference of a token's log-probability in float32
@@ -58,11 +58,9 @@ def packed_logits(llm: Any, samples: Sequence[Tensor], shared_tokens: Sequence[i
 
 def padded_logits(llm: Any, samples: Sequence[Tensor], *, batched: bool) -> Tensor:
     """Return the logits (T, V) of samples in padded rows, or of one sample after the other."""
-    device = samples[0].device
-    rows = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(ids) for ids in samples]))
-    columns = torch.cat([torch.arange(len(ids)) for ids in samples])
+    positions = Positions.of([range(len(ids)) for ids in samples], samples[0].device)
     sequences = [llm.get_input_embeddings()(ids) for ids in samples]
-    return logits_at(llm, sequences, rows.to(device), columns.to(device), batched=batched)
+    return logits_at(llm, sequences, positions, batched=batched)
 
 
 def causality(copy: RandomCopy) -> str:
@@ -125,7 +123,8 @@ def padded_decoding(copy: RandomCopy, implementation: str) -> str:
     def prefill(prompts: Sequence[Tensor]) -> DecodingState:
         lengths, cache = [len(ids) for ids in prompts], empty_cache()
         embeddings = [model.get_input_embeddings()(ids) for ids in prompts]
-        logits_at(model, embeddings, torch.arange(len(prompts)), torch.tensor(lengths) - 1, batched=True, cache=cache)
+        last = Positions.of([[length - 1] for length in lengths], embeddings[0].device)
+        logits_at(model, embeddings, last, batched=True, cache=cache)
         return left_padded_state(cache, lengths)
 
     return _decoding(model, prefill, copy)

@@ -16,12 +16,14 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from emollama.data.batch import Batch
 from emollama.decoding_state import DecodingState, left_padding_mask
 from emollama.models import dropout
 
@@ -71,6 +73,37 @@ class SequenceCaches:
         self.caches.pop()
 
 
+@dataclass(frozen=True)
+class Positions:
+    """The tokens of B sequences after which logits are needed, sequence after sequence.
+
+    Attributes:
+        rows, columns: (L,) the sequence of each token, and its index there, ascending in a sequence.
+        counts: number of such tokens of each sequence, which the model would have to wait for the device to find.
+        distinct: the different columns, ascending.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    counts: tuple[int, ...]
+    distinct: Tensor
+
+    @classmethod
+    def of(cls, columns: Sequence[Sequence[int]], device: torch.device) -> Positions:
+        """Return the positions for the columns of each sequence."""
+        rows = [row for row, of_row in enumerate(columns) for _ in of_row]
+        joined = [column for of_row in columns for column in of_row]
+        tensors = (torch.tensor(numbers, device=device) for numbers in (rows, joined, sorted(set(joined))))
+        return cls(next(tensors), next(tensors), tuple(map(len, columns)), next(tensors))
+
+    @classmethod
+    def before_labels(cls, batch: Batch) -> Positions:
+        """Return the tokens before those with labels."""
+        positions = batch.label_positions - 1
+        rows = torch.searchsorted(batch.cu_seqlens[1:].long(), positions, right=True)
+        return cls(rows, positions - batch.cu_seqlens.long()[rows], batch.label_counts, batch.label_columns - 1)
+
+
 def prefix_state(sequences: Sequence[Tensor], *, batched: bool) -> DecodingState:
     """Return the state of sequences (T, H) without a cache."""
     return _state(Prefixes(sequences, batched=batched), sequences)
@@ -99,33 +132,32 @@ def _parameters(function: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
 
 
-def logits_at(
-    llm: Any, sequences: Sequence[Tensor], rows: Tensor, columns: Tensor, *, batched: bool, cache: Any = None
-) -> Tensor:
+def logits_at(llm: Any, sequences: Sequence[Tensor], positions: Positions, *, batched: bool, cache: Any = None) -> Tensor:
     """Return the next-token logits after some tokens, (L, V).
 
     Args:
         llm: the language model.
         sequences: input embeddings of each sequence, B tensors (T, H).
-        rows: (L,) the sequence of each position, ascending.
-        columns: (L,) the token of each position, from 0 in each sequence.
+        positions: the tokens.
         batched: run all sequences in one forward pass; if False, one after the other.
         cache: the key-value cache to fill; only if ``batched``.
     """
     lengths = [len(sequence) for sequence in sequences]
     if not batched and len(sequences) > 1:
-        parts = []
-        for index, keys in enumerate(dropout.split_keys(lengths)):
-            of_sequence = columns[rows == index]
+        parts, columns = [], positions.columns.split(list(positions.counts))
+        for sequence, keys, own in zip(sequences, dropout.split_keys(lengths), columns, strict=True):
+            alone = Positions(torch.zeros_like(own), own, (len(own),), own)
             with dropout.use_keys(keys):
-                parts.append(logits_at(llm, [sequences[index]], torch.zeros_like(of_sequence), of_sequence, batched=True))
+                parts.append(logits_at(llm, [sequence], alone, batched=True))
         return torch.cat(parts)
     # Logits are computed only where one of the sequences needs them, because those of all tokens need far more memory.
-    kept, index_of = columns.unique(return_inverse=True)
-    options = accepted(llm, logits_to_keep=kept, use_cache=cache is not None, past_key_values=cache)
+    options = accepted(llm, logits_to_keep=positions.distinct, use_cache=cache is not None, past_key_values=cache)
     with dropout.use_keys(dropout.padded_keys(lengths)):
         logits: Tensor = llm(inputs_embeds=pad_sequence(list(sequences), batch_first=True), **options).logits
-    return logits[rows, index_of if "logits_to_keep" in options else columns]
+    columns = positions.columns
+    if "logits_to_keep" in options:
+        columns = torch.searchsorted(positions.distinct, columns)
+    return logits[positions.rows, columns]
 
 
 def decode(llm: Any, ids: Tensor, state: DecodingState, *, keep: bool = True) -> Tensor:
@@ -233,12 +265,10 @@ def _decode_prefixes(llm: Any, ids: Tensor, prefixes: Prefixes, keep: bool) -> T
     pairs = zip(prefixes.sequences, llm.get_input_embeddings()(ids), strict=True)
     sequences = [torch.cat([sequence, new]) for sequence, new in pairs]
     count, new = ids.shape
-    ends = torch.tensor([len(sequence) for sequence in sequences], device=ids.device)
-    columns = ends[:, None] - new + torch.arange(new, device=ids.device)
-    rows = torch.arange(count, device=ids.device).repeat_interleave(new)
+    positions = Positions.of([range(len(sequence) - new, len(sequence)) for sequence in sequences], ids.device)
     if keep:
         prefixes.sequences = sequences
-    return logits_at(llm, sequences, rows, columns.flatten(), batched=prefixes.batched).view(count, new, -1)
+    return logits_at(llm, sequences, positions, batched=prefixes.batched).view(count, new, -1)
 
 
 def beam_search(llm: Any, sequences: Sequence[Tensor], eos: int | None, options: Mapping[str, Any]) -> list[list[int]]:

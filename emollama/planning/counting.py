@@ -22,9 +22,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from emollama.data.batch import Batch
+from emollama.models.attention import one_sequence_per_row
 from emollama.recomputation import layers_of, set_recomputation
 
 CPU = torch.device("cpu")
+# Of a step; a few thousand are usual. Models that compute one token after the other have many, which would take minutes.
+MAX_OPERATIONS = 30_000
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ def count(model: nn.Module, step: CountedStep) -> StepMemory:
         step: what is counted.
 
     Raises:
-        Exception: Any exception of a language model whose code reads values of tensors, which do not exist here.
+        Exception: Any exception of a language model whose code reads values of tensors, which do not exist here; RuntimeError if
+            it has too many operations.
     """
     layers = layers_of(model.llama_model)  # type: ignore[arg-type]
     period = max(1, step.every)
@@ -93,7 +97,7 @@ def count(model: nn.Module, step: CountedStep) -> StepMemory:
     batch = step.batch.mapped(fake)
     logits = 4 * len(batch.label_positions) * copied.llama_model.get_output_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
     constant = [*parameters, *(parameter.grad for parameter in parameters), *copied.buffers(), *batch.tensors]
-    with mode, _Counter(constant) as counter:
+    with one_sequence_per_row(), mode, _Counter(constant) as counter:
         marks = _run(copied, batch, step, counter)
     return marks.extrapolated(logits, period, (len(layers) - number) // period)
 
@@ -181,7 +185,7 @@ class _Counter(TorchDispatchMode):
 
     def __init__(self, constant: list[Tensor | None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = self.flops = 0
+        self.live = self.peak = self.flops = self._operations = 0
         # The tensors are kept, so that no other one gets the address of a storage.
         self._constant = constant
         self._sizes = dict.fromkeys((tensor.untyped_storage()._cdata for tensor in constant if tensor is not None), 0)
@@ -192,6 +196,9 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count its results."""
+        self._operations += 1
+        if self._operations > MAX_OPERATIONS:
+            raise RuntimeError("the step has too many operations")
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
         if formula := flop_registry.get(function._overloadpacket):

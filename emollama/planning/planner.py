@@ -137,7 +137,10 @@ class Planner:
 
     def _estimated(self, every: int, batch: MicroBatch) -> StepMemory:
         """Return an estimate for a language model whose step cannot be counted: that of plain layers like those of Llama."""
-        note = "activations are estimated, because this language model cannot be run without values of tensors"
+        note = (
+            "activations are estimated, because the code of this language model reads values of tensors, or computes one token"
+            " after the other"
+        )
         if note not in self.notes:
             self.notes.append(note)
         size = self.dtype.itemsize
