@@ -21,8 +21,8 @@ TOLERANCE = 1e-6  # relative
 # What is trained -> keys of the model. Dropout and recomputation show whether each process uses the same random numbers.
 TRAINED: dict[str, dict[str, Any]] = {
     "lora": {"lora_dropout": 0.1, "use_grad_checkpoint": True},
-    "none": {"ckpt": None, "train_llm": "none", "use_grad_checkpoint": "auto"},
-    "full": {"ckpt": None, "train_llm": "full", "use_grad_checkpoint": 2},
+    "none": {"ckpt": None, "train_llm": "none", "use_grad_checkpoint": 2},
+    "full": {"ckpt": None, "train_llm": "full", "use_grad_checkpoint": "auto"},
 }
 SHARDED = ("fsdp", "hsdp")
 MODES = ("ddp", *SHARDED)

@@ -33,6 +33,8 @@ class Parallel:
         self._wrapped: nn.Module = model
         self._trained = list(trainable(model).values())
         self._is_sharded = any(map(is_sharded, self._trained))
+        # A whole parameter among them would be FSDP's gathered copy of its part, which never gets a gradient.
+        assert self._is_sharded == all(map(is_sharded, self._trained)), "only some trained tensors are sharded"
         if world.size > 1 and not self._is_sharded:
             # Every rank has loaded the frozen weights from the same files, so only trained parameters need to be broadcast.
             frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]

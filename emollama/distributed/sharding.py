@@ -202,6 +202,17 @@ def joint_forward_passes(root: Any, world: World) -> Iterator[None]:
         passes.gather(layers)
     for module in others:
         module.set_reshard_after_forward(module is not root, recurse=False)
+    end_of_forward_passes(root)
+
+
+def end_of_forward_passes(root: Any) -> None:
+    """Divide the weights of a model again after forward passes without a backward pass. Without sharding, nothing is done.
+
+    FSDP keeps the root's weights whole for a backward pass, and replaces its parameters by them until then.
+    """
+    if not hasattr(root, "unshard"):
+        return
+    for module in (*tables(root.llama_model), root):
         module.reshard()
     if hasattr(root, "reset_iter_state"):
         # PyTorch remembers each forward pass until a backward pass.

@@ -21,7 +21,7 @@ from emollama.data.sampling import MixtureSampler
 from emollama.data.validation_cache import ValidationCache, files_of
 from emollama.distributed.nodes import software
 from emollama.distributed.process_group import World
-from emollama.distributed.sharding import gathered_bytes
+from emollama.distributed.sharding import end_of_forward_passes, gathered_bytes
 from emollama.distributed.worker_variables import integer
 from emollama.logs.logger import get_logger
 from emollama.optim import trainable
@@ -181,6 +181,7 @@ def measured(model: nn.Module, llm: nn.Module, loss: Callable[[Batch], Tensor], 
         switch(layers[0], False)
         with_layer = saved(one)
         second_with_layer = saved(two) - with_layer
+    end_of_forward_passes(model)
     recomputed, layer = (of_second - label) // tokens + 1, (second_with_layer - of_second) // tokens + 1
     copies = max(0, of_one - of_second) + len(layers) * max(0, with_layer - second_with_layer - (of_one - of_second))
     return Activations(recomputed, layer, label, len(layers), copies)
