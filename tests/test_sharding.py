@@ -169,6 +169,16 @@ def test_the_gradients_of_mixed_precision_are_those_of_ddp(tmp_path, ranks, trai
             assert (gradients[name] - gradient).norm() <= 1e-6 * gradient.norm(), name
 
 
+def test_the_gradient_scaler_of_fp16_skips_the_steps_of_ddp(tmp_path, ranks):
+    scale = 2.0**18
+    run = {"amp": True, "amp_dtype": "fp16", "max_epoch": 3}
+    folders = {mode: tmp_path / mode for mode in ("ddp", "fsdp")}
+    ranks(worker.train, [config(folders[mode], "full", mode, **run) for mode in folders], scale)
+    scalers = {mode: stored(folder, epoch=2)["scaler"] for mode, folder in folders.items()}
+    assert scalers["fsdp"] == scalers["ddp"] and scale / 64 < scalers["ddp"]["scale"] < scale
+    assert losses(folders["fsdp"]) == pytest.approx(losses(folders["ddp"]), rel=1e-3)
+
+
 def evaluation(folder: Path, trained: str, mode: str) -> str:
     """Write a configuration that evaluates with all ways to answer."""
     path = Path(config(folder, trained, mode))

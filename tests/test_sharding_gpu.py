@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.distributed as dist
 from running import golden_config, read_jsonl
+from workers import sharded_training as worker
 
 from emollama.config import load
 
@@ -21,16 +24,38 @@ def group(tmp_path_factory):
     dist.destroy_process_group()
 
 
+KEYS = {"device": "cuda", "amp": True, "accum_grad_iters": 2, "evaluate": True}
+MODELS: dict[str, dict[str, Any]] = {
+    "lora": {"train_llm": "lora", "use_grad_checkpoint": True},
+    "full": {"train_llm": "full", "ckpt": None, "use_grad_checkpoint": "auto"},
+}
+MODES = ("ddp", "fsdp", "hsdp")
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-@pytest.mark.parametrize("model", [{"train_llm": "lora"}, {"train_llm": "full", "ckpt": None}], ids=["lora", "full"])
-def test_a_run_with_fsdp_on_a_gpu_gives_the_losses_of_ddp(tmp_path, group, dtype, model):
+@pytest.mark.parametrize("trained", MODELS)
+def test_the_gradients_of_sharded_weights_on_a_gpu_are_those_of_ddp(tmp_path, group, dtype, trained):
+    runs = {mode: KEYS | {"parallel": mode, "amp_dtype": dtype} for mode in MODES}
+    paths = {mode: str(golden_config(tmp_path / mode, run=run, model=MODELS[trained])) for mode, run in runs.items()}
+    worker.first_gradients(list(paths.values()))
+    expected, *others = (torch.load(tmp_path / mode / "gradients.pt", weights_only=True) for mode in MODES)
+    for gradients in others:
+        assert gradients.keys() == expected.keys()
+        for name, gradient in expected.items():
+            # Atomic additions on a GPU give other sums each time.
+            assert (gradients[name] - gradient).norm() <= 0.01 * gradient.norm(), name
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("trained", MODELS)
+def test_a_run_with_fsdp_on_a_gpu_gives_the_losses_of_ddp(tmp_path, group, dtype, trained):
     losses = {}
     for mode in ("ddp", "fsdp"):
-        keys = {"parallel": mode, "device": "cuda", "amp": True, "amp_dtype": dtype, "accum_grad_iters": 2, "evaluate": True}
-        config = load(str(golden_config(tmp_path / mode, run=keys, model=model)))
+        config = load(
+            str(golden_config(tmp_path / mode, run=KEYS | {"parallel": mode, "amp_dtype": dtype}, model=MODELS[trained]))
+        )
         runner = config.runner_class(config)
         assert any(hasattr(weight, "to_local") for weight in runner.model.llama_model.parameters()) == (mode == "fsdp")
         runner.train()
         losses[mode] = [row["loss"] for row in read_jsonl(tmp_path / mode / "out/run/log.jsonl")]
-    # Atomic additions on a GPU give other sums each time.
     assert losses["fsdp"] == pytest.approx(losses["ddp"], rel=0.02)

@@ -7,11 +7,16 @@ from pathlib import Path
 from emollama.config import load
 
 
-def train(paths: list[str]) -> None:
-    """Train one configuration after the other."""
+def train(paths: list[str], scale: float | None = None) -> None:
+    """Train one configuration after the other, with an initial scale of the gradients of float16."""
+    import torch
+
     for path in paths:
         config = load(path)
-        config.runner_class(config).train()
+        runner = config.runner_class(config)
+        if scale is not None:
+            runner.precision.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        runner.train()
 
 
 def first_gradients(paths: list[str]) -> None:
