@@ -25,6 +25,7 @@ from running import read_jsonl
 from torch.utils.data import DataLoader
 
 from emollama.data.features import Features
+from emollama.data.shard_properties import cache_note
 from emollama.data.slots import PIXELS, SlotShape
 from emollama.datasets.configs import ImageTextTarsConfig
 from emollama.datasets.image_text_tars import ImageTextTars
@@ -144,6 +145,14 @@ def test_the_least_recently_used_block_is_replaced(tmp_path):
             cache.write(claim.slot, key, bytes([key] * 4))
     assert [cache.claim(key).is_complete for key in (1, 3, 4)] == [True] * 3
     assert not cache.claim(2).is_complete
+
+
+def test_a_cache_that_is_smaller_than_a_window_of_shards_is_noted(server):
+    source = Features(opened(server), "shards", ("image", "cls"), SlotShape(64, 176), "features.image")
+    assert cache_note([source], 4) == ""
+    source.store._descriptions = [about._replace(bytes=2**30) for about in source.store._descriptions]
+    assert "have 2 GiB, more than the cache of 0.000977 GiB" in cache_note([source], 4)
+    assert "have 1 GiB" in cache_note([source], 1)
 
 
 def test_without_a_cache_each_array_is_one_request_of_its_size(server, monkeypatch, tmp_path):

@@ -20,7 +20,7 @@ from emollama.data.dataset import ClipsToPredict
 from emollama.data.features import Features
 from emollama.data.problems import Problem
 from emollama.data.sampling import DatasetSampling
-from emollama.data.shard_properties import skipped_members
+from emollama.data.shard_properties import cache_note, skipped_members
 from emollama.data.slots import PIXELS, SlotShape, declared_slots
 from emollama.datasets.clip_features import open_features, slot_sources
 from emollama.datasets.clip_texts import ClipTexts
@@ -83,6 +83,8 @@ class FeatureClips(ClipTexts):
         self._absent |= {slot: self._zeros[slot] for name in zero_slots for slot in groups[name]}
         if skipped := skipped_members(self.features):
             self.notes.append(f"{block_path}.features: {skipped}")
+        if note := cache_note(self.features, cfg.shuffle_window):
+            self.notes.append(f"{block_path}.stream: {note}")
         self.notes += self._apply_missing_policy()
         self._difficulty = self._compute_difficulty()
 

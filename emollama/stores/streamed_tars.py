@@ -26,6 +26,7 @@ class StreamedTarStore(TarStore):
     def __init__(self, path: str, slot: str | None, shards: list[str], indexes: list[str], tar_set: TarSet) -> None:
         super().__init__(path, slot, shards, indexes, tar_set)
         self._file = functools.cache(self._open_file)
+        self._fingerprint = functools.cache(lambda shard_index: tar_index.fingerprint(self._indexes[shard_index]))
         self._expected = functools.lru_cache(MAX_OPEN_MAPS)(self._read_expected)
         self._unreachable: dict[int, DownloadError] = {}
 
@@ -33,6 +34,11 @@ class StreamedTarStore(TarStore):
     def remote_shards(self) -> list[str]:
         """The shards that are streamed."""
         return [shard for shard in self._shards if is_remote(shard)]
+
+    @property
+    def shard_bytes(self) -> list[int]:
+        """Size of each shard that is streamed."""
+        return [about.bytes for about, shard in zip(self._descriptions, self._shards, strict=True) if is_remote(shard)]
 
     @property
     def shards_to_download(self) -> list[str]:
@@ -55,7 +61,7 @@ class StreamedTarStore(TarStore):
         shard = self._shards[location.shard]
         if not is_remote(shard):
             return super().stamp(name)
-        size, checksum = tar_index.fingerprint(self._indexes[location.shard])
+        size, checksum = self._fingerprint(location.shard)
         return self._descriptions[location.shard].bytes, size, checksum, zlib.crc32(shard.encode()), location.offset
 
     def is_intact(self, name: str) -> bool | None:
@@ -113,7 +119,7 @@ class StreamedTarStore(TarStore):
         return location.offset - layout.head, layout.head + layout.nbytes
 
     def _open_file(self, shard_index: int) -> StreamedFile:
-        content = json.dumps(tar_index.fingerprint(self._indexes[shard_index]))
+        content = json.dumps(self._fingerprint(shard_index))
         return StreamedFile(self._shards[shard_index], self._descriptions[shard_index].bytes, content)
 
     def _read_expected(self, shard_index: int) -> tuple[np.ndarray, np.ndarray]:
