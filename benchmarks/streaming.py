@@ -158,9 +158,8 @@ def main() -> None:
         least = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in SHAPES.values())
         tar_bytes = max(path.stat().st_size for path in (root / "eva").glob("*.tar"))
         total = sum(path.stat().st_size for slot in SHAPES for path in (root / slot).glob("*.tar"))
-        report(
-            f"{CLIPS} clips x {EPOCHS} epochs; all tars {total / 2**20:.0f} MiB, a window {WINDOW * tar_bytes / 2**20:.0f} MiB"
-        )
+        window = WINDOW * tar_bytes / 2**20
+        report(f"{CLIPS} clips x {EPOCHS} epochs; all tars {total / 2**20:.0f} MiB, a window {window:.0f} MiB")
         for mib in (0, 64, 128, 256):
             fresh(mib)
             stores, files.requests, files.bytes = opened(root), 0, 0

@@ -84,7 +84,7 @@ IMPORTS = {
     "checkpoint": "checkpoint_files checkpoint_parts disk errors file_digests listing optim replaced_file weight_parts",
     "config": "config.omegaconf_errors config.packaged disk errors field_texts listing paths registration registry suggestions",
     "data": "config.packaged data.batch data.int8_vectors disk distributed.stop_requests dtypes errors field_texts json_io"
-    " listing logs.console memory paths remote stores suggestions text_encoding",
+    " listing logs.console memory paths remote stores suggestions text_encoding variables",
     "evaluation": "component_errors data disk errors field_texts json_io listing logs.console paths registry run_folder stores"
     " suggestions text_encoding",
     "media": "data disk errors listing paths",
