@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import shutil
 import signal
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,8 @@ LONG = (
     " bad_input encoders score_command"
 ).split()
 # Those of make test-slow and make test-faults.
-LONG_OTHERS = "faults_nodes".split()
+LONG_OTHERS = "faults_nodes sharding serve remote_llm faults_serve faults_app faults_saves faults_stops faults_remote".split()
+FOLDERS = count()  # numbers of temporary folders
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -106,6 +109,13 @@ def package_log() -> None:
     """The package's log goes to standard error and to ``caplog`` in every test, also after tests that changed it."""
     set_up(is_main=True)
     logging.getLogger("emollama").propagate = True
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the test. The fixture of pytest looks through the folders of all other tests to find a free number."""
+    name = re.sub(r"\W", "_", request.node.name)[:30]
+    return tmp_path_factory.mktemp(f"{name}-{next(FOLDERS)}", numbered=False)
 
 
 @pytest.fixture(scope="session")

@@ -632,6 +632,7 @@ def test_the_same_name_with_entirely_different_arrays_is_a_note(checked, two_blo
     assert report.of_level("problem") == [] and reported_names(report, "same names", "note") == [NAMES[1]]
 
 
+@pytest.mark.slow
 def test_videos_that_begin_with_the_same_frame_are_not_reported_as_duplicates(checked, two_blocks, tree, corpus):
     two_blocks({"fresh_1": None, "fresh_2": None})
     (corpus / "videos").mkdir()

@@ -142,6 +142,7 @@ def test_interpolations_stay_unresolved(printed, runs, monkeypatch):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_chart_has_a_panel_for_each_metric(printed, tmp_path, rendered_plots):
     text = printed()
     assert text.splitlines()[-1] == f"chart: {tmp_path / 'chart.png'}"
@@ -160,6 +161,7 @@ def test_a_run_without_epochs_is_plotted_as_a_level_and_the_others_as_lines(runs
     assert (third.name, third.points) == ("zero_shot", []) and third.level is not None
 
 
+@pytest.mark.slow
 def test_runs_without_any_epochs_are_charted_too(printed, tmp_path, rendered_plots):
     write_results(tmp_path / "other/result", 40)
     folders = [tmp_path / "zero_shot", tmp_path / "other"]

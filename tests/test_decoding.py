@@ -56,6 +56,7 @@ def test_greedy_answers_equal_those_of_transformers(golden_model, golden_prompt,
     assert answers([golden_model], golden_prompt, samples) == transformers_own(golden_model, golden_prompt, samples)
 
 
+@pytest.mark.slow
 def test_a_repetition_penalty_acts_as_in_transformers(golden_model, golden_prompt, samples):
     penalised = answers([golden_model], golden_prompt, samples, SamplingParams(20, repetition_penalty=1.7))
     # One prompt at a time: with padded embeddings, transformers does not penalise as many new tokens as there is padding.

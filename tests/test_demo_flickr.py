@@ -140,6 +140,7 @@ def test_every_attribute_is_a_word():
     assert len(WORDS) == len(set(WORDS))
 
 
+@pytest.mark.slow
 def test_the_tiny_encoders_learn_and_their_files_give_the_same_features(tmp_path):
     torch.manual_seed(0)
     rng, vision = np.random.default_rng(0), TinyVision()

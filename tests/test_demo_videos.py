@@ -26,6 +26,7 @@ def videos_folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_video_has_pictures_and_sound(videos_folder):
     videos = sorted([*videos_folder.glob("videos/*.mp4"), *videos_folder.glob("unseen/*.mp4")])
     assert len(videos) == 18

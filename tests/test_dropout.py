@@ -208,6 +208,7 @@ def test_losses_with_dropout_do_not_depend_on_micro_batches_and_recomputation(
     require_equal(losses(tmp_path), losses(reference))
 
 
+@pytest.mark.slow
 def test_losses_with_dropout_do_not_depend_on_the_number_of_processes(reference, tmp_path, ranks):
     ranks(worker.train_only, str(config(tmp_path, 2, 1, True)))
     require_equal(losses(tmp_path), losses(reference))
@@ -221,6 +222,7 @@ def test_losses_with_dropout_of_four_processes_are_those_of_one(reference, tmp_p
     require_equal(losses(tmp_path), losses(reference))
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_another_split_of_the_global_batch(reference, tmp_path, ranks):
     stored = str(reference / "out/run/checkpoint_0.pth")
     keys = {"resume_ckpt_path": stored, "global_batch": 4, "max_tokens": 240}

@@ -166,6 +166,7 @@ def stored_run(path, steps):
     return stored
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_a_resumed_run_needs_only_its_checkpoint_and_a_later_end(tmp_path, capfd):
     path = golden_config(tmp_path, run={"save_every_iters": 4})
     line = ("train", "--dry-run", "--cfg-path", str(path), "--options", "model.ckpt=gone.pth")

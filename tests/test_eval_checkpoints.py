@@ -198,6 +198,7 @@ def test_a_chart_can_show_few_or_many_checkpoints(epochs, rendered_plots):
 # Work that is not repeated
 
 
+@pytest.mark.slow
 def test_a_second_call_evaluates_only_with_the_option_again(again, capsys):
     run_folder, cfg = again
     before = mtimes(run_folder / "sweep_config")
@@ -218,6 +219,7 @@ def test_new_and_replaced_checkpoints_are_evaluated(again, capsys):
     assert figures(folder / "epoch_0/result") == pytest.approx(figures(folder / "epoch_1/result"), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_another_configuration_is_evaluated_again_and_never_shown_with_the_old_one(again, capsys):
     run_folder, cfg = again
     file_digests.digest_path(run_folder / "checkpoint_0.pth").unlink()
@@ -253,6 +255,7 @@ def test_changed_captions_cause_a_new_evaluation_of_their_block_only(again, corp
     assert answered(folder, before) == set()
 
 
+@pytest.mark.slow
 def test_removing_a_block_evaluates_nothing_and_restoring_it_evaluates_only_that_block(again, capsys):
     run_folder, cfg = again
     folder, before = run_folder / "sweep_config", since(run_folder / "sweep_config")
@@ -262,6 +265,7 @@ def test_removing_a_block_evaluates_nothing_and_restoring_it_evaluates_only_that
     assert answered(folder, before) == {(label, "both") for label in LABELS}
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_is_repeated_and_not_counted_as_complete(again, capsys, monkeypatch):
     run_folder, cfg = again
 
@@ -351,6 +355,7 @@ def test_a_deleted_checkpoint_remains_in_the_table(again, capsys):
     assert "| epoch_0 " in evaluate(capsys, run_folder, cfg)
 
 
+@pytest.mark.slow
 def test_table_and_chart_are_recreated_from_stored_results(copied, capsys):
     run_folder, cfg = copied
     folder = run_folder / "sweep_config"
@@ -406,6 +411,7 @@ def test_values_that_round_to_zero_or_to_the_same_number_have_no_best_value(agai
 # Start of the training
 
 
+@pytest.mark.slow
 def test_the_table_of_a_run_from_random_weights_begins_with_an_untrained_row(tmp_path, capsys):
     run_folder, cfg = trained(tmp_path, model={"ckpt": None}, epochs=1)
     text = evaluate(capsys, run_folder, cfg, "--checkpoints", f"golden={GOLDEN / 'checkpoint_slim.pth'}")
@@ -464,6 +470,7 @@ def test_a_damaged_checkpoint_is_refused_before_the_evaluation(again, capsys):
     assert not (run_folder / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model_is_refused_with_its_tensors(again, tmp_path, capsys):
     run_folder, cfg = again
     content = torch.load(run_folder / "checkpoint_1.pth", weights_only=True)

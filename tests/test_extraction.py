@@ -851,6 +851,7 @@ def test_all_four_slots_of_real_files_are_extracted_and_broken_files_listed(real
         assert len({array.tobytes() for array in arrays}) == len(names), "no two clips are alike"
 
 
+@pytest.mark.slow
 def test_missing_streams_of_real_files_are_replaced_by_zeros(real):
     extract(all_four(real, failures="zero", output=str(real / "zero")))
     assert failed(real / "zero") == failed(real / "alone")

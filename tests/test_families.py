@@ -74,6 +74,7 @@ def first_loss(tmp_path_factory):
     return read_jsonl(run_of(path).train() / "log.jsonl")[0]["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_mixed_precision_training_starts_with_the_float32_loss(tmp_path, first_loss, dtype):
     steps = 10
@@ -111,6 +112,7 @@ def greedy(tmp_path_factory):
     return answers_of(tmp_path_factory.mktemp("greedy"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"temperature": 0.8, "top_p": 0.9}, {"repetition_penalty": 1.5}])
 def test_generation_options_change_the_answers_reproducibly(tmp_path, greedy, options):
     first, again = (answers_of(tmp_path / name, **options) for name in ("first", "again"))

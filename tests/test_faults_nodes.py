@@ -7,15 +7,15 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ranks import ROOT
+from ranks import HANG, ROOT, SERVER, environment
 from running import golden_config, read_jsonl
 from two_hosts import Host, statuses, train, two_hosts, wait_until
+from workers import host_process
 
 from emollama import file_digests
 
@@ -150,19 +150,16 @@ def test_a_node_that_joins_later_takes_part_and_nothing_is_repeated(tmp_path, al
 
 def test_restarts_without_progress_end_with_the_reason(tmp_path):
     path = faulty_config(tmp_path, save_every_iters=None)
-    line = ["--nproc", "1", "--max-restarts", "9", "--cfg-path", str(path)]
-    completed = subprocess.run(
-        [sys.executable, "-m", "emollama", "train", *line],
-        env=os.environ | variables(tmp_path, "step:0:fail"),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert completed.returncode == 1
-    assert completed.stderr.count("loading the language model") == 3
-    last = completed.stderr.splitlines()[-1]
+    line = ["-m", "emollama", "train", "--nproc", "1", "--max-restarts", "9", "--cfg-path", str(path)]
+    output = tmp_path / "stderr"
+    for file in (output, tmp_path / "stdout"):
+        file.touch()
+    environ = environment() | variables(tmp_path, "step:0:fail")
+    launcher = SERVER.process(host_process.run, "", line, environ, str(ROOT), str(tmp_path))
+    launcher.join(HANG)
+    assert launcher.exitcode == 1
+    assert output.read_text().count("loading the language model") == 3
+    last = output.read_text().splitlines()[-1]
     assert "the run was started 3 times from step 0 and failed each time before it saved a later checkpoint" in last
 
 

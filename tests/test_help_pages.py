@@ -240,6 +240,7 @@ def checkpoint_row(config, plan):
     return [f"{trained:,}", f"{12 * trained / GIB:.3f}", str(files), f"{12 * trained * files / GIB:.2f}"]
 
 
+@pytest.mark.slow
 def test_the_documented_checkpoint_sizes_equal_those_of_plan(planned):
     rows = rows_of(PAGES["hardware"], "configuration", "options", "trained parameters")
     shipped = [(spans(row[0])[0], row[2:]) for row in rows if row[1] == "-"]

@@ -164,6 +164,7 @@ def tracked(tmp_path_factory, offline):
     return folder / "out/run"
 
 
+@pytest.mark.slow
 def test_an_offline_run_contains_the_logged_scalars_under_their_tensorboard_names(tracked):
     logged, past = read_jsonl(tracked / "log.jsonl"), read_jsonl(tracked / "eval.jsonl")
     history_rows, ids = history(tracked)
@@ -177,6 +178,7 @@ def test_an_offline_run_contains_the_logged_scalars_under_their_tensorboard_name
     assert ids == {(tracked / "wandb_id.txt").read_text().strip()}
 
 
+@pytest.mark.slow
 def test_a_tracked_run_has_the_name_of_its_folder_and_a_configuration_without_secrets(tracked):
     files = sorted(tracked.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2  # one process each time, of the same run

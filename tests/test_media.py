@@ -682,6 +682,7 @@ def test_face_images_uses_at_most_max_frames_frames(face_film):
     assert len(face_images(Source("a", face_film), "centre")) == 5
 
 
+@pytest.mark.slow
 def test_threads_find_the_same_faces(face_film):
     alone = face_images(Source("a", face_film))
     with ThreadPoolExecutor(4) as threads:

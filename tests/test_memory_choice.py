@@ -71,6 +71,7 @@ def runner_loss(runner):
     return partial(runner.task.loss, runner.model)
 
 
+@pytest.mark.slow
 def test_the_measurement_does_not_depend_on_the_answer_of_the_sample(runner):
     sample, llm = runner.samples[0], runner.model.llama_model
     longer = replace(sample, labels=sample.input_ids.clamp(min=0))

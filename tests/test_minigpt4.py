@@ -250,6 +250,7 @@ def test_cached_and_uncached_training_give_bit_identical_losses(world, plain, ca
     assert sorted(cache.glob("*/*.npy")) == files and len(files) == 12
 
 
+@pytest.mark.slow
 def test_each_image_is_encoded_only_once_with_a_cache(world, tmp_path, monkeypatch):
     from emollama.models.vision import IMAGES_PER_BATCH, FrozenVision
 
@@ -291,6 +292,7 @@ def test_a_cache_written_with_other_weights_is_refused_before_anything_is_writte
     assert not (tmp_path / "out/other").exists()
 
 
+@pytest.mark.slow
 def test_a_run_with_a_cache_resumes_bit_identically(world, cached, tmp_path):
     alone, cache = cached
     ended = resumed(world, alone, tmp_path, f"model.visual_cache_path={cache}", model={"cache_visual": True})
@@ -299,6 +301,7 @@ def test_a_run_with_a_cache_resumes_bit_identically(world, cached, tmp_path):
     assert all(one[name].equal(other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_resuming_with_other_prompts_is_refused(world, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("<ImageHere> What is it?")
@@ -308,6 +311,7 @@ def test_resuming_with_other_prompts_is_refused(world, tmp_path):
     assert "the model's prompts: " in message
 
 
+@pytest.mark.slow
 def test_losses_with_workers_and_mixed_precision_are_the_same_with_and_without_a_cache(world, tmp_path):
     precision = ("run.amp=True", "run.amp_dtype=bf16", "run.device=cpu")
     options = (*precision, "run.num_workers=1", "run.max_epoch=1", "run.iters_per_epoch=2")
@@ -317,6 +321,7 @@ def test_losses_with_workers_and_mixed_precision_are_the_same_with_and_without_a
     assert plain == first == again and len(set(plain)) == 2
 
 
+@pytest.mark.slow
 def test_two_checkpoints_can_be_evaluated_as_an_ensemble(plain, tmp_path):
     both = f"model.ckpt=[{plain}/checkpoint_0.pth,{plain}/checkpoint_1.pth]"
     options = [f"run.output_dir={tmp_path / 'out'}", "run.job_id=both", f"model.visual_cache_path={tmp_path / 'cache'}"]
@@ -339,6 +344,7 @@ def test_the_engine_captions_an_image_like_an_evaluation(world, plain, tmp_path)
     assert (answer.text, answer.prompt) == (row["prediction"], row["instruction"])
 
 
+@pytest.mark.slow
 def test_the_cache_can_be_enabled_when_a_run_is_resumed(world, plain, tmp_path):
     ended = resumed(world, plain, tmp_path, model={"cache_visual": True})
     assert logged(ended) == logged(plain)[4:] and list((tmp_path / "cache").glob("*/*.npy"))
@@ -432,11 +438,13 @@ def two_processes(world, tmp_path_factory, launch):
     return folder / "out/run", result.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one_process_with_twice_the_batch_size(world, two_processes, tmp_path):
     one = logged(trained(world, tmp_path, data={"batch_size": 6}, run={"max_epoch": 1}))
     assert logged(two_processes[0]) == pytest.approx(one, abs=2e-5)
 
 
+@pytest.mark.slow
 def test_every_test_image_is_answered_once_with_all_its_captions_as_reference(world, two_processes):
     lines = (two_processes[0] / "result/epoch_0/predictions_test.jsonl").read_text().splitlines()
     rows = {row["name"]: row for row in map(json.loads, lines)}
@@ -446,10 +454,12 @@ def test_every_test_image_is_answered_once_with_all_its_captions_as_reference(wo
     assert {row["instruction"] for row in rows.values()} == {"<Img><ImageHere></Img> Describe this image."}
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_cache(world, two_processes):
     assert len(list((two_processes[0].parents[1] / "cache").glob("*/*.npy"))) == 12 + 6
 
 
+@pytest.mark.slow
 def test_one_process_gives_the_same_answers_and_losses_as_two(world, two_processes):
     folder = two_processes[0]
     config = load(str(folder / "config.yaml"), [f"model.ckpt={folder}/checkpoint_0.pth", "run.job_id=alone"])

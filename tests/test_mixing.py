@@ -103,6 +103,7 @@ def cut(runs, tmp_path):
 # Resuming
 
 
+@pytest.mark.slow
 def test_losses_gradient_norms_and_learning_rates_are_bit_identical_after_resuming(runs):
     alone, killed = (read_jsonl(runs[name] / "log.jsonl") for name in ("alone", "killed"))
     assert [row["step"] for row in killed] == [row["step"] for row in alone] == list(range(ITERS * EPOCHS))
@@ -111,6 +112,7 @@ def test_losses_gradient_norms_and_learning_rates_are_bit_identical_after_resumi
     assert len({row["loss"] for row in alone}) == len(alone)
 
 
+@pytest.mark.slow
 def test_final_tensors_and_optimizer_states_are_bit_identical_after_resuming(runs):
     last = f"checkpoint_{EPOCHS - 1}.pth"
     alone, killed = (torch.load(runs[name] / last, weights_only=True) for name in ("alone", "killed"))
@@ -121,6 +123,7 @@ def test_final_tensors_and_optimizer_states_are_bit_identical_after_resuming(run
         assert all(torch.equal(value, killed["optimizer"]["state"][key][part]) for part, value in state.items())
 
 
+@pytest.mark.slow
 def test_a_run_with_two_stages_logs_their_learning_rates_and_trains_all_epochs(runs):
     learning_rates = [row["lr"] for row in read_jsonl(runs["alone"] / "log.jsonl")]
     for stage, (init, warmup) in enumerate(((1e-3, 3), (4e-4, 2))):
@@ -131,6 +134,7 @@ def test_a_run_with_two_stages_logs_their_learning_rates_and_trains_all_epochs(r
     assert (runs["alone"] / f"checkpoint_{EPOCHS - 1}.pth").exists()
 
 
+@pytest.mark.slow
 def test_the_saved_configuration_of_a_run_loads_again_and_resumes_the_same_run(runs):
     path = runs["alone"] / "config.yaml"
     assert load(str(path)).resolved() == load(str(runs["alone"].parent.parent / "config.yaml")).resolved()

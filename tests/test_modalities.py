@@ -115,6 +115,7 @@ def test_a_checkpoint_contains_the_projection_of_the_new_modality(trained):
     assert tensors_of(trained)["feats_llama_proj_gaze.weight"].shape[1] == 7
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_tensors(corpus, trained, tmp_path):
     tree = tree_of(tmp_path, corpus, resume_ckpt_path=str(trained / "checkpoint_0.pth"))
     resumed = RunnerBase(loaded(tmp_path, tree)).train()

@@ -50,7 +50,7 @@ def test_nodes_with_different_data_are_named_on_both_before_weights_are_loaded(t
             path = host.folder / "data/MERR_coarse_grained.txt"
             path.write_text(re.sub(r"(sample_00000104 \d+) \w+", rf"\1 {label}", path.read_text()))
             config = golden_config(host.folder, data={"data_root": str(host.folder / "data")})
-            started.append(host.start(*train(config)))
+            started.append(host.fork(*train(config)))
         assert statuses(*started, hosts=hosts) == [1, 1]
         nodes = [f"node {number} ({host.name})" for number, host in enumerate(hosts)]
         text = f"error: the data of {nodes[1]} differ from those of {nodes[0]}: annotation file and texts of clips. Give all"
@@ -74,7 +74,7 @@ def test_nodes_with_different_software_are_named_on_both(tmp_path):
 
 def test_a_launcher_that_waits_in_vain_says_where_and_how_to_wait_longer(tmp_path):
     with two_hosts(tmp_path) as hosts:
-        started = hosts[0].start(*train(golden_config(tmp_path), more=("--rdzv-conf", "join_timeout=5")))
+        started = hosts[0].fork(*train(golden_config(tmp_path), more=("--rdzv-conf", "join_timeout=5")))
         assert statuses(started, hosts=hosts) == [1]
         assert f"error: the launchers of 2 nodes cannot meet at {MASTER}:{PORT}. Start the same command" in hosts[0].output()
         assert "join_timeout=SECONDS" in hosts[0].output() and "Traceback" not in hosts[0].output()

@@ -118,6 +118,7 @@ def test_gradient_checkpointing_of_the_encoder_does_not_change_a_loss(tmp_path, 
     assert [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()] == runs[True][0]
 
 
+@pytest.mark.slow
 def test_a_plan_counts_the_parameters_of_the_encoder_as_frozen(tmp_path, clips):
     plans = [plan(loaded(tmp_path, tree(tmp_path, clips, online=online))) for online in (True, False)]
     count = plans[0].parameters["image encoder, frozen"]
@@ -197,6 +198,7 @@ def augmented(tmp_path, clips, *, online, kind):
     return [dataset.record(0, "emotion", "x", np.random.default_rng(draw)).features for draw in range(60)]
 
 
+@pytest.mark.slow
 def test_drop_modality_drops_a_frame_exactly_when_it_drops_cached_features(tmp_path, clips):
     augmented_features = {online: augmented(tmp_path, clips, online=online, kind="drop_modality") for online in (False, True)}
     dropped = [not features["image"].any() for features in augmented_features[False]]

@@ -356,6 +356,7 @@ def test_int8_tars_and_a_missing_output_option_are_refused(tmp_path, source):
 # Complete output or none
 
 
+@pytest.mark.slow
 def test_a_killed_pack_command_leaves_nothing_at_the_output_path(tmp_path, capsys):
     """The last array is a pipe without a writer, so that the command has packed all others and waits."""
     source = folder_of(tmp_path / "source", {f"clip_{number}": numbers(4096, seed=number) for number in range(40)})

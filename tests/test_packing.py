@@ -105,6 +105,7 @@ POSITIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", POSITIONS)
 def test_sequences_are_limited_to_the_positions_of_a_table_and_to_those_that_do_not_change_other_samples(
     tmp_path, monkeypatch, family
@@ -202,6 +203,7 @@ def test_generation_uses_the_cache_of_the_batch_or_those_of_each_sequence(family
     assert any("generation runs one sequence at a time" in line for line in packing.notices(family)) == (cache == "sequence")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:a layer of the language model with dropout")
 @pytest.mark.parametrize("family", ["openai-gpt", "recurrent_gemma"])
 def test_generation_recomputes_sequences_if_the_model_has_no_cache_for_each_of_them(family):
@@ -222,6 +224,7 @@ def test_a_cache_with_wrong_values_is_not_used(monkeypatch):
     assert packing_check.check(config_of("mamba")).cache == "none"
 
 
+@pytest.mark.slow
 def test_a_cache_that_fails_in_the_precision_of_the_run_is_not_used(monkeypatch):
     assert packing_check.check(config_of("mamba"), dtype=torch.bfloat16).cache == "sequence"
     right = padded._continued
@@ -348,6 +351,7 @@ def test_off_runs_one_sample_after_the_other_although_yaml_reads_the_word_as_fal
     assert (config.model.packing, packing.result, packing.batched) == ("off", "padded", False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_check_also_compares_in_the_precision_of_the_run(monkeypatch, dtype):
     assert packing_check.check(config_of("llama"), dtype=dtype).result == "packed"
@@ -382,6 +386,7 @@ def test_a_model_that_is_not_causal_is_rejected_before_its_weights_are_read(tmp_
         config.runner_class(config, training=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bloom", "falcon", "gpt_oss", "mamba", "codegen"])
 def test_the_plan_of_a_padded_model_has_a_note_about_the_cost(tmp_path, family):
     numbers = plan(run_config(family, tmp_path, max_context_len=200, max_txt_len=100))

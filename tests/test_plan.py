@@ -34,6 +34,7 @@ def planned(path, llama_folder, *options):
 STAGE_1 = "train_configs/Emotion-LLaMA_finetune.yaml"
 
 
+@pytest.mark.slow
 def test_stage_1_at_llama_2_7b_shape_counts_the_published_parameters(llama_folder):
     counts = planned(STAGE_1, llama_folder).parameters
     assert counts["LoRA"] == 33_554_432
@@ -66,6 +67,7 @@ def test_token_counts_are_exact_if_the_tokenizer_exists(tmp_path):
     assert tokens["prompt text"] == expected["prompt_len"] - 20 - tokens_of(config, spoken)
 
 
+@pytest.mark.slow
 def test_a_note_names_the_slots_with_any_number_of_vectors(tmp_path):
     slots = {"audio": {"dim": 1024, "length": None}}
     notes = plan(load(str(golden_config(tmp_path, model={"image_size": 112, "slots": slots})))).notes
@@ -169,6 +171,7 @@ def test_minigpt4_at_llama_2_7b_shape_trains_exactly_the_published_projection(ll
     assert "trained tensors: llama_proj.weight, llama_proj.bias" in flickr_plan.notes
 
 
+@pytest.mark.slow
 def test_the_frozen_modules_of_minigpt4_have_the_published_sizes(llama_folder):
     counts = flickr(llama_folder).parameters
     assert counts["image encoder, frozen"] == 985_897_344  # EVA ViT-g at 224 pixels, 39 layers, with ln_vision

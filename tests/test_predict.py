@@ -97,6 +97,7 @@ def test_a_generated_answer_equals_that_of_the_evaluation(world):
     assert answer.label_probabilities is None
 
 
+@pytest.mark.slow
 def test_several_videos_are_answered_in_their_order(world, happy):
     videos = [world / "unseen/happy_1.mp4", world / f"videos/{CLIPS[2]}.mp4", world / f"videos/{CLIPS[0]}.mp4"]
     together = ask(world, videos)

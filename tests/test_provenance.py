@@ -161,6 +161,7 @@ def test_a_checkpoint_does_not_record_features_used_only_for_evaluation(tmp_path
     assert read(str(folder / "checkpoint_0.pth"), "k")["features"] == {}
 
 
+@pytest.mark.slow
 def test_a_manifest_added_later_does_not_prevent_resuming(tmp_path, two_corpora):
     two_corpora["run"] |= {"evaluate": False, "max_epoch": 2}
     folder = RunnerBase(loaded(tmp_path, two_corpora)).train()

@@ -528,6 +528,7 @@ def check_large_page(page, steps, left):
     assert f"{steps - 1:,} (epoch 5)" in page.text
 
 
+@pytest.mark.slow
 def test_the_page_of_a_large_run_stays_small(folder):
     left = write_large_run(folder, 3000, 5000)
     check_large_page(Page(write_report(folder)), 3000, left)
@@ -571,6 +572,7 @@ def browser():
     return next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(browser() is None, reason="no Chromium is installed")
 def test_a_browser_without_a_network_shows_the_report(whole, tmp_path):
     folder, _ = whole

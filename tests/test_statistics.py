@@ -62,11 +62,13 @@ def test_interval_ends_are_percentiles_of_the_metric_over_the_resamples():
     assert (interval.low, interval.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_true_value_in_about_95_percent_of_cases():
     intervals = [estimate(noise(60, seed), Resampling(200, seed)) for seed in range(100)]
     assert 0.89 <= np.mean([interval.low <= 0 <= interval.high for interval in intervals]) <= 0.98
 
 
+@pytest.mark.slow
 def test_without_a_true_difference_p_is_below_5_percent_in_about_5_percent_of_cases():
     pairs = [(losses(noise(60, seed)), losses(noise(60, 1000 + seed))) for seed in range(100)]
     differences = [difference(*pair, Resampling(200, seed)) for seed, pair in enumerate(pairs)]

@@ -339,6 +339,7 @@ def test_a_bfloat16_model_in_a_float16_run_is_a_warning(tmp_path, dtype, run):
     assert all(line.startswith("run.amp_dtype: ") and "Set run.amp_dtype: bf16, or run.amp: False." in line for line in lines)
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_each_warning_once(tmp_path, emollama):
     folder = folder_of(tmp_path, config={"torch_dtype": "bfloat16", "eos_token_id": 7}, generation={"eos_token_id": 7})
     tree = golden_tree(tmp_path)

@@ -146,6 +146,7 @@ def test_a_report_is_written_after_each_evaluation_and_at_the_end(evaluated, rep
 # Early stopping and resuming
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_a_run_after_its_patience_also_when_resumed(tmp_path):
     still = EVALUATED | {"init_lr": 0.0, "min_lr": 0.0, "max_epoch": 8, "iters_per_epoch": 1, "early_stop_patience": 2}
     folder = trained(tmp_path / "still", run=still, block=EMOTION)
@@ -315,6 +316,7 @@ def test_samples_used_for_both_training_and_evaluation_cause_a_warning(tmp_path,
         assert ("are also training samples of datasets.golden: set held_out in both blocks" in caplog.text) is warned
 
 
+@pytest.mark.slow
 def test_without_evaluation_blocks_the_held_out_samples_are_evaluated(tmp_path):
     config_tree = tree(tmp_path, data={"held_out": 0.5}, run={"evaluate": True, "max_epoch": 1, "metric": "golden.emotion.loss"})
     config_tree["evaluation_datasets"] = {}
@@ -403,6 +405,7 @@ def test_prompts_are_answered_once_each_from_the_longest_to_the_shortest(tmp_pat
     assert lengths == sorted(lengths, reverse=True)
 
 
+@pytest.mark.slow
 def test_masked_slots_give_the_same_answers_as_zero_features(tmp_path):
     corpus = shutil.copytree(GOLDEN / "data", tmp_path / "data")
     for folder in ("HL-UTT", "mae_340_UTT"):
@@ -452,6 +455,7 @@ def test_the_loss_of_an_ensemble_is_that_of_the_mean_distribution(tmp_path, two,
         assert min(losses) <= row["loss"] < sum(losses) / 2 - 1e-7  # Jensen: better than the mean of the losses
 
 
+@pytest.mark.slow
 def test_label_probabilities_of_an_ensemble_are_the_mean_of_those_of_its_checkpoints(tmp_path, two):
     block = {"answer_by": "likelihood", "task_pool": ["emotion"]}
     both = by_clip(answered(tmp_path / "both", model={"ckpt": two}, block=block))

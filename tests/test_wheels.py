@@ -295,6 +295,7 @@ def test_a_submission_with_invalid_arrays_is_refused(tmp_path, arrays, fault):
     assert str(error.value).startswith(f"{tmp_path / 'words.npz'}: ") and fault in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_truncated_or_other_file_is_refused(tmp_path):
     path = tmp_path / "words.npz"
     with pytest.raises(UserError, match="no file"):

@@ -1,4 +1,4 @@
-"""A process of a host of tests/two_hosts.py that is forked instead of started: importing the libraries takes ten CPU seconds."""
+"""A launcher and its workers, on a host of tests/two_hosts.py, as forks: importing the libraries takes ten CPU seconds."""
 
 from __future__ import annotations
 
@@ -20,17 +20,30 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 
 
 def run(host: str, arguments: list[str], variables: dict[str, str], cwd: str, folder: str) -> None:
-    """Enter a network namespace, take the name of the host, and run ``python <arguments>``, whose workers are forks, too."""
+    """Run ``python <arguments>``, a launcher whose workers are forks, too.
+
+    Args:
+        host: its network namespace, whose name the machine has for this process; "" for none.
+        arguments: the command line.
+        variables: the environment.
+        cwd: current directory.
+        folder: where the output is, in the files ``stdout`` and ``stderr``.
+    """
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
+    if host:
+        _enter(host)
+    Forked.where = cwd, folder
+    subprocess_handler.Popen = Forked  # type: ignore[misc]
+    ranks._program(arguments, variables, cwd, folder)
+
+
+def _enter(host: str) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     with Path("/run/netns", host).open() as namespace:
         if libc.setns(namespace.fileno(), CLONE_NEWNET) or libc.unshare(CLONE_NEWUTS):
             raise OSError(ctypes.get_errno(), f"cannot enter {host}")
     socket.sethostname(host)
-    Forked.where = cwd, folder
-    subprocess_handler.Popen = Forked  # type: ignore[misc]
-    ranks._program(arguments, variables, cwd, folder)
 
 
 class Forked:
