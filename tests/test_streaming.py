@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from helpers import FOLDERS, GOLDEN, NAMES, loaded
 from PIL import Image
 from remote_files import pack, remote_tree
 from running import read_jsonl
+from small_disks import small_disk
 from torch.utils.data import DataLoader
 
 from emollama.data.features import Features
@@ -288,10 +289,12 @@ def test_a_streamed_and_a_resumed_run_have_the_losses_of_a_run_with_local_files(
             folder = Path(train(tmp_path / name, tree))
             losses[name] = [row["loss"] for row in read_jsonl(folder / "log.jsonl")]
         assert not any("tar 200 complete" in request for request in server.requests) and server.parts
+        # The run with local files is cut after its first epoch, and continued with streamed ones.
+        folder = tmp_path / "local/out/run"
         for path in folder.glob("checkpoint_*"):
             if "checkpoint_0" not in path.name:
                 path.unlink()
-        train(tmp_path / "streamed", tree)
+        train(tmp_path / "streamed", tree, f"run.output_dir={tmp_path / 'local/out'}")
         resumed = [row["loss"] for row in read_jsonl(folder / "log.jsonl")]
     assert len(set(losses["local"])) == 6 and losses["streamed"] == losses["local"]
     assert resumed[-6:] == losses["local"]
@@ -408,8 +411,10 @@ def test_an_index_without_checksums_is_refused_with_the_command_that_writes_it(s
 
 
 @pytest.mark.faults
-def test_a_server_that_recovers_is_asked_again(server):
-    server.spoil["/shard-00001.tar"] = [lambda handler: type(handler).__mro__[1].do_HEAD(handler), status(503), drop(5)]
+def test_a_server_that_recovers_is_asked_again(server, monkeypatch):
+    monkeypatch.setenv("EMOLLAMA_HTTP_TIMEOUT", "0.5")
+    head = [lambda handler: type(handler).__mro__[1].do_HEAD(handler)]
+    server.spoil["/shard-00001.tar"] = [*head, status(503), drop(5), silence(), silence(5)]
     store = opened(server)
     assert all(np.array_equal(store.load(name), array(name)) for name in NAMES)
 
@@ -438,16 +443,35 @@ def test_a_server_without_ranges_is_refused_at_the_start(server):
 
 
 @pytest.mark.faults
-def test_a_full_disk_is_reported_and_arrays_are_read_without_the_cache(server, monkeypatch, caplog):
-    def full(*arguments):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    store = opened(server)
-    monkeypatch.setattr(os, "pwrite", full)
-    assert all(np.array_equal(store.load(name), array(name)) for name in NAMES)
+def test_a_full_disk_is_reported_once_and_arrays_are_read_without_the_cache(server, caplog):
+    with small_disk("100k") as disk:
+        # Only the blocks are on the small disk.
+        cache_folder().mkdir(parents=True)
+        (cache_folder() / "streamed").symlink_to(disk)
+        store = opened(server)
+        assert all(np.array_equal(store.load(name), array(name)) for name in NAMES)
+        assert cached_bytes() > 0
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "streamed files cannot be cached on this machine (No space left on device)" in record.getMessage()
     assert "EMOLLAMA_STREAM_CACHE_GIB" in record.getMessage()
+
+
+@pytest.mark.faults
+def test_the_slot_of_a_process_that_is_killed_while_it_writes_a_block_is_taken_over(tmp_path):
+    def write_half():
+        cache = BlockCache(tmp_path, 2, 4)
+        claim = cache.claim(7)
+        os.pwrite(cache._blocks, b"77", 4 * claim.slot)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = FORK.Process(target=write_half)
+    process.start()
+    process.join()
+    cache = BlockCache(tmp_path, 2, 4)
+    claim = cache.claim(7)
+    assert not claim.is_complete and cache.read(claim.slot, 7, 4) is None
+    cache.write(claim.slot, 7, b"7777")
+    assert cache.claim(7).is_complete and cache.read(claim.slot, 7, 4) == b"7777"
 
 
 @pytest.mark.faults
