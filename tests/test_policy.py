@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ast
 import re
-from collections import defaultdict
-from functools import cache
 from pathlib import Path
 
 import pytest
+from sources import nodes_of, tree_of
 
 from emollama import config
 
@@ -138,20 +137,6 @@ def group_of(module):
     if module in IMPORTS:
         return module
     return module.partition(".")[0]
-
-
-@cache
-def tree_of(path):
-    return ast.parse(path.read_text(encoding="utf-8"), str(path))
-
-
-@cache
-def nodes_of(path):
-    """All nodes of a file by their class."""
-    nodes = defaultdict(list)
-    for node in ast.walk(tree_of(path)):
-        nodes[type(node)].append(node)
-    return nodes
 
 
 def dotted(node):
@@ -485,10 +470,10 @@ def test_parameters_and_attributes_named_in_docstrings_exist():
         for node in nodes_of(path)[ast.FunctionDef] + nodes_of(path)[ast.ClassDef]:
             section = re.search(r"\n\s*(?:Args|Attributes):\n((?:\s{2,}.*\n?)+)", ast.get_docstring(node, clean=True) or "")
             listed = re.findall(r"^    (\w+(?:, \w+)*): ", section[1], re.MULTILINE) if section else []
-            inner = {each.arg for each in ast.walk(node) if isinstance(each, ast.arg)}
-            inner |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
-            inner |= {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute)}
-            inner |= {each.name for each in ast.walk(node) if isinstance(each, ast.FunctionDef)}
+            if not listed:
+                continue
+            fields = {ast.arg: "arg", ast.Name: "id", ast.Attribute: "attr", ast.FunctionDef: "name"}
+            inner = {getattr(each, fields[type(each)]) for each in ast.walk(node) if type(each) in fields}
             wrong += [f"{where(path, node.lineno)} {name}" for text in listed for name in text.split(", ") if name not in inner]
     assert wrong == []
 

@@ -331,8 +331,10 @@ def test_the_golden_model_has_no_warnings(tmp_path):
     assert warnings_of(tmp_path, GOLDEN / "llama", torch.float16) == []
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("run", [torch.float16, torch.bfloat16, torch.float32])
+RUNS = [("bfloat16", torch.float16), ("bfloat16", torch.bfloat16), ("bfloat16", torch.float32), ("float16", torch.float16)]
+
+
+@pytest.mark.parametrize(("dtype", "run"), RUNS)
 def test_a_bfloat16_model_in_a_float16_run_is_a_warning(tmp_path, dtype, run):
     lines = warnings_of(tmp_path, folder_of(tmp_path, config={"torch_dtype": dtype}), run)
     assert len(lines) == (dtype == "bfloat16" and run == torch.float16)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from running import ROOT
+from sources import nodes_of, tree_of
 
 PACKAGE = ROOT / "emollama"
 FILES = sorted([*PACKAGE.rglob("*.py"), ROOT / "train.py", ROOT / "eval_emotion_EMER.py", *(ROOT / "benchmarks").glob("*.py")])
@@ -81,11 +82,7 @@ PHRASES = {
     r"another (?:shape|size|dtype|format|width|architecture)\b": "a different shape",
 }
 PATTERNS = {re.compile(rf"\b(?:{pattern})", re.IGNORECASE): better for pattern, better in PHRASES.items()}
-
-
-@cache
-def tree_of(path):
-    return ast.parse(path.read_text(encoding="utf-8"))
+ANY = re.compile(rf"\b(?:{'|'.join(PHRASES)})", re.IGNORECASE)
 
 
 def where(path, line):
@@ -94,15 +91,11 @@ def where(path, line):
 
 def identifiers(path) -> Iterator[tuple[str, int, str]]:
     """Yield (kind, line, name) for each class, function and variable that a file defines."""
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.ClassDef):
-            yield "class", node.lineno, node.name
-        elif isinstance(node, ast.FunctionDef):
-            yield "function", node.lineno, node.name
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield "variable", node.lineno, node.id
-        elif isinstance(node, ast.arg):
-            yield "variable", node.lineno, node.arg
+    nodes = nodes_of(path)
+    yield from (("class", node.lineno, node.name) for node in nodes[ast.ClassDef])
+    yield from (("function", node.lineno, node.name) for node in nodes[ast.FunctionDef])
+    yield from (("variable", node.lineno, node.id) for node in nodes[ast.Name] if isinstance(node.ctx, ast.Store))
+    yield from (("variable", node.lineno, node.arg) for node in nodes[ast.arg])
 
 
 def test_replaced_names_are_not_used_again():
@@ -131,7 +124,7 @@ def prose_of(path: Path) -> list[tuple[int, str]]:
     """Return [(line, text)] for the prose of a file: strings and comments of Python, comments of YAML, Markdown without code."""
     source = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
-        constants = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Constant) and path not in PROMPTS]
+        constants = nodes_of(path)[ast.Constant] if path not in PROMPTS else []
         tokens = tokenize.generate_tokens(io.StringIO(source).readline)
         return [
             *((node.lineno, node.value) for node in constants if isinstance(node.value, str)),
@@ -146,7 +139,7 @@ def prose_of(path: Path) -> list[tuple[int, str]]:
 def phrases_in(text: str) -> Iterator[tuple[int, str]]:
     """Yield (line in the text, phrase) for each rejected phrase; a line break counts as a space."""
     flat = text.replace("\n", " ")
-    for pattern, better in PATTERNS.items():
+    for pattern, better in PATTERNS.items() if ANY.search(flat) else ():
         for match in pattern.finditer(flat):
             yield text.count("\n", 0, match.start()), f"'{match[0]}' ({better})"
 
