@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from helpers import GOLDEN, golden_tree, loaded
 from ranks import environment
 from torch.profiler import ProfilerActivity, profile
 
+from emollama.models import kernels
 from emollama.planning import samples
 from emollama.planning.estimate import plan
 from emollama.planning.planner import Planner
@@ -123,3 +125,27 @@ def test_a_process_grows_by_the_sum_of_the_plan(train, folder, tmp_path):
     )
     planned = plan(config, device="cpu").memory_gib["sum"] * 2**30
     assert int(result.stdout.split()[-1]) == pytest.approx(planned, rel=0.05)
+
+
+def gradients(config, batch):
+    """Name -> gradient of a micro-batch with mixed precision."""
+    torch.manual_seed(0)
+    model = config.model_class(config.model, device=torch.device("cpu"), frozen_dtype=torch.bfloat16).train()
+    with Precision.of_run(config.run).autocast():
+        loss = config.task_class().loss(model, batch)
+    loss.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.slow
+def test_autocast_keeps_no_copies_of_trained_weights_and_gradients_stay_equal(folder, tmp_path, monkeypatch):
+    config = configured(tmp_path, folder, train_llm="full", use_grad_checkpoint=True, amp=True, lora_dropout=0.0)
+    planner = Planner(config, gpus=1, device="cpu")
+    meta = samples.example_batch(config, planner.model, planner.sample, planner.micro_batch)
+    batch = meta.mapped(lambda tensor: torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor)
+    needed, own = allocated(config, batch), gradients(config, batch)
+    monkeypatch.setattr(kernels, "uncached_autocast", lambda *_: nullcontext())
+    expected = gradients(config, batch)
+    assert own.keys() == expected.keys() and all(own[name].equal(gradient) for name, gradient in expected.items())
+    copies = 2 * sum(parameter.numel() for layer in planner.model.llama_model.model.layers for parameter in layer.parameters())
+    assert allocated(config, batch) - needed > copies / 2

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import sysconfig
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,3 +131,18 @@ def selection(positions: Tensor, *, in_last_layer: bool) -> dict[str, Any]:
         in_last_layer: whether the last layer computes only the outputs at the positions, which :func:`use_kernels` enables.
     """
     return {"output_rows": positions, "logits_to_keep": 0} if in_last_layer else {"logits_to_keep": positions}
+
+
+def uncached_autocast(cfg: Any, device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which autocast keeps no copies of the language model's trained weights.
+
+    Otherwise it would keep those of all layers until the end of the forward pass, 2 bytes for each weight, although each is
+    used once. Layers that are not recomputed keep them anyway, for their backward pass.
+
+    Args:
+        cfg: the ``model`` block.
+        device: device of the model.
+    """
+    if cfg.train_llm != "full" or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.get_autocast_dtype(device.type), cache_enabled=False)

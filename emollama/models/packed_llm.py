@@ -184,7 +184,7 @@ class PackedLLM(nn.Module, ABC):
         self._require_length(batch.max_length)
         positions = batch.label_positions
         # Logits are computed only where a label follows: those of all tokens, (T, V), would need far more memory.
-        with dropout.use_keys(dropout.token_keys_of(batch)):
+        with dropout.use_keys(dropout.token_keys_of(batch)), kernels.uncached_autocast(self.cfg, self.device):
             if self.packing.is_packed:
                 logits = self._packed_logits(batch, pad_positions(positions) - 1, use_cache=False)[: len(positions)]
             else:
