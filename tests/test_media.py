@@ -226,8 +226,7 @@ def test_a_probe_finds_a_video_or_gives_the_reason(films, broken):
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.avi", "a.mkv"])
-@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
-@pytest.mark.parametrize("share", [0.5, 0.8])
+@pytest.mark.parametrize(("codec", "share"), [("mpeg4", 0.5), ("libx264", 0.8)])
 def test_files_that_are_cut_off_are_unusable_for_any_request(tmp_path, name, codec, share):
     path = cut(write_video(tmp_path / name, 60, codec=codec, index_first=name in ("a.mp4", "a.mov"), gop=6), share)
     reasons = [reason(path), reason(path, every_frame), reason(path, read_audio)]
@@ -388,8 +387,9 @@ def test_resampling_preserves_pitch_loudness_and_length_of_a_tone(tmp_path, rate
     assert np.abs(sound[200:15800] - expected[200:15800]).max() < 2e-3
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mkv", "a.mov"])
-@pytest.mark.parametrize("rate", [8000, 44100, 48000])
+@pytest.mark.parametrize(
+    ("name", "rate"), [("a.mp4", 8000), ("a.mp4", 44100), ("a.mp4", 48000), ("a.avi", 44100), ("a.mkv", 48000), ("a.mov", 8000)]
+)
 def test_the_sound_of_a_video_is_as_long_as_the_video(tmp_path, name, rate):
     sound = read_audio(write_video(tmp_path / name, 50, rate=rate, sound=(0.5, 0.5)))
     frames = 3 if name.endswith(".avi") else 1  # MP3 in .avi contains the encoder's delay, which the file does not state
