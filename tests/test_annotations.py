@@ -8,7 +8,8 @@ import re
 
 import pytest
 
-from emollama.data.annotations import missing_names, read_annotations, read_captions, read_transcripts
+from emollama.data.annotations import read_annotations, read_captions, read_transcripts
+from emollama.data.text_columns import missing_names
 from emollama.data.text_processors import TEXT_PROCESSORS, blip_caption
 from emollama.errors import UserError
 

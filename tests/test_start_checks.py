@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import tracemalloc
+import json
+import zlib
 
 import numpy as np
 import pytest
 
-from emollama.data.annotations import Table, read_annotations
 from emollama.data.array_cache import ArrayCache, FileCheck
 from emollama.data.features import Features
 from emollama.data.slots import SlotShape
-from emollama.datasets.clip_texts import with_shared_names
+from emollama.data.text_columns import NameColumn, Names
+from emollama.stores.index import Index
 from emollama.stores.name_set import NameSet
+from emollama.stores.packed import digest
+from emollama.stores.shard_writers import PackedWriter
 from emollama.stores.store import NpyFolder
 
 NAMES = ["a", "b", "c"]
@@ -103,30 +105,41 @@ def test_a_set_of_names_contains_exactly_its_names():
     assert list(NameSet()) == [] and "" not in NameSet()
 
 
-def test_the_names_and_columns_of_a_clip_take_at_most_400_bytes(tmp_path):
-    names = [f"sample_{index:08d}" for index in range(500)]
-    (tmp_path / "list.txt").write_text("".join(f"{name} {100 + index % 9} happy\n" for index, name in enumerate(names)))
-    for kind in "abcd":
-        (tmp_path / kind).mkdir()
-        for name in names:
-            os.mknod(tmp_path / kind / f"{name}.npy")
-    texts = {name: f"{name} smiles" for name in names}
-    read_annotations(str(tmp_path / "list.txt"))  # what is imported on the first call does not count
-    tracemalloc.start()
-    stores = [NpyFolder.open(tmp_path / kind) for kind in "abcd"]
-    # Each file has objects of its own for the names, as readers return them.
-    parsed = [{f"{name}": text for name, text in texts.items()} for _ in range(2)]
-    table = with_shared_names(Table(read_annotations(str(tmp_path / "list.txt")), parsed[0], {"reason": parsed[1]}))
-    parsed.clear()
-    size = tracemalloc.get_traced_memory()[0]
-    tracemalloc.stop()
-    assert size / len(names) <= 400
-    assert all(names[-1] in held for held in (*stores, table.sentences, table.captions["reason"]))
+@pytest.fixture
+def packed(folder):
+    """A packed store with the arrays of :data:`NAMES`."""
+    target = folder.parent / "packed"
+    target.mkdir()
+    writer = PackedWriter(target, 1 << 20)
+    for name in NAMES:
+        writer.add(name, (np.load(folder / f"{name}.npy"),))
+    writer.finish()
+    return target
 
 
-def test_a_table_with_shared_names_has_the_same_texts(tmp_path):
-    (tmp_path / "list.txt").write_text("a 3 happy 1\nb 3 sad\n")
-    clips = read_annotations(str(tmp_path / "list.txt"))
-    table = Table(clips, {"b": "x", "unlisted": "y"}, {"reason": {"a": "z"}})
-    assert with_shared_names(table) == table
-    assert [dict(clip.columns) for clip in clips] == [{"count": "3", "valence": "1"}, {"count": "3"}]
+def test_arrays_of_unchanged_shards_are_not_looked_up_again(packed, monkeypatch):
+    assert features(packed).problems(NAMES) == [] and features(packed).missing([*NAMES, "x"]) == ["x"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "find", lambda *arguments: pytest.fail("an array was looked up"))
+        assert features(packed).problems(NAMES) == [] and features(packed).missing([*NAMES, "x"]) == ["x"]
+
+
+def test_arrays_of_a_changed_shard_are_checked_again(packed):
+    assert features(packed).problems(NAMES) == []
+    shard = packed / "shard-00000.bin"
+    raw = bytearray(shard.read_bytes())
+    raw[-4:] = np.float32(np.nan).tobytes()
+    metadata = json.loads((packed / "store.json").read_text())
+    shard.write_bytes(raw)
+    metadata["shards"][0]["head"] = zlib.crc32(raw[:4096])
+    metadata["digest"] = digest(metadata)
+    (packed / "store.json").write_text(json.dumps(metadata))
+    (problem,) = features(packed).problems(NAMES)
+    assert "NaN" in problem.text and features(packed).problems(NAMES) == [problem]
+
+
+def test_names_in_an_array_have_a_digest_of_their_order():
+    rows = np.arange(3, dtype=np.uint32)
+    columns = [NameColumn.of(names) for names in (["a", "b", "c"], ["a", "bc", ""])]
+    digests = [Names(column, rows[::step]).digest() for column in columns for step in (1, -1)]
+    assert len(set(digests)) == 4 and Names(columns[0], rows).digest() == digests[0]

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from emollama.checks.findings import ArrayCounts, Finding, ReadingTime
+from emollama.data.array_cache import FeatureCheck
 from emollama.data.dataset import FeatureSource, VerifiableSource
-from emollama.data.features import CONSTANT_DIGEST, FeatureCheck
+from emollama.data.features import CONSTANT_DIGEST
 from emollama.data.slots import PIXELS
 from emollama.errors import UserError
 from emollama.logs.console import Progress
@@ -28,7 +29,7 @@ class ClipDigests:
         digests: slot -> clip name -> digest of its array. Arrays with unread or constant values are left out.
     """
 
-    names: list[str]
+    names: Sequence[str]
     training: bool
     digests: dict[str, dict[str, str]] = field(default_factory=dict)
 

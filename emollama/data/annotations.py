@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import PurePosixPath
@@ -66,9 +66,9 @@ class Table:
         captions: task -> clip name -> reference answer.
     """
 
-    clips: list[Clip]
-    sentences: dict[str, str] | None = None
-    captions: dict[str, dict[str, str]] = field(default_factory=dict)
+    clips: Sequence[Clip]
+    sentences: Mapping[str, str] | None = None
+    captions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def read_annotations(
@@ -291,8 +291,3 @@ def read_transcripts(path: str, report: Report = raise_problem, name_reader: Nam
 def padded_name(name: str, digits: int) -> str:
     """Return a clip's name; if it is a number, pad it with zeros to this number of digits."""
     return name.zfill(digits) if name.isdecimal() else name
-
-
-def missing_names(names: Iterable[str], present: Container[str]) -> list[str]:
-    """Return the names that are not in ``present``, in order."""
-    return [name for name in names if name not in present]

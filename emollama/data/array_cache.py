@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from emollama.data.problems import Problem
 from emollama.data.validation_cache import Stamp, cache_path, read_verified, write_verified
 
 DIGEST_BYTES = 16  # hexadecimal digits of the digest of an array
@@ -32,6 +33,30 @@ class FileCheck(NamedTuple):
     shape: str
     size: str
     digest: str
+
+
+class FeatureCheck(NamedTuple):
+    """Result of checking the arrays of several clips.
+
+    Attributes:
+        valid: clip name -> properties of its array, for arrays that passed.
+        problems: what is wrong with the others.
+    """
+
+    valid: dict[str, FileCheck]
+    problems: list[Problem]
+
+
+class DigestCheck(NamedTuple):
+    """Result of comparing arrays with their recorded digests.
+
+    Attributes:
+        changed: names of the clips whose arrays have other bytes than when they were written.
+        without_digest: names of the clips for whose arrays no digest was recorded.
+    """
+
+    changed: list[str]
+    without_digest: list[str]
 
 
 @dataclass

@@ -13,8 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
+from emollama.data.array_cache import DigestCheck, FeatureCheck
 from emollama.data.batch import Record
-from emollama.data.features import DigestCheck, FeatureCheck
 from emollama.data.instructions import TaskPool
 from emollama.data.problems import Problem
 from emollama.data.sampling import DatasetSampling
@@ -195,7 +195,7 @@ class SampleDataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def names(self) -> list[str]:
+    def names(self) -> Sequence[str]:
         """Return the names of the samples in order."""
         ...
 

@@ -14,17 +14,18 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from emollama.data.array_cache import ArrayCache, FileCheck
+from emollama.data.array_cache import ArrayCache, DigestCheck, FeatureCheck, FileCheck
 from emollama.data.array_shapes import UnusableArray, dtype_problem, dtype_remedy, expected_shape, fits, shape_advice
 from emollama.data.checks_in_batches import in_batches
 from emollama.data.problems import Problem
 from emollama.data.quantized_vectors import read_quantized
+from emollama.data.remembered_checks import RememberedChecks, names_digest
 from emollama.data.slots import IMAGE, PIXELS, FrameSelection, Pooling, SlotShape
 from emollama.data.validation_cache import Stamp
 from emollama.disk import REMEDIES, remedy
@@ -40,30 +41,6 @@ from emollama.stores.streamed_tars import is_streamed
 VALUES_CHECKED_UP_TO = 1 << 20
 # Replaces the digest of an array whose values are all equal. Validation caches contain this value.
 CONSTANT_DIGEST = "alike"
-
-
-class FeatureCheck(NamedTuple):
-    """Result of checking the arrays of several clips.
-
-    Attributes:
-        valid: clip name -> properties of its array, for arrays that passed.
-        problems: what is wrong with the others.
-    """
-
-    valid: dict[str, FileCheck]
-    problems: list[Problem]
-
-
-class DigestCheck(NamedTuple):
-    """Result of comparing arrays with their recorded digests.
-
-    Attributes:
-        changed: names of the clips whose arrays have other bytes than when they were written.
-        without_digest: names of the clips for whose arrays no digest was recorded.
-    """
-
-    changed: list[str]
-    without_digest: list[str]
 
 
 @dataclass(frozen=True)
@@ -94,8 +71,8 @@ class Features:
     pooling: Pooling | None = None
     accepts_pooling: bool = False
     frame_selection: FrameSelection | None = None
-    # Names passed to check() -> the problems of their arrays.
-    _problems: dict[tuple[str, ...], list[Problem]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    # Digest of the names passed to check() -> the problems of their arrays.
+    _problems: dict[str, list[Problem]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def open(
@@ -115,7 +92,14 @@ class Features:
         """Return the names of the clips that have no array, in order."""
         # For many names, a set of Python strings is faster than the folder's own.
         listed = frozenset(self.store.names()) if isinstance(self.store, NpyFolder) else self.store
-        return [name for name in names if name not in listed and name not in self.store]
+        remembered = RememberedChecks.of(self.store, self._location)
+        return list(
+            remembered.once("missing", names, lambda: [name for name in names if name not in listed and name not in self.store])
+        )
+
+    def shard_ids(self, names: Sequence[str]) -> np.ndarray | None:
+        """Return the (n,) shard of each clip if reading shard by shard is faster; else None."""
+        return RememberedChecks.of(self.store, self._location).shard_ids(self.store, names)
 
     def names(self) -> Iterable[str]:
         """Return the names of all clips that have an array, or none if the store does not list them."""
@@ -144,11 +128,12 @@ class Features:
             return {self.slots[0]: vectors}
         return {self.slots[0]: vectors[1:], self.slots[1]: vectors[:1]}
 
-    def problems(self, names: Iterable[str]) -> list[Problem]:
+    def problems(self, names: Sequence[str]) -> list[Problem]:
         """Return the problems of these clips' arrays, which are checked unless :meth:`check` has checked the same clips."""
-        names = tuple(names)
-        if names in self._problems:
-            return self._problems[names]
+        if (problems := self._problems.get(names_digest(names))) is not None:
+            return problems
+        if RememberedChecks.of(self.store, *self._check_settings).get("usable", names):
+            return []
         with Progress(len(names), f"checking {' + '.join(self.slots)}", unit="clips") as bar:
             return self._checked(names, bar.update).problems
 
@@ -161,19 +146,17 @@ class Features:
             names: names of the clips.
             advance: called with the number of arrays that were checked since the last call.
         """
-        names = tuple(names)
+        names = names if isinstance(names, Sequence) else list(names)
         result = self._checked(names, advance)
-        self._problems[names] = result.problems
+        self._problems[names_digest(names)] = result.problems
         return result
 
     def _checked(self, names: Sequence[str], advance: Callable[[int], Any]) -> FeatureCheck:
-        # The values of streamed arrays are checked when they are used.
-        limit = sys.maxsize if self.all_values else 0 if is_streamed(self.store) else VALUES_CHECKED_UP_TO
+        limit, settings = self._values_up_to, self._check_settings
+        remembered = RememberedChecks.of(self.store, *settings)
         missing = set(self.missing(names))
         present = [name for name in names if name not in missing]
-        path = self.path if is_remote(self.path) else os.path.abspath(self.path)
-        shape = (self._stored_vectors, self.pooling, self.shape.dim, self.shape.compute_dtype)
-        cache = ArrayCache.load(path, str(self.slots), str(shape), str(limit))
+        cache = ArrayCache.load(*settings)
         result = FeatureCheck({}, [])
         for batch, outcomes in in_batches(lambda chunk: self._check_cached(chunk, limit, cache), present):
             for name, outcome in zip(batch, outcomes, strict=True):
@@ -183,6 +166,8 @@ class Features:
                     result.valid[name] = outcome
             advance(len(batch))
         cache.save()
+        if not result.problems:
+            remembered.add("usable", names, True)
         return result
 
     def verify(self, names: Iterable[str], advance: Callable[[int], Any] = int) -> DigestCheck:
@@ -288,6 +273,21 @@ class Features:
             problem = f"shape {shape}, expected {expected_shape(self.slots, expected)}"
             advice = shape_advice(shape, self.slots, expected, self.key if self.accepts_pooling else None)
             raise self._unusable(name, problem, advice)
+
+    @property
+    def _values_up_to(self) -> int:
+        """Size in bytes of arrays whose values are checked at the start. Streamed ones are checked when they are used."""
+        return sys.maxsize if self.all_values else 0 if is_streamed(self.store) else VALUES_CHECKED_UP_TO
+
+    @property
+    def _location(self) -> str:
+        return self.path if is_remote(self.path) else os.path.abspath(self.path)
+
+    @property
+    def _check_settings(self) -> tuple[str, ...]:
+        """Everything that the result of a check depends on besides the files."""
+        shape = (self._stored_vectors, self.pooling, self.shape.dim, self.shape.compute_dtype)
+        return self._location, str(self.slots), str(shape), str(self._values_up_to)
 
     @property
     def _stored_vectors(self) -> int | None:

@@ -87,7 +87,7 @@ class TrainingSamples(Dataset[Sample]):
     def description(self, index: int) -> str:
         """Return the name of the sample with a global index, for messages."""
         ref = self.sampler.at(index)
-        return f"sample '{list(self.datasets[ref.dataset].names())[ref.index]}'"
+        return f"sample '{self.datasets[ref.dataset].names()[ref.index]}'"
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from emollama.errors import UserError
 
 # Number of consecutive samples in which every dataset has its exact share.
 MIXING_WINDOW = 1024
+# Number of orders that are kept for each dataset: that of the current epoch, and of the next or the last one.
+ORDERS = 2
 # Each use of random numbers has its own entry after the seed, so that no two streams overlap.
 _SHUFFLE, _MIX, _SAMPLE, _TIE_BREAK, _DROPOUT = 0, 1, 2, 3, 4
 
@@ -37,6 +39,7 @@ class DatasetSampling:
         window: number of shards whose samples are shuffled together.
         difficulty: (size,) sort key of a curriculum: ascending, NaN last, equal values in random order. None: no curriculum.
         phases: number of epochs of the curriculum.
+        orders: the last orders of samples that were computed.
     """
 
     size: int
@@ -46,6 +49,7 @@ class DatasetSampling:
     window: int = 1
     difficulty: np.ndarray | None = None
     phases: int = 1
+    orders: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def count(self, phase: int) -> int:
         """Return the number of samples in a phase of the curriculum: (phase + 1) / phases of all, rounded up."""
@@ -155,9 +159,18 @@ def _mixing_window(seed: int, shares: tuple[int, ...], window: int) -> np.ndarra
     return dataset_indices[_generator(seed, _MIX, window).permutation(MIXING_WINDOW)]
 
 
-@lru_cache(maxsize=16)
 def _order(seed: int, dataset: DatasetSampling, dataset_index: int, phase: int, dataset_epoch: int) -> np.ndarray:
-    """Return the samples of one dataset epoch in the order of their use."""
+    """Return the samples of one dataset epoch in the order of their use, as uint32."""
+    key = seed, dataset_index, phase, dataset_epoch
+    if key not in dataset.orders:
+        # Each data worker has its own, so that millions of samples need memory for few.
+        while len(dataset.orders) >= ORDERS:
+            del dataset.orders[next(iter(dataset.orders))]
+        dataset.orders[key] = _new_order(seed, dataset, dataset_index, phase, dataset_epoch).astype(np.uint32)
+    return dataset.orders[key]
+
+
+def _new_order(seed: int, dataset: DatasetSampling, dataset_index: int, phase: int, dataset_epoch: int) -> np.ndarray:
     indices = dataset.indices(phase, _generator(seed, _TIE_BREAK, dataset_index))
     if not dataset.shuffle:
         return indices

@@ -8,14 +8,21 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from emollama.data.annotations import Clip, Table, missing_names, read_json, read_transcripts
+import numpy as np
+
+from emollama.data.annotations import Clip, Table, read_json, read_transcripts
 from emollama.data.dataset import DatasetContent
 from emollama.data.instructions import TASK_NAMES, user_text
 from emollama.data.problems import Problem
 from emollama.data.text_checks import file_exists
+from emollama.data.text_columns import missing_names
+from emollama.data.text_index import IndexedTexts
 from emollama.data.text_processors import TEXT_PROCESSORS
+from emollama.data.text_table import ClipRows, in_arrays
+from emollama.datasets.indexed_texts import TextIndex
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
 from emollama.paths import join
@@ -47,17 +54,40 @@ class ClipTexts:
         self.pool = cfg.pool()
         self._reported: list[Problem] = []
         self.notes: list[str] = []
-        self.table = self.read_table() if table is None else table
-        if cfg.transcription_path is not None:
-            self.table = dataclasses.replace(self.table, sentences=self._transcripts())
-        self.table = with_shared_names(self.table)
-        self.clips = self._select_clips()
+        self._index: TextIndex | None = None
+        self.table, self.clips = self._indexed_texts() if table is None else self._selected(table)
 
     def read_table(self) -> Table:
         """Read the annotation file and the captions; passes problems of single rows to :meth:`report`."""
         raise NotImplementedError
 
-    def _transcripts(self) -> dict[str, str] | None:
+    def text_files(self) -> list[str]:
+        """Return the paths of the files that :meth:`read_table` reads, whether they exist or not."""
+        return [self.list_path()]
+
+    def _indexed_texts(self) -> tuple[Table, ClipRows]:
+        """Return the texts of the annotation files and the selection: from the index, which is written if there is none."""
+        index = TextIndex.of_dataset(self)
+        indexed = None if index is None else index.read()
+        if indexed is None:
+            notes = len(self.notes)
+            table, clips = self._selected(self.read_table())
+            indexed = IndexedTexts(table, clips, self.notes[notes:])
+            # Of files with problems, each start reports them.
+            if index is None or self._reported or not index.write(indexed):
+                return table, clips
+        else:
+            self.notes += indexed.notes
+        self._index = index
+        return indexed.table, indexed.clips
+
+    def _selected(self, table: Table) -> tuple[Table, ClipRows]:
+        if self.cfg.transcription_path is not None:
+            table = dataclasses.replace(table, sentences=self._transcripts())
+        table = in_arrays(table)
+        return table, self._select_clips(table)
+
+    def _transcripts(self) -> Mapping[str, str] | None:
         try:
             return read_transcripts(self.resolve_path(self.cfg.transcription_path), self.report)
         except UserError as error:
@@ -90,13 +120,22 @@ class ClipTexts:
 
     def digest(self) -> str:
         """Return a hash of the prompts and targets: names, sentences and answers to the pool's tasks, in order."""
-        sentences, tasks = self.table.sentences or {}, self.pool.tasks
-        texts = [[clip.name, sentences.get(clip.name), *(self.answer(clip, task) for task in tasks)] for clip in self.clips]
-        return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+        return self._text_digest() if self._index is None else self._index.digest(self, self._text_digest)
 
-    def names(self) -> list[str]:
+    def _text_digest(self) -> str:
+        sentences, tasks = self.table.sentences or {}, self.pool.tasks
+        # That of the JSON of a list of all clips, without the list.
+        digest, separator = hashlib.sha256(), b"["
+        for clip in self.clips:
+            row = [clip.name, sentences.get(clip.name), *(self.answer(clip, task) for task in tasks)]
+            digest.update(separator + json.dumps(row).encode())
+            separator = b", "
+        digest.update(b"]" if self.clips else b"[]")
+        return digest.hexdigest()[:16]
+
+    def names(self) -> Sequence[str]:
         """Return the names of the clips in order."""
-        return [clip.name for clip in self.clips]
+        return self.clips.names if isinstance(self.clips, ClipRows) else [clip.name for clip in self.clips]
 
     def user_text(self, index: int, task: str | None, instruction: str) -> str:
         """Return the user text of clip ``index``: sentence, task and instruction."""
@@ -190,41 +229,42 @@ class ClipTexts:
             problems.append(Problem("transcript", text, tuple(missing)))
         return problems
 
-    def _select_clips(self) -> list[Clip]:
-        cfg, excluded = self.cfg, set(self.cfg.exclude)
-        label_map = cfg.accepted_labels()
+    def _select_clips(self, table: Table) -> ClipRows:
+        cfg, all_clips = self.cfg, table.clips
+        assert isinstance(all_clips, ClipRows)
+        label_map, label_ids = cfg.accepted_labels(), all_clips.source.label_ids
         # A label that is neither accepted nor a synonym stays as it is, for the message below.
-        new_labels = {raw: label_map.resolve(raw) or label_map.mapped(raw) for raw in {clip.label for clip in self.table.clips}}
-        # A clip whose label does not change takes no more memory.
-        clips = [
-            clip if new_labels[clip.label] == clip.label else dataclasses.replace(clip, label=new_labels[clip.label])
-            for clip in self.table.clips
-        ]
+        labels = [label_map.resolve(raw) or label_map.mapped(raw) for raw in all_clips.labels]
+        clips = ClipRows(all_clips.source, all_clips.rows, labels)
+        names = set(cfg.exclude)
+        excluded = np.array([name in names for name in clips.names]) if names else np.zeros(len(clips), bool)
         if "emotion" in self.pool.tasks or cfg.exclude_labels:
             # Evaluation may include clips without a label. They are answered and not scored.
-            labelled = [clip for clip in clips if clip.name not in excluded and (clip.label or self.training)]
-            unknown = [clip for clip in labelled if clip.label not in cfg.labels and clip.label not in cfg.exclude_labels]
-            if unknown:
+            accepted = {*cfg.labels, *cfg.exclude_labels, *([] if self.training else [""])}
+            is_unknown = np.array([label not in accepted for label in labels])[label_ids] & ~excluded
+            if is_unknown.any():
+                unknown = clips.at(clips.rows[is_unknown])
                 details = tuple(f"'{clip.label}' (line {clip.line}, {clip.name})" for clip in unknown)
                 remedy = "Correct the list, labels or label_map; only a task_pool without 'emotion' allows a list without labels"
                 text = f"{self.list_path()}: {listing(details, 'unknown label')}. Known: {abbreviated(cfg.labels)}. {remedy}."
-                self.report(Problem("label", text, tuple(clip.name for clip in unknown), details))
-        self._check_excluded_labels(list(dict.fromkeys(clip.label for clip in clips if clip.label)))
-        unlisted = missing_names(cfg.exclude, {clip.name for clip in clips})
+                self.report(Problem("label", text, tuple(unknown.names), details))
+        self._check_excluded_labels(list(dict.fromkeys(filter(None, labels))))
+        unlisted = missing_names(cfg.exclude, set(clips.names)) if cfg.exclude else []
         if unlisted:
-            names = listing(unlisted, "clip")
-            raise UserError(f"{self.block_path}.exclude contains {names}. {self.list_path()} does not list them")
-        included = [clip for clip in clips if clip.label not in cfg.exclude_labels and clip.name not in excluded]
+            text = listing(unlisted, "clip")
+            raise UserError(f"{self.block_path}.exclude contains {text}. {self.list_path()} does not list them")
+        left_out = np.array([label in cfg.exclude_labels for label in labels])[label_ids] | excluded
+        included = clips.at(clips.rows[~left_out])
         if not included:
             raise UserError(f"{self.list_path()}: exclude and exclude_labels remove all clips ({len(clips)} in total)")
         if not cfg.held_out:
             return included
-        selected = [clip for clip in included if (name_fraction(clip.name) < cfg.held_out) != self.training]
-        if not selected:
+        is_selected = np.array([(name_fraction(name) < cfg.held_out) != self.training for name in included.names])
+        if not is_selected.any():
             use, size = ("training", "smaller") if self.training else ("evaluation", "larger")
             text = f"{cfg.held_out} leaves no clips for {use} ({len(included)} in total); use a {size} value"
             raise UserError(f"{self.block_path}.held_out: {text}")
-        return selected
+        return included.at(included.rows[is_selected])
 
     def _check_excluded_labels(self, present: list[str]) -> None:
         """Report labels in ``exclude_labels`` that no clip has: as a problem if they are probably misspelled, else as a note."""
@@ -237,17 +277,6 @@ class ClipTexts:
                 self.report(Problem("label", f"{text}{hint} Its labels: {abbreviated(present)}."))
             else:
                 self.notes.append(f"{self.block_path}.{text}")
-
-
-def with_shared_names(table: Table) -> Table:
-    """Return the same texts with one object for each name, which takes less memory than one of each file."""
-    names = {clip.name: clip.name for clip in table.clips}
-
-    def shared(texts: dict[str, str]) -> dict[str, str]:
-        return {names.get(name, name): text for name, text in texts.items()}
-
-    sentences = None if table.sentences is None else shared(table.sentences)
-    return Table(table.clips, sentences, {task: shared(captions) for task, captions in table.captions.items()})
 
 
 def name_fraction(name: str) -> float:

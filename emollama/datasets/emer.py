@@ -41,6 +41,11 @@ class EMER(FeatureClips):
         captions = {clip.name: clip.columns[column] for clip in clips if clip.columns[column]}
         return Table(labelled, sentences, self._answers(captions))
 
+    def text_files(self) -> list[str]:
+        """Return the paths of the table or list, and of the captions of a list."""
+        captions = [] if self.cfg.captions_path is None else [self.resolve_path(self.cfg.captions_path)]
+        return [*super().text_files(), *captions]
+
     def caption_source(self, task: str) -> str:
         """Return where the answers come from, for messages: the table, or the caption file of a list."""
         if extension(self.list_path()) == ".csv":

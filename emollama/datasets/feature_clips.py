@@ -181,7 +181,7 @@ class FeatureClips(ClipTexts):
     def sampling(self) -> DatasetSampling:
         """Return how training draws the clips: by shard if the store reads faster this way, easy ones first in a curriculum."""
         cfg, curriculum = self.cfg, self.cfg.curriculum_schedule()
-        shard_ids = (source.store.shard_ids(self.names()) for source in self.features)
+        shard_ids = (source.shard_ids(self.names()) for source in self.features)
         shards = next((ids for ids in shard_ids if ids is not None), None)
         phases = curriculum.epochs if curriculum and self._difficulty is not None else 1
         return DatasetSampling(len(self), cfg.sample_ratio, cfg.shuffle, shards, cfg.shuffle_window, self._difficulty, phases)
@@ -216,7 +216,8 @@ class FeatureClips(ClipTexts):
         missing = {source.key: source.missing(self.names()) for source in self.features}
         if policy == "skip":
             dropped = {name for names in missing.values() for name in names}
-            self.clips = [clip for clip in self.clips if clip.name not in dropped]
+            kept = np.array([name not in dropped for name in self.clips.names])
+            self.clips = self.clips.at(self.clips.rows[kept])
             if not self.clips:
                 raise UserError(f"{self.block_path}: missing_features: skip leaves no clips, because each lacks a feature array")
         note = f"of {count} clips have no array (missing_features: {policy})"

@@ -27,6 +27,12 @@ class FeatureFaceCaption(FeatureClips):
         clips = read_annotations(self.list_path(), self.cfg.annotation_format, self.report, self.list_key)
         return Table(clips, None, {task: self._read_captions(task) for task in self.pool.tasks if task in CAPTIONS})
 
+    def text_files(self) -> list[str]:
+        """Return the paths of the list and of the captions that the tasks need."""
+        keys = [CAPTIONS[task][0] for task in self.pool.tasks if task in CAPTIONS]
+        paths = [getattr(self.cfg, key) for key in keys]
+        return [*super().text_files(), *(self.resolve_path(path) for path in paths if path is not None)]
+
     def caption_source(self, task: str) -> str:
         """Return the field, key and path of the captions, for messages."""
         key, field = CAPTIONS[task]

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from torch import Tensor
 
-from emollama.data.annotations import missing_names
 from emollama.data.batch import Record
 from emollama.data.captions import CaptionedImage, read_captioned_images
 from emollama.data.dataset import DatasetContent
 from emollama.data.problems import Problem
 from emollama.data.sampling import DatasetSampling
 from emollama.data.slots import PIXELS, SlotShape
+from emollama.data.text_columns import missing_names
 from emollama.datasets.caption_dataset import CaptionDataset
 from emollama.datasets.configs import CAPTION_TASK, Flickr30kCaptionConfig
 from emollama.datasets.image_files import ImageFiles, image_features, image_side

@@ -129,6 +129,17 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_stamps(paths: Iterable[str | Path]) -> tuple[int, ...]:
+    """Return size, modification time, change time and inode of all files; nothing if one cannot be examined."""
+    try:
+        statuses = [os.stat(path) for path in paths]
+    except OSError:
+        return ()
+    return tuple(
+        number for status in statuses for number in (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    )
+
+
 class Index:
     """An index, opened for look-ups by any number of threads and forked processes.
 

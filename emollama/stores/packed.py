@@ -26,7 +26,7 @@ from emollama.errors import UserError
 from emollama.json_io import parse_json
 from emollama.paths import PATHS, read_text, sha256
 from emollama.stores import packed_v1
-from emollama.stores.index import Index, Location, build, file_digest, open_cached
+from emollama.stores.index import Index, Location, build, file_digest, file_stamps, open_cached
 from emollama.stores.quantization import dequantize
 
 METADATA, INDEX = "store.json", "index.sqlite3"
@@ -165,6 +165,10 @@ class PackedStore:
         shard_index, offset, _, _ = self._find(name)
         status = os.stat(self.folder / shard_name(shard_index))
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, offset
+
+    def files_stamp(self) -> tuple[int, ...]:
+        """Return the stamps of all files, of which ``store.json`` has the digest of the index."""
+        return file_stamps([self.folder / METADATA, *(self.folder / shard_name(index) for index in range(self.shards))])
 
     def is_intact(self, name: str) -> bool:
         """Return whether the bytes of a clip's array have the checksum in the index.

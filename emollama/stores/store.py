@@ -88,6 +88,15 @@ class DigestedStore(Protocol):
         ...
 
 
+@runtime_checkable
+class StampedStore(Protocol):
+    """What a store provides in addition if it has few files, so that checks of all arrays can be remembered together."""
+
+    def files_stamp(self) -> tuple[int, ...]:
+        """Return numbers that change if any file of the store may have changed; empty if there are none."""
+        ...
+
+
 @dataclass(frozen=True)
 class NpyFolder:
     """A folder with one file ``<name>.npy`` per clip.

@@ -22,7 +22,7 @@ from emollama.errors import UserError
 from emollama.paths import PATHS
 from emollama.remote.manager import is_remote
 from emollama.stores import tar_index
-from emollama.stores.index import Location
+from emollama.stores.index import Location, file_stamps
 from emollama.stores.tar_copies import Mapped, has_indexed_values, map_file
 from emollama.stores.tar_paths import is_local, list_shards, split_slot
 from emollama.stores.tar_set import TarSet, open_set, shard_path
@@ -130,6 +130,15 @@ class TarStore:
             path = PATHS.get_local_path(path)
         status = os.stat(path)
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, offset
+
+    def files_stamp(self) -> tuple[int, ...]:
+        """Return the stamps of the files on this machine, and the digest of all values if others are remote."""
+        paths = [*self._shards, *self._indexes]
+        local = [path for path in paths if not is_remote(path)]
+        stamps = file_stamps(local)
+        if len(local) == len(paths):
+            return stamps
+        return () if self.values_digest is None or (local and not stamps) else (int(self.values_digest, 16), *stamps)
 
     def is_intact(self, name: str) -> bool | None:
         """Return whether a clip's headers and values have the checksums in the index file; None if those of values are missing.
