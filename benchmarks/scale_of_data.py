@@ -1,6 +1,6 @@
 """Measure the start of a training for up to a million clips: time to the first batch, and memory of processes and data workers.
 
-    python benchmarks/scale_of_data.py [--clips 1000 28000 200000 1000000] [--samples 20000] [--package FOLDER] [--json]
+    python benchmarks/scale_of_data.py [--clips 1000 28000 200000 1000000] [--samples 4000] [--package FOLDER] [--json]
 
 For each number of clips, the script writes MERR's annotation files (a list, captions as JSON, transcripts as CSV) and a packed
 store of small arrays to memory, and starts these processes one after the other:
@@ -20,6 +20,8 @@ largest number of clips with the smallest. Private memory (/proc/PID/smaps_rollu
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import resource
@@ -46,7 +48,10 @@ def main() -> None:
     """Measure all numbers of clips, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, nargs="+", default=[1000, 28_000, 200_000, 1_000_000], help="numbers of clips")
-    parser.add_argument("--samples", type=int, default=20_000, help="samples that the data workers load (default: 20000)")
+    parser.add_argument("--samples", type=int, default=4000, help="samples that the data workers load (default: 4000)")
+    parser.add_argument(
+        "--without-checks", action="store_true", help="no process checks the arrays, of which the first start is long"
+    )
     parser.add_argument("--package", default=str(ROOT), help="folder that contains the package (default: this repository)")
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.add_argument("--process", nargs=2, metavar=("FOLDER", "START"), help=argparse.SUPPRESS)
@@ -54,7 +59,8 @@ def main() -> None:
     sys.path.insert(0, arguments.package)
     if arguments.process:
         folder, start = arguments.process
-        sys.stdout.write(json.dumps(measure_start(folder, checks=STARTS[start], samples=arguments.samples)))
+        checks = STARTS[start] and not arguments.without_checks
+        sys.stdout.write(json.dumps(measure_start(folder, checks=checks, samples=arguments.samples)))
         return
     results = {}
     for count in arguments.clips:
@@ -73,6 +79,7 @@ def measure_clips(folder: str, count: int, arguments: argparse.Namespace) -> dic
     time.sleep(3)
     rows = {"minimum": {"cpu_s": read_plainly(Path(folder, "MERR"))}}
     options = ["--samples", str(arguments.samples), "--package", arguments.package]
+    options += ["--without-checks"] if arguments.without_checks else []
     environment = os.environ | {"XDG_CACHE_HOME": f"{folder}/cache", "PYTHONPATH": arguments.package}
     for start in STARTS:
         command = [sys.executable, __file__, *options, "--process", folder, start]
@@ -165,7 +172,10 @@ def measure_start(folder: str, *, checks: bool, samples: int) -> dict[str, float
 
 
 def private_bytes(process: str) -> int:
-    """Return the memory of a process that no other process shares."""
+    """Return the memory of a process that no other process shares; this process first returns what it does not use."""
+    if process == "self":
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     except OSError:  # the process has ended

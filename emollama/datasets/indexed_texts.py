@@ -6,11 +6,13 @@ import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from emollama.config.aliases import PATH_SUFFIX
 from emollama.data import text_index
+from emollama.data.instructions import TaskPool
 from emollama.data.text_index import IndexedTexts, Source
+from emollama.data.text_table import ClipRows
 from emollama.data.validation_cache import ValidationCache, cache_path
 from emollama.remote.manager import is_remote
 
@@ -21,6 +23,24 @@ _FEATURES = ("features", "image_path", "frame_selection", "peak_index_path", "mi
 OTHER_KEYS = {*_AUGMENTATION, *_SAMPLING, *_FEATURES, "instructions", "prompt_labels", "text_processor", "max_words"}
 # Methods whose results are in the digest of texts.
 ANSWERS = ("answer", "reference", "process_answer")
+
+
+class FromFiles(Protocol):
+    """What an index needs of a dataset of clips."""
+
+    cfg: Any
+    block_path: str
+    training: bool
+    pool: TaskPool
+    clips: ClipRows
+
+    def text_files(self) -> list[str]:
+        """Return the paths of the files with the clips and their captions, whether they exist or not."""
+        ...
+
+    def resolve_path(self, path: str) -> str:
+        """Resolve a path of the block."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +58,11 @@ class TextIndex:
     sources: list[Source]
 
     @classmethod
-    def of_dataset(cls, dataset: Any) -> Self | None:
+    def of_dataset(cls, dataset: FromFiles) -> Self | None:
         """Return where the texts of a dataset are indexed; None if files that it reads are not known, or are remote.
 
         Args:
-            dataset: a ``ClipTexts`` that has not yet read its texts.
+            dataset: a dataset that has not yet read its texts.
         """
         cfg = dataset.cfg
         if not _is_own(dataset, "read_table"):
@@ -67,7 +87,7 @@ class TextIndex:
         """Write the index, and return whether it was written."""
         return text_index.write(self.path, self.sources, texts)
 
-    def digest(self, dataset: Any, compute: Callable[[], str]) -> str:
+    def digest(self, dataset: FromFiles, compute: Callable[[], str]) -> str:
         """Return the digest of a dataset's prompts and targets, which is computed once.
 
         Args:
@@ -87,6 +107,6 @@ class TextIndex:
         return digest
 
 
-def _is_own(dataset: Any, method: str) -> bool:
+def _is_own(dataset: FromFiles, method: str) -> bool:
     """Return whether a method of a dataset is that of this package, and not of a class of the user."""
     return str(getattr(type(dataset), method).__module__).startswith("emollama.")

@@ -64,6 +64,10 @@ class StreamedTarStore(TarStore):
         size, checksum = self._fingerprint(location.shard)
         return self._descriptions[location.shard].bytes, size, checksum, zlib.crc32(shard.encode()), location.offset
 
+    def files_stamp(self) -> tuple[int, ...]:
+        """Return the digest of all values, with which each array is compared when it is read; empty without a digest."""
+        return () if self.values_digest is None or self.remote_shards != self._shards else (int(self.values_digest, 16),)
+
     def is_intact(self, name: str) -> bool | None:
         """Return whether a clip's headers and values have the checksums in the index file.
 

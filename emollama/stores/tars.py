@@ -132,13 +132,8 @@ class TarStore:
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, offset
 
     def files_stamp(self) -> tuple[int, ...]:
-        """Return the stamps of the files on this machine, and the digest of all values if others are remote."""
-        paths = [*self._shards, *self._indexes]
-        local = [path for path in paths if not is_remote(path)]
-        stamps = file_stamps(local)
-        if len(local) == len(paths):
-            return stamps
-        return () if self.values_digest is None or (local and not stamps) else (int(self.values_digest, 16), *stamps)
+        """Return the stamps of the shards and their indexes; empty if some are remote, whose local copies could be damaged."""
+        return file_stamps([*self._shards, *self._indexes])
 
     def is_intact(self, name: str) -> bool | None:
         """Return whether a clip's headers and values have the checksums in the index file; None if those of values are missing.
