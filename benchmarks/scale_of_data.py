@@ -49,9 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, nargs="+", default=[1000, 28_000, 200_000, 1_000_000], help="numbers of clips")
     parser.add_argument("--samples", type=int, default=4000, help="samples that the data workers load (default: 4000)")
-    parser.add_argument(
-        "--without-checks", action="store_true", help="no process checks the arrays, of which the first start is long"
-    )
+    parser.add_argument("--without-checks", action="store_true", help="no process checks the arrays")
     parser.add_argument("--package", default=str(ROOT), help="folder that contains the package (default: this repository)")
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.add_argument("--process", nargs=2, metavar=("FOLDER", "START"), help=argparse.SUPPRESS)
