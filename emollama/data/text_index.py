@@ -28,7 +28,7 @@ _BLOCK = 1 << 20  # bytes that are read at a time
 _SETTLED_SECONDS = 2.0
 
 
-class Source(NamedTuple):
+class TextFile(NamedTuple):
     """A file from which an index is made, as it was before it was read.
 
     Attributes:
@@ -40,7 +40,7 @@ class Source(NamedTuple):
     stamp: tuple[int, ...]
 
     @classmethod
-    def of(cls, path: str) -> Source:
+    def of(cls, path: str) -> TextFile:
         """Return the current state of a file."""
         try:
             status = os.stat(path)
@@ -63,7 +63,7 @@ class IndexedTexts(NamedTuple):
     notes: list[str]
 
 
-def read(path: Path, sources: Sequence[Source]) -> IndexedTexts | None:
+def read(path: Path, sources: Sequence[TextFile]) -> IndexedTexts | None:
     """Open an index that was made from files that have not changed; None if there is none, or it is damaged."""
     try:
         with open(path, "rb") as file:
@@ -94,7 +94,7 @@ def read(path: Path, sources: Sequence[Source]) -> IndexedTexts | None:
         return None
 
 
-def write(path: Path, sources: Sequence[Source], texts: IndexedTexts) -> bool:
+def write(path: Path, sources: Sequence[TextFile], texts: IndexedTexts) -> bool:
     """Write an index if the cache folder is writable and all files are old enough; return whether it was written."""
     newest = max((time_ns for source in sources for time_ns in source.stamp[1:3]), default=0)
     if path == Path(os.devnull) or time.time() - newest / 1e9 < _SETTLED_SECONDS:

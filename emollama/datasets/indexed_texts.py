@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 from emollama.config.aliases import PATH_SUFFIX
 from emollama.data import text_index
 from emollama.data.instructions import TaskPool
-from emollama.data.text_index import IndexedTexts, Source
+from emollama.data.text_index import IndexedTexts, TextFile
 from emollama.data.text_table import ClipRows
 from emollama.data.validation_cache import ValidationCache, cache_path
 from emollama.remote.manager import is_remote
@@ -55,7 +55,7 @@ class TextIndex:
 
     settings: str
     path: Path
-    sources: list[Source]
+    sources: list[TextFile]
 
     @classmethod
     def of_dataset(cls, dataset: FromFiles) -> Self | None:
@@ -74,7 +74,7 @@ class TextIndex:
             return None
         keys = [item.name for item in dataclasses.fields(cfg) if not item.name.endswith(PATH_SUFFIX)]
         values = {key: getattr(cfg, key) for key in keys if key not in OTHER_KEYS}
-        sources = [Source.of(path) for path in paths]
+        sources = [TextFile.of(path) for path in paths]
         files = [source.path for source in sources]
         settings = repr((type(dataset).__qualname__, dataset.block_path, dataset.training, files, values))
         return cls(settings, cache_path("texts", "bin", settings), sources)
