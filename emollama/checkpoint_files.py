@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import zipfile
@@ -12,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 from emollama.component_configs import RecognizesCheckpoints
 from emollama.disk import require_readable
 from emollama.errors import UserError
+from emollama.listing import listing
 from emollama.paths import PATHS, not_a_file, path_exists, require_folder
 from emollama.registry import MODELS
 
@@ -36,6 +38,33 @@ def require_language_model(path: str) -> str:
     for file in sorted(Path(require_folder(path, key, text)).iterdir()):
         require_readable(str(file), key)
     return path
+
+
+def require_weights(folder: str) -> None:
+    """Check that the folder of a language model, if it exists, has weights, and all files that their index lists.
+
+    Raises:
+        UserError: If it does not.
+    """
+    if not os.path.isdir(folder):
+        return  # require_language_model reports it
+    present = set(os.listdir(folder))
+    if {"model.safetensors", "pytorch_model.bin"} & present:
+        return
+    indexes = sorted(name for name in present if name.endswith((".safetensors.index.json", ".bin.index.json")))
+    if not indexes and not any(name.endswith((".safetensors", ".bin")) for name in present):
+        raise UserError(f"model.llama_model: '{folder}' has no weights (*.safetensors or *.bin). Download them.")
+    problems = []
+    for name in indexes:
+        try:
+            files = set(json.loads(Path(folder, name).read_bytes())["weight_map"].values())
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"model.llama_model: '{Path(folder, name)}' is damaged: {error}. Download it again.") from error
+        if not files - present:
+            return
+        problems.append(listing(sorted(files - present), "file"))
+    if problems:
+        raise UserError(f"model.llama_model: '{folder}' lacks {problems[-1]} with weights. Download them.")
 
 
 def require_mappable(folder: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from helpers import FOLDERS, GOLDEN, NAMES, golden_tree, loaded
 
 from emollama import checkpoint
+from emollama.checkpoint_files import require_weights
 from emollama.errors import UserError
 
 LIST = "MERR_coarse_grained.txt"
@@ -403,6 +405,31 @@ def test_a_resumed_run_may_replace_an_environment_variable_with_its_value(tmp_pa
         tree["model"]["lora_r"] = rank
         config = loaded(tmp_path, tree, "run.resume_ckpt_path=auto")
         assert config.runner_class(config).first_step == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "has no weights (*.safetensors or *.bin)"),
+        ({"model-1.safetensors": "", "model.safetensors.index.json": "[]"}, "model.safetensors.index.json' is damaged"),
+        (
+            {"model-1.safetensors": "", "model.safetensors.index.json": '{"weight_map": {"a": "model-1.safetensors", "b": "z"}}'},
+            "lacks 1 file: z with weights",
+        ),
+    ],
+    ids=["none", "damaged index", "missing file"],
+)
+def test_a_language_model_without_all_its_weights_is_refused(tmp_path, files, message):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match="model.llama_model: .*" + re.escape(message)):
+        require_weights(str(tmp_path))
+
+
+def test_a_run_is_refused_at_the_start_if_the_language_model_has_no_weights(tmp_path, tree):
+    shutil.copytree(GOLDEN / "llama", tmp_path / "llama", ignore=shutil.ignore_patterns("*.safetensors"))
+    tree["model"]["llama_model"] = str(tmp_path / "llama")
+    assert "has no weights" in refusal(tmp_path, tree)
 
 
 @pytest.mark.parametrize("value", ["sometimes", 0, 2.5])

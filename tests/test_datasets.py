@@ -528,6 +528,7 @@ def test_a_cache_of_another_image_size_names_both_sizes_before_any_weight_is_rea
     put(tmp_path, {"clips.csv": "name,emotion\na,happy\n"})
     put_features(tmp_path, ["a"], patches=patches, width=16)
     llama = shutil.copytree(GOLDEN / "llama", tmp_path / "llama", ignore=shutil.ignore_patterns("*.safetensors"))
+    (llama / "model.safetensors").touch()
     tree = golden_tree(tmp_path)
     tree["model"] |= {"image_size": image_size, "slot_dims": {"image": 16}, "llama_model": str(llama), "ckpt": "nowhere.pth"}
     block = {"type": "custom", "data_root": str(tmp_path), "annotation_file": "clips.csv"}

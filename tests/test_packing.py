@@ -385,7 +385,7 @@ def test_packed_is_rejected_for_a_model_that_mixes_the_samples_of_a_row(tmp_path
 
 def test_a_model_that_is_not_causal_is_rejected_before_its_weights_are_read(tmp_path):
     config = run_config("bert", tmp_path)
-    (tmp_path / "bert/model.safetensors").unlink()
+    (tmp_path / "bert/model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"'bert' do not work here: it is not causal"):
         config.runner_class(config, training=True)
 

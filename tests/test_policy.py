@@ -74,7 +74,7 @@ IMPORTS = {
     "registration": "config.nested errors field_texts interface_check listing suggestions",
     "registry": "registration",
     "stores": "disk errors heartbeat json_io listing paths remote",
-    "checkpoint_files": "component_configs disk errors paths registry",
+    "checkpoint_files": "component_configs disk errors listing paths registry",
     "config.packaged": "errors listing paths suggestions variables",
     "lr_schedules": "registry suggestions",
     "file_digests": "errors paths",

@@ -344,6 +344,7 @@ def test_a_bfloat16_model_in_a_float16_run_is_a_warning(tmp_path, dtype, run):
 @pytest.mark.slow
 def test_a_dry_run_prints_each_warning_once(tmp_path, emollama):
     folder = folder_of(tmp_path, config={"torch_dtype": "bfloat16", "eos_token_id": 7}, generation={"eos_token_id": 7})
+    (folder / "model.safetensors").touch()
     tree = golden_tree(tmp_path)
     tree["model"]["llama_model"] = str(folder)
     tree["run"] |= {"amp": True, "amp_dtype": "fp16"}

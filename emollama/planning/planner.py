@@ -16,6 +16,7 @@ from emollama.planning import counting, memory, parameters, samples
 from emollama.planning.counting import StepMemory
 from emollama.planning.memory import Mode, RunMemory, Sharding
 from emollama.planning.samples import MicroBatch, SampleTokens
+from emollama.planning.uses import uses_of
 from emollama.precision import dtype_of_run
 from emollama.recomputation import recomputed_every, recomputed_layers
 
@@ -54,17 +55,12 @@ class Planner:
         prompt = samples.prompt_of(config)
         self.sample: SampleTokens = samples.tokens_of(config, self.model, prompt)
         self.notes = list(self.sample.notes)
+        uses = uses_of(config, training=bool(config.datasets))
         self.notes += config.model_class.check_language_model(
-            config.model, prompt, device=self._device, frozen_dtype=self.dtype, uses=self._uses()
+            config.model, prompt, device=self._device, frozen_dtype=self.dtype, uses=uses
         )
         self._steps: dict[tuple[int, MicroBatch], StepMemory] = {}
         self._prepare_weights()
-
-    def _uses(self) -> list[str]:
-        config, trains = self.config, bool(self.config.datasets)
-        beams = any(block.task.num_beams > 1 for block in config.evaluation_datasets.values())
-        shares = trains and config.run.tasks_per_clip > 1
-        return ["beam search"] * beams + ["shared prompts"] * shares + ["compiled layers"] * (trains and config.model.compile)
 
     def _prepare_weights(self) -> None:
         """Give the weights the dtypes that they have in a run."""

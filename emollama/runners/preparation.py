@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from emollama.checkpoint_files import require_checkpoint_file, require_language_model
+from emollama.checkpoint_files import require_checkpoint_file, require_language_model, require_weights
 from emollama.components import Model
 from emollama.config import RunConfig
 from emollama.data.dataset import ClipsToPredict, SampleDataset
@@ -28,6 +28,7 @@ from emollama.folder_lock import FolderLock, new_run_folder, released_after_erro
 from emollama.logs import tracking
 from emollama.logs.logger import get_logger
 from emollama.paths import require_writable
+from emollama.planning.uses import uses_of
 from emollama.precision import Precision
 from emollama.run_folder import RESULT
 from emollama.runners import provenance
@@ -193,15 +194,14 @@ class Preparation:
                 on_rank_zero(lambda: check_run_folder(self.folder))
             with self._collect_errors:
                 on_rank_zero(lambda: require_keys(self.config, self.processes, training=self.training))
+            with self._collect_errors:
+                self.world.rank_zero_first(partial(require_weights, model.llama_model))
         with self._collect_errors:
             self.world.rank_zero_first(lambda: require_language_model(model.llama_model))
             prompt_format = self.config.model_class.prompt_format
             self.prompt = self.world.rank_zero_first(lambda: prompt_format(model, run.loss_average))
-            evaluated = self.config.evaluation_datasets if run.evaluate or not self.training else {}
-            beams = any(block.task.num_beams > 1 for block in evaluated.values())
             check, device, dtype = self.config.model_class.check_language_model, self.world.device, self.precision.frozen_dtype
-            uses = ["beam search"] * beams + ["shared prompts"] * (self.training and run.tasks_per_clip > 1)
-            uses += ["compiled layers"] * (self.training and model.compile)
+            uses = uses_of(self.config, training=self.training)
             lines = self.world.rank_zero_first(lambda: check(model, self.prompt, device=device, frozen_dtype=dtype, uses=uses))
             for line in lines if self.world.is_main else ():
                 get_logger().warning(line)
