@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
-from emollama.distributed.worker_errors import WorkerCrash, printed_text, record_errors, should_print, write_stop
+from emollama.distributed.worker_errors import WorkerCrash, ends_restarts, printed_text, record_errors, should_print, write_stop
 from emollama.distributed.worker_variables import integer, is_worker
 from emollama.errors import Interrupted, OutputClosed, RemoteUserError, Stopped, UserError
 from emollama.logs.console import end_bars, output_errors, printable
@@ -69,7 +69,7 @@ def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> i
         if not isinstance(error, RemoteUserError):
             show_traceback()
         _print_error(error, f"error: {error}")
-        return 1
+        return 0 if worker and ends_restarts(error) else 1
     except WorkerCrash as crash:
         _print(str(crash))
         return crash.status

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -11,7 +13,12 @@ class UserError(ValueError):
     """A problem in the user's files, configuration or environment.
 
     The message names the file, line or key and the remedy. Entry points print it without a traceback and exit with status 1.
+
+    Attributes:
+        is_final: whether all processes of the run raise it, and would raise it again if a launcher restarted them.
     """
+
+    is_final = False
 
 
 class OutputClosed(UserError):
@@ -101,6 +108,16 @@ def require_at_least(minimum: float, cfg: Any, *keys: str) -> None:
         if value is not None and not minimum <= value < math.inf:
             number = "" if math.isfinite(value) else "a finite number of "
             raise ValueError(f"{key} is {value}; it must be {number}at least {minimum}")
+
+
+@contextmanager
+def final_errors() -> Iterator[None]:
+    """Mark a :class:`UserError` that the body raises in all processes, so that they are not restarted."""
+    try:
+        yield
+    except UserError as error:
+        error.is_final = True
+        raise
 
 
 class ErrorCollector:

@@ -27,10 +27,16 @@ fi
 
 # The name of the first node can belong to another network than its interface, so its address is used.
 FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-ADDRESS=$(srun --nodes=1 --ntasks=1 --nodelist="$FIRST" ip -4 -o addr show "$INTERFACE" | awk '{split($4, part, "/"); print part[1]}')
+ADDRESS=$(srun --nodes=1 --ntasks=1 --nodelist="$FIRST" ip -4 -o addr show "$INTERFACE" | awk '{split($4, part, "/"); print part[1]; exit}')
+if [ -z "$ADDRESS" ]; then
+    echo "error: $FIRST has no network interface $INTERFACE with an IPv4 address. Set INTERFACE to one of those that 'ip addr' shows." >&2
+    exit 1
+fi
+PORT=$((20000 + SLURM_JOB_ID % 10000)) # jobs can share a node
 
-srun --kill-on-bad-exit=0 emollama train --cfg-path "$CONFIG" \
-    --nnodes "$SLURM_JOB_NUM_NODES" --rdzv "$ADDRESS:29500" --rdzv-id "$SLURM_JOB_ID" --interface "$INTERFACE" \
+# Since Slurm 22.05, srun does not inherit --cpus-per-task.
+srun --kill-on-bad-exit=0 --cpus-per-task="$SLURM_CPUS_PER_TASK" emollama train --cfg-path "$CONFIG" \
+    --nnodes "$SLURM_JOB_NUM_NODES" --rdzv "$ADDRESS:$PORT" --rdzv-id "$SLURM_JOB_ID" --interface "$INTERFACE" \
     --gpus 4 --max-restarts 3 \
     --options run.job_id="slurm_$SLURM_JOB_ID" run.resume_ckpt_path=auto &
 step=$!

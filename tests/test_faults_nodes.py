@@ -89,10 +89,10 @@ def test_a_node_whose_network_is_cut_ends_the_run_on_both_and_nothing_is_lost(mo
         wait_until(all_cut, *(host for hosts in pairs.values() for host in hosts))
         for mode, (first, other) in pairs.items():
             assert statuses(*started[mode], hosts=(first, other)) == [1, 1]
-            text = f"error: node 1 ({other.name}) gave no sign of life for 0.4 minutes (a sixth of run.hang_minutes). The machine"
+            text = f"error: node 1 ({other.name}) did not respond for 0.4 minutes (a sixth of run.hang_minutes). The machine"
             assert first.output().count("error: ") == 1 and text in first.output()
             # A node reads the names of the others when it looks for their first sign of life.
-            assert re.search(rf"error: node 0 \(({first.name}|unknown host)\) gave no sign of life", other.output())
+            assert re.search(rf"error: node 0 \(({first.name}|unknown host)\) did not respond for", other.output())
             assert not first.processes() + other.processes()
     for first, _ in pairs.values():
         resumes_alone(first, launch, alone)
@@ -134,33 +134,51 @@ def test_a_run_continues_on_fewer_nodes_with_the_same_global_batch(tmp_path, alo
     assert losses(first.folder) == pytest.approx(alone, rel=1e-5)
 
 
-def test_a_node_that_joins_later_takes_part_and_nothing_is_repeated(tmp_path, alone):
+def test_a_node_that_fails_and_comes_back_takes_part_again_and_nothing_is_repeated(tmp_path, alone):
     with two_hosts(tmp_path) as hosts:
         first, other = hosts
-        more = ("--rdzv-conf", "last_call_timeout=8")
+        more = ("--max-restarts", "2", "--rdzv-conf", "last_call_timeout=8")
         lines = [train(faulty_config(host.folder), nodes="1:2", more=more) for host in hosts]
         environ = variables(first.folder, "step:0:pause") | {"NODE_FAULT_SECONDS": "300"}
-        started = [first.fork(*lines[0], **environ)]
-        wait_until(lambda: (first.folder / "paused").exists(), *hosts)
-        started.append(other.fork(*lines[1], **variables(other.folder)))
+        started = [first.fork(*lines[0], **environ), other.fork(*lines[1], **variables(other.folder))]
+        paused = first.folder / "paused"
+        wait_until(paused.exists, *hosts)
+        for pid in other.processes():
+            os.kill(pid, signal.SIGKILL)
+        paused.unlink()
+        wait_until(paused.exists, *hosts)  # alone
+        started[1] = other.fork(*lines[1], **variables(other.folder))
         assert statuses(*started, hosts=hosts) == [0, 0], first.output() + other.output()
-        assert "(2 processes x 1 accumulated x" in first.output() and first.output().count("loss: ") == len(alone)
+        layouts = re.findall(r"(\d) process(?:es)? x \d accumulated x", first.output())
+        assert layouts == ["2", "1", "2"] and first.output().count("loss: ") == len(alone)
     assert losses(first.folder) == pytest.approx(alone, rel=1e-5)
 
 
-def test_restarts_without_progress_end_with_the_reason(tmp_path):
-    path = faulty_config(tmp_path, save_every_iters=None)
+def restarted(path: Path, folder: Path, fault: str = "") -> tuple[int, str]:
+    """Run one process that can be restarted nine times; return the exit status and the standard error of its launcher."""
     line = ["-m", "emollama", "train", "--nproc", "1", "--max-restarts", "9", "--cfg-path", str(path)]
-    output = tmp_path / "stderr"
-    for file in (output, tmp_path / "stdout"):
+    output = folder / "stderr"
+    for file in (output, folder / "stdout"):
         file.touch()
-    environ = environment() | variables(tmp_path, "step:0:fail")
-    launcher = SERVER.process(host_process.run, "", line, environ, str(ROOT), str(tmp_path))
+    environ = environment() | variables(folder, fault)
+    launcher = SERVER.process(host_process.run, "", line, environ, str(ROOT), str(folder))
     launcher.join(HANG)
-    assert launcher.exitcode == 1
-    assert output.read_text().count("loading the language model") == 3
-    last = output.read_text().splitlines()[-1]
+    return launcher.exitcode, output.read_text()
+
+
+def test_restarts_without_progress_end_with_the_reason_and_the_error_of_each_attempt(tmp_path):
+    status, output = restarted(faulty_config(tmp_path, save_every_iters=None), tmp_path, "step:0:fail")
+    assert status == 1 and output.count("RuntimeError: the fault of the test") == 3
+    last = output.splitlines()[-1]
     assert "the run was started 3 times from step 0 and failed each time before it saved a later checkpoint" in last
+
+
+def test_a_run_with_missing_data_is_not_restarted(tmp_path):
+    path = faulty_config(tmp_path)
+    path.write_text(path.read_text().replace("MERR_coarse_grained.txt", "missing.txt"))
+    status, output = restarted(path, tmp_path)
+    assert status == 1 and (tmp_path / "starts").read_text() == "0\n"
+    assert output.count("error: ") == 1 and "missing.txt" in output.splitlines()[-1], output
 
 
 def test_a_full_disk_of_a_node_that_needs_the_checkpoint_is_reported_on_both(tmp_path):

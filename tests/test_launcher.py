@@ -450,6 +450,17 @@ def test_under_our_launcher_no_worker_prints(worker, monkeypatch):
     assert not worker_errors.should_print(UserError("x"))
 
 
+def test_under_our_launcher_a_worker_prints_its_error_if_a_restart_follows(worker, monkeypatch):
+    monkeypatch.setenv(variables.LAUNCHER, "1")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    final = UserError("x")
+    final.is_final = True
+    assert worker_errors.should_print(UserError("x")) and not worker_errors.should_print(final)
+    assert worker_errors.ends_restarts(final) and not worker_errors.ends_restarts(UserError("x"))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert not worker_errors.should_print(UserError("x")) and not worker_errors.ends_restarts(final)
+
+
 def test_a_worker_that_could_not_record_its_error_prints_it(worker):
     worker.unlink()
     assert worker_errors.should_print(UserError("x")) and worker_errors.should_print(KeyError("x"))

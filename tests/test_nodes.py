@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
+import threading
 from argparse import ArgumentParser
 from datetime import timedelta
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ from running import GOLDEN, ROOT, golden_config
 from workers import node_functions as worker
 
 from emollama.cli import main
-from emollama.distributed import launcher, node_launch, nodes, worker_errors
+from emollama.distributed import launcher, node_launch, nodes, process_group, watchdog, worker_errors, worker_variables
 from emollama.distributed.node_launch import NodeOptions
 from emollama.distributed.nodes import Member, Nodes
 from emollama.errors import NoProgress, Stopped, UserError
@@ -37,9 +39,35 @@ def test_nodes_are_numbered_in_the_order_of_ranks():
 def test_the_software_of_nodes_is_compared():
     other = Member("1", "host1", {"torch": "2.14.0"})
     members = [*FOUR[:2], other, other]
-    assert nodes.software_differences(FOUR, Nodes.of(FOUR)) == {}
-    texts = nodes.software_differences(members, Nodes.of(members))
-    assert texts == {1: "node 1 (host1) differs in torch (2.14.0, node 0 has 2.15.0)"}
+    assert nodes.disagreement(FOUR, Nodes.of(FOUR)) == ""
+    text = "the nodes have different software: node 1 (host1) differs in torch (2.14.0, node 0 has 2.15.0). Install"
+    assert nodes.disagreement(members, Nodes.of(members)).startswith(text)
+
+
+def test_nodes_with_different_devices_or_a_problem_of_a_device_are_named():
+    gpu = [dataclasses.replace(member, device="cuda") for member in FOUR]
+    text = (
+        "the nodes have different devices: cuda on node 0 (host0), cpu on node 1 (host1). Where it is cpu, PyTorch finds no GPU"
+    )
+    members = [*gpu[:2], *FOUR[2:]]
+    assert nodes.disagreement(members, Nodes.of(members)).startswith(text)
+    members[2] = dataclasses.replace(FOUR[2], problem="there is no GPU")
+    assert nodes.disagreement(members, Nodes.of(members)) == "node 1 (host1): there is no GPU"
+
+
+def test_a_device_that_only_another_node_lacks_is_reported_by_all_before_they_form_a_group(monkeypatch):
+    from torch.distributed import HashStore
+
+    store = HashStore()
+    store.set("attempt_0/process 1", json.dumps(dataclasses.asdict(Member("1", "b", {}, "cpu", "no GPU"))))
+    store.set("attempt_0/process 1 knows all", "")
+    monkeypatch.setattr(process_group, "open_store", lambda *_: store)
+    variables = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1", "GROUP_RANK": "0"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"^node 1 \(b\): no GPU$") as caught:
+        process_group.start("cpu")
+    assert caught.value.is_final
 
 
 def test_the_source_code_is_part_of_the_software(tmp_path, monkeypatch):
@@ -55,7 +83,7 @@ def test_processes_that_do_not_connect_are_named(monkeypatch):
 
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match=r"^2 of 3 processes have not connected within \S+ minutes: ranks 0, 2\. Look for an"):
-        nodes.meet(HashStore(), 1, 3, timedelta(milliseconds=1))
+        nodes.meet(HashStore(), 1, 3, FOUR[1], timedelta(milliseconds=1))
 
 
 def test_a_store_with_the_processes_of_an_earlier_attempt_is_refused():
@@ -64,7 +92,27 @@ def test_a_store_with_the_processes_of_an_earlier_attempt_is_refused():
     store = HashStore()
     store.set("process 0", "earlier")
     with pytest.raises(UserError, match="Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun"):
-        nodes.meet(store, 0, 1)
+        nodes.meet(store, 0, 1, FOUR[0])
+
+
+def test_nodes_that_count_their_restarts_differently_meet_in_a_new_store(monkeypatch):
+    prefixes = []
+    for count in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        prefixes.append(worker_variables.attempt())
+    assert prefixes[0] == prefixes[1]
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    assert worker_variables.attempt() == "attempt_1"
+
+
+def test_a_store_that_torchrun_keeps_is_refused_for_several_nodes_with_restarts(monkeypatch):
+    numbers = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1", "GROUP_WORLD_SIZE": "2", "TORCHELASTIC_MAX_RESTARTS": "1"}
+    for name, value in (numbers | {"MASTER_ADDR": "a", "TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun"):
+        worker_variables.require_group()
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    worker_variables.require_group()
 
 
 def test_the_address_of_an_interface_is_found():
@@ -125,6 +173,9 @@ def test_malformed_options_are_refused(argv, capsys):
     [
         (["--nnodes", "2"], "--nnodes needs --rdzv: nodes meet at --rdzv HOST:PORT"),
         (["--rdzv", "host:1"], "--rdzv needs --nnodes"),
+        (["--interface", "lo"], "--interface is about several nodes. Add --nnodes and --rdzv"),
+        (["--rdzv-id", "a"], "--rdzv-id is about several nodes."),
+        (["--rdzv-conf", "join_timeout=9"], "--rdzv-conf is about several nodes."),
         (["--nnodes", "2", "--rdzv", "host:1", "--master-port", "9"], "--master-port cannot be used with --nnodes"),
         (
             ["--nnodes", "2", "--rdzv", "host:1", "--interface", "eth99"],
@@ -152,9 +203,31 @@ def test_names_that_all_nodes_and_attempts_need_are_required_before_the_launch(a
 
 
 def test_an_unknown_host_is_reported(monkeypatch):
-    monkeypatch.setattr(node_launch, "RESOLVE_SECONDS", -1)
+    monkeypatch.setattr(nodes, "RESOLVE_SECONDS", -1)
     with pytest.raises(UserError, match=r"^--rdzv: the host 'no host' is unknown: "):
-        node_launch._address("no host")
+        nodes._address("no host")
+
+
+def test_nccl_uses_the_chosen_interface_only():
+    two = NodeOptions(2, 2, ("a", 1), interface="eth1")
+    environ = node_launch.node_variables(two)
+    assert (environ["NCCL_SOCKET_IFNAME"], environ["GLOO_SOCKET_IFNAME"]) == ("=eth1", "eth1")
+
+
+def test_a_name_with_a_loopback_address_is_this_node(monkeypatch):
+    addresses = {"node1": "127.0.1.1", "node2": "192.0.2.2", "same": "192.0.2.1"}
+    monkeypatch.setattr(nodes, "_address", addresses.get)
+    monkeypatch.setattr(nodes, "interface_address", lambda _: "192.0.2.1")
+    assert [name for name in addresses if nodes.is_this_node(name, "eth1")] == ["node1", "same"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_host_with_an_address_of_this_machine_on_another_network_is_refused(host, monkeypatch):
+    real = nodes.interface_address
+    monkeypatch.setattr(nodes, "interface_address", lambda name: "192.0.2.1" if name == "eth1" else real(name))
+    text = f"^--rdzv: {host} is this machine, but with the address 127.0.0.1, and .* --interface eth1 is 192.0.2.1. Use"
+    with pytest.raises(UserError, match=text):
+        nodes.is_this_node(host, "eth1")
 
 
 # What is compared between nodes
@@ -187,8 +260,25 @@ def test_weights_are_compared_by_content(ranks, tmp_path):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    text = "the weights of node 1 (b) differ from those of node 0 (a): model.llama_model. Copy the same files to all nodes."
+    files = f"model.llama_model ({file.name})"
+    text = f"the weights of node 1 (b) differ from those of node 0 (a): {files}. Copy the same files to all nodes."
     assert ranks(worker.compare_weights, paths, options) == [("UserError", text)] * 2
+
+
+def test_values_that_differ_between_nodes_are_shown_and_names_that_one_lacks_count(ranks):
+    first = {"clips of a": 100, "features of a, video": "0" * 16, "tasks": "0" * 16}
+    fields = [first, {"clips of a": 99, "tasks": "1" * 16, "model.ckpt": "2" * 16}]
+    values = "clips of a (99 instead of 100), tasks, model.ckpt (only on node 1 (b))"
+    text = f"the data of node 1 (b) differ from those of node 0 (a): {values}. Copy them."
+    assert ranks(worker.require_equal, fields) == [("UserError", text)] * 2
+
+
+def test_a_dtype_that_means_something_else_on_another_node_is_reported(ranks):
+    text = (
+        "run.amp_dtype: auto is bf16 on node 0 (a), fp16 on node 1 (b), because not all GPUs have bf16. Set run.amp_dtype: fp16."
+    )
+    assert ranks(worker.compare_precision, ["bf16", "fp16"]) == [("UserError", text)] * 2
+    assert ranks(worker.compare_precision, ["bf16", "bf16"]) == [("", "")] * 2
 
 
 def test_clocks_that_disagree_are_reported_on_both_nodes(ranks):
@@ -238,6 +328,18 @@ def test_a_run_resumes_from_the_node_with_the_highest_step(ranks, tmp_path, step
         if step is not None:
             torch.save({"step": step}, folder / "checkpoint_last.pth")
     assert ranks(worker.rank_with_newest, list(map(str, folders))) == [rank, rank]
+
+
+# Nodes that do not respond
+
+
+def test_without_the_store_only_the_node_that_has_it_is_reported_as_lost(monkeypatch):
+    monkeypatch.setenv("GROUP_RANK", "1")
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "3")
+    monkeypatch.setattr(watchdog, "all_joined", lambda: True)
+    watched = watchdog._Watchdog(60.0, threading.Event())
+    watched._unreachable = True
+    assert watched._lost_nodes(5.0) == [] and watched._lost_nodes(60.0) == ["0"]
 
 
 # Restarts
@@ -295,8 +397,31 @@ def test_the_slurm_script_is_valid_and_uses_options_that_exist():
     if shutil.which("shellcheck"):
         assert subprocess.run(["shellcheck", path], capture_output=True, text=True, check=False).stdout == ""
     command = path.read_text().split("emollama train", 1)[1].partition("--options")[0]
-    line = command.replace("\\\n", " ").replace('"$ADDRESS:29500"', "a:29500").replace('"$SLURM_JOB_NUM_NODES"', "2")
+    line = command.replace("\\\n", " ").replace('"$ADDRESS:$PORT"', "a:29500").replace('"$SLURM_JOB_NUM_NODES"', "2")
     assert NodeOptions.of(parsed(*line.partition('"$CONFIG"')[2].replace('"$INTERFACE"', "lo").split())).several
+
+
+@pytest.mark.parametrize(("address", "status"), [("2: ib0 inet 10.0.0.1/24 scope", 0), ("", 1)])
+def test_the_slurm_script_passes_address_port_and_cores_or_says_that_the_interface_is_missing(address, status, tmp_path):
+    """The commands of Slurm are replaced by scripts that print their arguments."""
+    for name, text in {"scontrol": "echo node1", "srun": f'case "$*" in *addr*) echo "{address}";; *) echo "$@";; esac'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    numbers = {
+        "SLURM_JOB_ID": "123456",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_CPUS_PER_TASK": "32",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+    }
+    environ = numbers | {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    completed = subprocess.run(
+        ["bash", ROOT / "examples/slurm_nodes.sh"], env=environ, capture_output=True, text=True, check=False
+    )
+    assert completed.returncode == status, completed.stderr
+    if status:
+        assert completed.stderr.startswith("error: node1 has no network interface ib0 with an IPv4 address.")
+    else:
+        assert "--cpus-per-task=32" in completed.stdout and "--rdzv 10.0.0.1:23456 " in completed.stdout
 
 
 def test_the_kubernetes_manifest_is_safe_and_gives_a_run_time_to_save():
@@ -305,6 +430,11 @@ def test_the_kubernetes_manifest_is_safe_and_gives_a_run_time_to_save():
     pod = job["template"]["spec"]
     (container,) = pod["containers"]
     assert (jobs["apiVersion"], jobs["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet") and job["completionMode"] == "Indexed"
+    (rule,) = job["podFailurePolicy"]["rules"]
+    (container_rule,) = jobs["spec"]["failurePolicy"]["rules"]
+    assert (rule["action"], rule["onExitCodes"]["containerName"]) == ("FailJob", container["name"])
+    assert rule["onExitCodes"]["values"] == [NoProgress.STATUS]
+    assert (container_rule["action"], container_rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
     assert pod["securityContext"]["runAsNonRoot"] and not container["securityContext"]["allowPrivilegeEscalation"]
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     mounted = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}

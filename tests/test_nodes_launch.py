@@ -53,8 +53,9 @@ def test_nodes_with_different_data_are_named_on_both_before_weights_are_loaded(t
             started.append(host.fork(*train(config)))
         assert statuses(*started, hosts=hosts) == [1, 1]
         nodes = [f"node {number} ({host.name})" for number, host in enumerate(hosts)]
-        text = f"error: the data of {nodes[1]} differ from those of {nodes[0]}: annotation file and texts of clips. Give all"
+        text = f"error: the data of {nodes[1]} differ from those of {nodes[0]}: annotation file and texts of clips (the first"
         for host in hosts:
+            assert "(the first one is sample_00000104). Give all nodes the same data." in host.output()
             assert host.output().count("error: ") == 1 and text in host.output() and "loading the language" not in host.output()
 
 

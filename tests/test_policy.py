@@ -58,7 +58,7 @@ IMPORTS = {
     "distributed.node_launch": "distributed.nodes distributed.worker_variables errors",
     "distributed.process_group": "distributed.nodes distributed.worker_variables errors heartbeat",
     "distributed.parallel": "distributed.process_group dtypes optim sharded_tensors",
-    "distributed.sharding": "distributed.process_group distributed.worker_variables dtypes errors recomputation"
+    "distributed.sharding": "distributed.nodes distributed.process_group distributed.worker_variables dtypes errors recomputation"
     " sharded_tensors weight_parts",
     "distributed.stop_requests": "distributed.process_group distributed.worker_variables errors variables",
     "distributed.worker_errors": "distributed.worker_variables errors variables",

@@ -8,6 +8,7 @@ import pytest
 from helpers import GOLDEN, golden_tree, loaded
 
 from emollama.distributed import sharding
+from emollama.distributed.nodes import Nodes
 from emollama.errors import UserError
 from emollama.runners import build, sharding_check
 
@@ -43,6 +44,13 @@ def test_a_group_size_that_does_not_divide_the_processes_is_rejected(monkeypatch
         f"run.shard_size is 4{source}, which does not divide the 6 processes of this run into equal groups. Set it to one of"
         " 1, 2, 3, 6, or start another number of processes."
     )
+
+
+def test_nodes_with_different_numbers_of_processes_need_a_group_size():
+    nodes = Nodes((0, 0, 1, 1, 1, 1, 2, 2), ("a", "b", "c"))
+    with pytest.raises(UserError, match=r"the nodes have 2, 4, 2 processes\. Start the same number on each node, or"):
+        sharding.group_size("hsdp", None, 8, nodes)
+    assert sharding.group_size("hsdp", 2, 8, nodes) == 2
 
 
 def test_a_group_size_without_hsdp_is_rejected(tmp_path):

@@ -154,9 +154,8 @@ def launch(
         except ChildFailedError as error:
             raise first_failure(error.failures, processes * nodes.most) from None
         except (RendezvousError, DistError, ConnectionError) as error:
-            if (text := read_user_error(logs)) is not None:
-                raise UserError(text) from error
-            raise (no_rendezvous(nodes, error) if nodes.several else _no_connection(port, error)) from error
+            missed = no_rendezvous(nodes, error) if nodes.several else _no_connection(port, error)
+            raise read_user_error(logs) or missed from error
         except SignalException as stopped:
             if read_stop(logs) is None:
                 raise Interrupted(when_interrupted, stopped.sigval) from None
@@ -167,8 +166,8 @@ def launch(
         finally:
             # A worker that was killed could not show the cursor again.
             show_cursor()
-        if stopped_run := read_stop(logs):
-            raise stopped_run
+        if end := read_stop(logs) or read_user_error(logs):  # errors of processes that were not to be restarted
+            raise end
 
 
 def _meeting_on_this_machine(port: int | None) -> dict[str, Any]:

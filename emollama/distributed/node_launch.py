@@ -11,7 +11,6 @@ import re
 import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -20,12 +19,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from emollama.distributed.nodes import interface_address
+from emollama.distributed.nodes import interface_address, is_this_node
 from emollama.distributed.worker_variables import is_worker, require_no_other_launcher
 from emollama.errors import Interrupted, UserError
 
 CONNECT_SECONDS = 600  # how long a launcher waits for the store of the first node, as torchrun does for its nodes
-RESOLVE_SECONDS = 60  # how long a name of a host may be unknown
 MAX_PORT = 65535
 # The signals after which a run saves and stops. With several nodes, the launcher passes them on and keeps running: torch elastic
 # would end it, and the launchers of the other nodes would wait for it for five minutes.
@@ -74,6 +72,9 @@ class NodeOptions:
             present, absent = ("--nnodes", "--rdzv") if endpoint is None else ("--rdzv", "--nnodes")
             raise UserError(f"{present} needs {absent}: nodes meet at --rdzv HOST:PORT, and --nnodes is their number.")
         restarts = getattr(arguments, "max_restarts", None) or 0
+        names = [name for name in ("interface", "rdzv_id", "rdzv_conf") if getattr(arguments, name, None) is not None]
+        if nnodes is None and names:
+            raise UserError(f"--{names[0].replace('_', '-')} is about several nodes. Add --nnodes and --rdzv, or remove it.")
         if nnodes is None:
             return cls(max_restarts=restarts)
         if arguments.master_port is not None:
@@ -82,7 +83,7 @@ class NodeOptions:
         if interface is not None:
             interface_address(interface)
         least, most = nnodes
-        return cls(least, most, endpoint, arguments.rdzv_id, restarts, interface, arguments.rdzv_conf)
+        return cls(least, most, endpoint, arguments.rdzv_id or cls.run_id, restarts, interface, arguments.rdzv_conf)
 
 
 def add_node_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +93,7 @@ def add_node_arguments(parser: argparse.ArgumentParser) -> None:
     add("--nnodes", type=_number_of_nodes, metavar="N", help=text)
     add("--rdzv", type=_endpoint, metavar="HOST:PORT", help="where the nodes meet: one of them, and a free port there")
     text = "name of the run, if several runs meet at the same HOST:PORT (default: emollama)"
-    add("--rdzv-id", default="emollama", metavar="NAME", help=text)
+    add("--rdzv-id", metavar="NAME", help=text)
     text = "settings of the rendezvous as for torchrun, such as join_timeout=1200,last_call_timeout=10"
     add("--rdzv-conf", type=_settings, metavar="KEY=VALUE,...", help=text)
     text = "network interface for the communication of the nodes, such as eth1 (default: that of the host name)"
@@ -141,19 +142,19 @@ def rendezvous(options: NodeOptions, silence: float | None) -> Iterator[dict[str
         The arguments of torch's LaunchConfig.
 
     Raises:
-        UserError: If the port cannot be used, or the host is unknown.
+        UserError: If the port cannot be used, or the host is unknown or an address of this node on another network.
     """
     assert options.endpoint is not None
     (host, port), configs = options.endpoint, dict(options.settings or {})
-    local = None if options.interface is None else interface_address(options.interface)
+    local = interface_address(options.interface) if options.interface else None
     with ExitStack() as stack:
         stack.enter_context(_signals_passed_on())
         stack.enter_context(_connections_closed_after(silence))
-        if local is not None:
+        if options.interface and local:
             # torch would listen on every interface, and recognizes this node by its host name only.
             configs["is_host"] = "false"
-            if _address(host) == local:
-                store = _listening_store(local, port)
+            if is_this_node(host, options.interface):
+                host, store = local, _listening_store(local, port)
                 stack.callback(lambda: store)  # alive until then
         yield {
             "min_nodes": options.least,
@@ -188,21 +189,9 @@ def node_variables(options: NodeOptions) -> dict[str, str]:
     # Hosts without a name cause a warning of each process.
     variables["TORCH_CPP_LOG_LEVEL"] = os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")
     if options.interface is not None:
-        variables |= {"GLOO_SOCKET_IFNAME": options.interface, "NCCL_SOCKET_IFNAME": options.interface}
+        # For nccl, eth1 would also be eth10.
+        variables |= {"GLOO_SOCKET_IFNAME": options.interface, "NCCL_SOCKET_IFNAME": f"={options.interface}"}
     return variables if options.several else {}
-
-
-def _address(host: str) -> str:
-    """Return the address of a host. The names of pods of Kubernetes are known only some seconds after the start of a pod."""
-    end = time.monotonic() + RESOLVE_SECONDS
-    while True:
-        try:
-            return socket.gethostbyname(host)
-        except OSError as error:
-            if time.monotonic() > end:
-                text = f"--rdzv: the host '{host}' is unknown: {error.strerror}. Specify a name or address of a node."
-                raise UserError(text) from None
-            time.sleep(1.0)
 
 
 def _listening_store(address: str, port: int) -> Any:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import ipaddress
 import json
 import os
 import platform
 import socket
 import struct
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -21,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import emollama
-from emollama.distributed.worker_variables import integer
+from emollama.distributed.worker_variables import integer, keeps_store
 from emollama.errors import UserError
 from emollama.listing import abbreviated
 
 JOIN = timedelta(minutes=15)  # time for all processes to connect; they start together, and have only imported libraries by then
+RESOLVE_SECONDS = 60  # how long the name of a host may be unknown
 PACKAGES = ("torch", "transformers", "peft", "liger_kernel")
 SIOCGIFADDR = 0x8915  # ioctl of Linux: the IPv4 address of a network interface
 
@@ -38,11 +42,22 @@ class Member:
         group: what the processes of a node have in common: the number that the launcher gave it, or the name of its machine.
         host: name of its machine.
         software: name -> version; empty if all processes are on one machine.
+        device: type of its device.
+        problem: why it cannot use the device of the configuration; "" if it can.
     """
 
     group: str
     host: str
     software: dict[str, str]
+    device: str = "cpu"
+    problem: str = ""
+
+    @classmethod
+    def of_this_process(cls, device: str = "cpu", problem: str = "") -> Member:
+        """Describe this process."""
+        host = socket.gethostname()
+        several = integer("LOCAL_WORLD_SIZE", 1) < integer("WORLD_SIZE", 1)
+        return cls(os.environ.get("GROUP_RANK") or host, host, software() if several else {}, device, problem)
 
 
 @dataclass(frozen=True)
@@ -77,13 +92,6 @@ class Nodes:
 ONE_NODE = Nodes()
 
 
-def this_process() -> Member:
-    """Describe this process."""
-    host = socket.gethostname()
-    several = integer("LOCAL_WORLD_SIZE", 1) < integer("WORLD_SIZE", 1)
-    return Member(os.environ.get("GROUP_RANK") or host, host, software() if several else {})
-
-
 def software() -> dict[str, str]:
     """Return name -> version of what must be the same on all nodes. The source code counts, because clones can be modified."""
     versions = {"Python": ".".join(platform.python_version_tuple()[:2]), "emollama": emollama.__version__}
@@ -99,13 +107,14 @@ def software() -> dict[str, str]:
     return versions | {"the source code of emollama": digest.hexdigest()[:12]}
 
 
-def meet(store: Any, rank: int, size: int, wait: timedelta = JOIN) -> list[Member]:
+def meet(store: Any, rank: int, size: int, member: Member, wait: timedelta = JOIN) -> list[Member]:
     """Exchange the descriptions of all processes of a run.
 
     Args:
         store: the store of this attempt, which no other attempt has used.
         rank: rank of this process.
         size: number of processes.
+        member: the description of this process.
         wait: how long the others may take.
 
     Returns:
@@ -120,7 +129,7 @@ def meet(store: Any, rank: int, size: int, wait: timedelta = JOIN) -> list[Membe
             f"process {rank} of an earlier attempt is still in the store of the launcher, because the nodes of the run have"
             " changed. Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, or use emollama train --nnodes, which sets it."
         )
-    store.set(keys[rank], json.dumps(asdict(this_process())))
+    store.set(keys[rank], json.dumps(asdict(member)))
     try:
         store.wait(keys, wait)
     except RuntimeError:
@@ -133,15 +142,69 @@ def meet(store: Any, rank: int, size: int, wait: timedelta = JOIN) -> list[Membe
     return [Member(**json.loads(text)) for text in store.multi_get(keys)]
 
 
-def software_differences(members: Sequence[Member], nodes: Nodes) -> dict[int, str]:
-    """Return node -> how its software differs from that of node 0, for nodes with differences."""
-    expected, differing = members[0].software, {}
-    for rank in filter(nodes.is_first, range(1, len(members))):
-        names = [name for name, theirs in members[rank].software.items() if theirs != expected.get(name)]
+def meet_again(store: Any, rank: int, size: int) -> None:
+    """Wait until all processes know each other, before an error ends that with the store."""
+    store.set(f"process {rank} knows all", "")
+    with suppress(RuntimeError):  # the store has gone
+        store.wait([f"process {number} knows all" for number in range(size)], timedelta(minutes=1))
+
+
+def disagreement(members: Sequence[Member], nodes: Nodes) -> str:
+    """Return why these processes cannot form a group: devices or software that differ between nodes; "" if they can."""
+    firsts = [rank for rank in range(len(members)) if nodes.is_first(rank)]
+    for rank in firsts:
+        if members[rank].problem:
+            return f"{nodes.place(rank)}: {members[rank].problem}"
+    if len({members[rank].device for rank in firsts}) > 1:
+        devices = ", ".join(f"{members[rank].device} on {nodes.place(rank)}" for rank in firsts)
+        return (
+            f"the nodes have different devices: {devices}. Where it is cpu, PyTorch finds no GPU (emollama env). Repair the"
+            " driver there, or use the CPU on all nodes (run.device: cpu)."
+        )
+    expected, differing = members[0].software, []
+    for rank in firsts[1:]:
+        theirs = members[rank].software
+        names = [name for name in {**expected, **theirs} if theirs.get(name) != expected.get(name)]
+        texts = (f"{name} ({theirs.get(name)}, node 0 has {expected.get(name)})" for name in names)
         if names:
-            texts = (f"{name} ({members[rank].software[name]}, node 0 has {expected.get(name)})" for name in names)
-            differing[nodes.of_ranks[rank]] = f"{nodes.place(rank)} differs in {', '.join(texts)}"
-    return differing
+            differing.append(f"{nodes.place(rank)} differs in {', '.join(texts)}")
+    text = f"the nodes have different software: {'; '.join(differing)}. Install the same versions on all nodes."
+    return text if differing else ""
+
+
+def open_store(rank: int, wait: timedelta) -> Any:
+    """Connect to the store of the processes. On rank 0, open it, unless the launcher did so.
+
+    With GLOO_SOCKET_IFNAME, the store listens on the address of this network interface only.
+
+    Args:
+        rank: rank of this process.
+        wait: how long a process waits for a key.
+
+    Raises:
+        UserError: If there is no connection.
+    """
+    import torch.distributed as dist
+
+    address, port = os.environ["MASTER_ADDR"], integer("MASTER_PORT", 0)
+    interface = os.environ.get("GLOO_SOCKET_IFNAME")
+    options: dict[str, Any] = {}
+    if rank == 0 and not keeps_store():
+        options = {"is_master": True, "multi_tenant": True}
+        if interface and interface_address(interface) == address:
+            options["master_listen_fd"] = socket.create_server((address, port)).detach()
+    try:
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            address, port, timeout=JOIN, wait_for_workers=False, **options
+        )
+    except (dist.DistError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"process {rank} cannot connect to the first process of the run at {address}:{port}. Check that no firewall separates"
+            f" the nodes, and that they use the same network (--interface). ({reason})"
+        ) from None
+    store.set_timeout(wait)
+    return store
 
 
 def interface_address(name: str) -> str:
@@ -160,3 +223,39 @@ def interface_address(name: str) -> str:
                 f" {names}."
             ) from None
     return socket.inet_ntoa(reply[20:24])
+
+
+def is_this_node(host: str, interface: str) -> bool:
+    """Return whether the host of ``--rdzv`` is this machine, which communicates over a network interface.
+
+    Raises:
+        UserError: If the host is unknown, or is this machine with the address of another interface, where nobody would listen.
+    """
+    address, own = _address(host), interface_address(interface)
+    # Debian gives the name of a machine a loopback address in its /etc/hosts.
+    named = ipaddress.ip_address(address).is_loopback and not host.startswith(("localhost", address))
+    if named or address == own:
+        return True
+    addresses = set()
+    for _, name in socket.if_nameindex():
+        with suppress(UserError):  # it has no address
+            addresses.add(interface_address(name))
+    if address not in addresses:
+        return False
+    raise UserError(
+        f"--rdzv: {host} is this machine, but with the address {address}, and the address of --interface {interface} is {own}."
+        f" Use --rdzv {own}:PORT on all nodes, or the interface with the address {address}."
+    )
+
+
+def _address(host: str) -> str:
+    """Return the address of a host. The names of pods of Kubernetes are known only some seconds after the start of a pod."""
+    end = time.monotonic() + RESOLVE_SECONDS
+    while True:
+        try:
+            return socket.gethostbyname(host)
+        except OSError as error:
+            if time.monotonic() > end:
+                text = f"--rdzv: the host '{host}' is unknown: {error.strerror}. Specify a name or address of a node."
+                raise UserError(text) from None
+            time.sleep(1.0)

@@ -7,8 +7,6 @@ without waiting for their GPUs. Without torchrun there is a single process and n
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,11 +16,11 @@ from typing import Any, TypeAlias, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore
 
-from emollama.distributed.nodes import JOIN, ONE_NODE, Nodes, interface_address, meet, software_differences
+from emollama.distributed.nodes import ONE_NODE, Member, Nodes, disagreement, meet, meet_again, open_store
 from emollama.distributed.worker_variables import attempt, integer, require_group
-from emollama.errors import RemoteCrash, RemoteUserError, Stopped, UserError
+from emollama.errors import RemoteCrash, RemoteUserError, Stopped, UserError, final_errors
 from emollama.heartbeat import beat, note_all_joined
 
 T = TypeVar("T")
@@ -223,70 +221,51 @@ def start(device: str = "auto", key: str = "run.device") -> World:
 
     Raises:
         UserError: If ``device`` is cuda but no GPU is available, if there are fewer GPUs than processes, if the environment
-            variables of the launcher are incomplete, if processes do not connect, or if nodes have different software.
+            variables of the launcher are incomplete, if processes do not connect, or if nodes have different devices or software.
     """
     size, rank, local_rank = integer("WORLD_SIZE", 1), integer("RANK", 0), integer("LOCAL_RANK", 0)
     if size > 1 and not dist.is_initialized():
         require_group()
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"{key} is cuda, but PyTorch finds no GPU on this machine. Set {key}: cpu or auto.")
-    use_cuda = device != "cpu" and torch.cuda.is_available()
-    here = integer("LOCAL_WORLD_SIZE", 1)
-    if use_cuda and here > torch.cuda.device_count():
-        gpus = torch.cuda.device_count()
-        raise UserError(
-            f"there are {here} processes on this machine, but only {gpus} GPUs. Lower the number of processes (torchrun's"
-            " --nproc-per-node)."
-        )
+    problem = _device_problem(device, key)
+    if problem and (integer("LOCAL_WORLD_SIZE", 1) == size or dist.is_initialized()):
+        raise UserError(problem)
+    use_cuda = device != "cpu" and torch.cuda.is_available() and not problem
     where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(where)
     if size == 1:
         return World(rank, size, where)
     if not dist.is_initialized():
-        # After a restart by torchrun, the store still contains the keys of the attempt before.
-        store = PrefixStore(attempt(), _store(rank))
-        members = meet(store, rank, size)
+        store = PrefixStore(attempt(), open_store(rank, WAIT))
+        members = meet(store, rank, size, Member.of_this_process(where.type, problem))
         note_all_joined()
         nodes = Nodes.of(members)
+        if text := disagreement(members, nodes):
+            meet_again(store, rank, size)
+            with final_errors():
+                raise World(rank, size, where, nodes).user_error(text)
         backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
         dist.init_process_group(
             backend, store=store, rank=rank, world_size=size, timeout=WAIT, device_id=where if use_cuda else None
         )
         _JOINED.append(nodes)
-        if differing := software_differences(members, nodes):
-            text = "the nodes have different software: " + "; ".join(differing.values())
-            raise World(rank, size, where, nodes).user_error(f"{text}. Install the same versions on all nodes.")
     return World(rank, size, where, _JOINED[-1] if _JOINED else ONE_NODE)
 
 
-_JOINED: list[Nodes] = []  # of the process groups that this process has joined
-
-
-def _store(rank: int) -> Store:
-    """Connect to the store of the processes. On rank 0, open it, unless the launcher did so.
-
-    With GLOO_SOCKET_IFNAME, the store listens on the address of this network interface only.
-    """
-    address, port = os.environ["MASTER_ADDR"], integer("MASTER_PORT", 0)
-    interface = os.environ.get("GLOO_SOCKET_IFNAME")
-    options: dict[str, Any] = {}
-    if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        options = {"is_master": True, "multi_tenant": True}
-        if interface and interface_address(interface) == address:
-            options["master_listen_fd"] = socket.create_server((address, port)).detach()
-    try:
-        store: Store = dist.TCPStore(  # type: ignore[attr-defined]
-            address, port, timeout=JOIN, wait_for_workers=False, **options
+def _device_problem(device: str, key: str) -> str:
+    """Return why this process cannot use the device of the configuration; "" if it can."""
+    if device == "cuda" and not torch.cuda.is_available():
+        return f"{key} is cuda, but PyTorch finds no GPU on this machine. Set {key}: cpu or auto."
+    here = integer("LOCAL_WORLD_SIZE", 1)
+    if device != "cpu" and torch.cuda.is_available() and here > (gpus := torch.cuda.device_count()):
+        return (
+            f"there are {here} processes on this machine, but only {gpus} GPUs. Lower the number of processes (torchrun's"
+            " --nproc-per-node)."
         )
-    except (dist.DistError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"process {rank} cannot connect to the first process of the run at {address}:{port}. Check that no firewall separates"
-            f" the nodes, and that they use the same network (--interface). ({reason})"
-        ) from None
-    store.set_timeout(WAIT)
-    return store
+    return ""
+
+
+_JOINED: list[Nodes] = []  # of the process groups that this process has joined
 
 
 def stop() -> None:

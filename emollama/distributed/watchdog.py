@@ -127,6 +127,8 @@ class _Watchdog:
             elif node in self._signs or all_joined():
                 self._silent[node] = self._silent.get(node, 0.0) + passed
         silent = [node for node, seconds in self._silent.items() if seconds >= LOST_SHARE * self._limit]
+        if self._unreachable:  # nothing is known about the others without the store, which is on the node of rank 0
+            return [node for node in silent if node == "0"]
         return [node for node in silent if not self._count(f"ended processes of node {node}", 0)]
 
     def leave(self) -> None:
@@ -155,7 +157,7 @@ class _Watchdog:
     def _lost_error(self, nodes: list[str]) -> UserError:
         names = " and ".join(f"node {node} ({self._hosts.get(node, 'unknown host')})" for node in nodes)
         return UserError(
-            f"{names} gave no sign of life for {self._limit * LOST_SHARE / 60:g} minutes (a sixth of run.hang_minutes). The"
+            f"{names} did not respond for {self._limit * LOST_SHARE / 60:g} minutes (a sixth of run.hang_minutes). The"
             " machine or its network has failed. Resume the run with run.resume_ckpt_path=auto."
         )
 

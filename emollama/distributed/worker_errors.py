@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from emollama.distributed.worker_variables import is_worker
+from emollama.distributed.worker_variables import integer, is_worker
 from emollama.errors import NoProgress, RemoteCrash, RemoteUserError, Stopped, UserError
 from emollama.variables import LAUNCHER
 
@@ -105,13 +105,13 @@ def read_stop(folder: Path) -> Stopped | None:
     return None
 
 
-def read_user_error(folder: Path) -> str | None:
+def read_user_error(folder: Path) -> UserError | None:
     """Return the user error of a process of the last attempt from the launcher's folder of error files, or None."""
     for path in _files_of_last_attempt(folder, "error.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
             extra = json.loads(path.read_bytes())["message"]["extraInfo"]
             if extra["kind"] == USER:
-                return str(extra["py_callstack"])
+                return UserError(extra["py_callstack"])
     return None
 
 
@@ -132,6 +132,24 @@ def error_record(error: BaseException) -> dict[str, Any]:
         "rank": error.rank if isinstance(error, RemoteCrash) else int(os.environ.get("RANK", 0)),
     }
     return {"message": {"message": f"{type(error).__name__}: {error}", "extraInfo": extra}}
+
+
+def restarts_after(error: BaseException) -> bool:
+    """Return whether the launcher of this package will start the processes again after an error of this process."""
+    return _can_restart() and not getattr(error, "is_final", False)
+
+
+def ends_restarts(error: UserError) -> bool:
+    """Return whether a worker with this error has to end with status 0, so that the launcher does not restart the processes.
+
+    The launcher finds the error in the error file (:func:`read_user_error`).
+    """
+    return error.is_final and _can_restart() and Path(os.environ.get(ERROR_FILE, "")).is_file()
+
+
+def _can_restart() -> bool:
+    count, most = (integer(f"TORCHELASTIC_{name}", 0) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
+    return LAUNCHER in os.environ and count < most
 
 
 def format_traceback(error: BaseException) -> str:
@@ -157,11 +175,16 @@ def printed_text(error: BaseException) -> str:
 
 
 def should_print(error: BaseException) -> bool:
-    """Return whether this process prints its error, which only one of the processes of a launcher does."""
+    """Return whether this process prints its error, which only one of the processes of a launcher does.
+
+    The launcher of this package prints the error itself, unless it starts the processes again.
+    """
     path = os.environ.get(ERROR_FILE)
     if not (is_worker() and path and Path(path).is_file()):
         return not isinstance(error, RemoteUserError | RemoteCrash)
-    if LAUNCHER in os.environ or (is_lost_connection(error) and _another_process_failed(Path(path))):
+    if LAUNCHER in os.environ and not restarts_after(error):
+        return False
+    if is_lost_connection(error) and _another_process_failed(Path(path)):
         return False
     try:
         Path(path).parent.with_name("printed").touch(exist_ok=False)

@@ -30,16 +30,24 @@ def integer(name: str, default: int) -> int:
     return int(text)
 
 
+def keeps_store() -> bool:
+    """Return whether the launcher keeps the store of the processes when it restarts them; otherwise, rank 0 opens a new one."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def attempt() -> str:
-    """Return the prefix of this attempt's keys in the store, which torchrun keeps when it restarts the processes."""
-    return f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT') or 0}"
+    """Return the prefix of this attempt's keys in the store of the processes.
+
+    A new store needs none. The number of restarts would be wrong for it, because each node counts its own.
+    """
+    return f"attempt_{integer('TORCHELASTIC_RESTART_COUNT', 0) if keeps_store() else 0}"
 
 
 def require_group() -> None:
     """Check that the variables for joining a process group are complete.
 
     Raises:
-        UserError: If variables are missing, or the rank is not below the number of processes.
+        UserError: If variables are missing, the rank is too large, or a store that is kept cannot be used.
     """
     if missing := [name for name in GROUP if not os.environ.get(name)]:
         raise UserError(
@@ -53,6 +61,11 @@ def require_group() -> None:
         raise UserError(
             f"the environment variable RANK is {rank}, but must be below WORLD_SIZE, which is {size}. Launchers such as"
             f" torchrun set both; {_remedy()}"
+        )
+    if keeps_store() and integer("GROUP_WORLD_SIZE", 1) > 1 and integer("TORCHELASTIC_MAX_RESTARTS", 0):
+        raise UserError(
+            "torchrun with several nodes and --max-restarts keeps a store in which restarted processes would not find each other."
+            " Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, or use emollama train --nnodes, which sets it."
         )
 
 

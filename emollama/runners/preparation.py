@@ -23,7 +23,7 @@ from emollama.data.workers import check_shared_memory
 from emollama.decoding.answer_generator import AnswerGenerator
 from emollama.distributed.process_group import World
 from emollama.distributed.worker_variables import integer
-from emollama.errors import ErrorCollector
+from emollama.errors import ErrorCollector, final_errors
 from emollama.folder_lock import FolderLock, new_run_folder, released_after_error
 from emollama.logs import tracking
 from emollama.logs.logger import get_logger
@@ -45,7 +45,7 @@ from emollama.runners.evaluation import EvaluationSet, build_blocks, warn_of_tra
 from emollama.runners.folder_check import check_run_folder
 from emollama.runners.longest_samples import SampleLengths
 from emollama.runners.memory_choice import recompute_as_needed
-from emollama.runners.node_checks import compare_configurations, compare_datasets, compare_weights, warn_of_clocks
+from emollama.runners.node_checks import compare_datasets, compare_settings, compare_weights
 from emollama.runners.prediction_runner import PredictionRunner
 from emollama.runners.restarts import record_attempt, require_progress
 from emollama.runners.resume import require_job_id, resume_content, run_fields, sampling_fields
@@ -94,6 +94,7 @@ class Preparation:
     features: Mapping[str, provenance.ProvenanceFields]
     tensors: list[dict[str, Tensor]]
 
+    @final_errors()
     def __init__(
         self,
         config: RunConfig,
@@ -114,8 +115,7 @@ class Preparation:
         self.folder = Path(config.run.output_dir) / (config.run.job_id or NEW_RUN)
         self.lock: AbstractContextManager[Any] = nullcontext()
         self.precision = Precision(world.device, config.run.amp, config.run.amp_dtype)
-        compare_configurations(config, world)
-        warn_of_clocks(world)
+        compare_settings(config, self.precision, world)
         if training:
             with self._collect_errors:
                 world.on_rank_zero(lambda: require_job_id(config.run))
@@ -193,7 +193,7 @@ class Preparation:
             with self._collect_errors:
                 on_rank_zero(lambda: check_run_folder(self.folder))
             with self._collect_errors:
-                on_rank_zero(lambda: require_keys(self.config, self.processes, training=self.training))
+                on_rank_zero(lambda: require_keys(self.config, self.processes, self.world.nodes, training=self.training))
             with self._collect_errors:
                 self.world.rank_zero_first(partial(require_weights, model.llama_model))
         with self._collect_errors:

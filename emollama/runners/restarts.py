@@ -30,7 +30,8 @@ def require_progress(folder: Path, step: int) -> None:
     if count >= LIMIT and all(steps.get(number) == step for number in earlier):
         raise NoProgress(
             f"the run was started {LIMIT} times from step {step} and failed each time before it saved a later checkpoint, so"
-            " it is not started again. The errors of these attempts are above. Correct their cause, or save more often"
+            " it is not started again. The errors of these attempts are above; a process without one was killed, usually because"
+            " the machine ran out of memory. Correct the cause, or save more often"
             " (run.save_every_iters), and run the same command again"
         )
 

@@ -24,7 +24,7 @@ from emollama.listing import abbreviated
 from emollama.precision import Precision
 from emollama.runners.checkpoints import content_to_resume, read_to_resume, step_of
 from emollama.runners.fetching import on_all_nodes, provide_parts
-from emollama.runners.node_checks import require_equal
+from emollama.runners.node_checks import VALUES, require_equal
 
 # Keys that can differ between a stored run and the run that resumes it: paths, intervals, workers, the number of epochs, and the
 # split of the global batch.
@@ -86,7 +86,6 @@ RESUMABLE_OVERRIDES = (
 POOLING = "datasets.*.features.*.pooling"  # changes the features, although all other keys of features are paths
 
 
-VALUES = "features of "  # start of the names of digests of values, which not all stores and checkpoints have
 FEATURE_TOKENS = "feature tokens"  # name of the outputs of the fusion module in a checkpoint
 PUBLISHED_OUTPUTS = ({"video": ["image"], "feature": ["face", "video", "audio", "cls"]}, {"image": ["image"]})
 # Prefixes of names in checkpoints -> what messages show instead. The stored names must not change.
@@ -120,7 +119,8 @@ def sampling_fields(
         fields[f"shards or difficulty of {block_name}"] = sampling.digest()
         fields |= {f"{VALUES}{block_name}, {slots}": digest for slots, digest in values_digests(dataset.features).items()}
     named = {_display_name(name): value for name, value in fields.items()}
-    require_equal(named, world, "data", "Give all nodes the same data.")
+    texts = {_display_name(f"list and texts of {block_name}"): dataset for block_name, dataset in datasets.items()}
+    require_equal(named, world, "data", "Give all nodes the same data.", texts)
     return fields
 
 

@@ -5,23 +5,25 @@ from __future__ import annotations
 from emollama.checkpoint_files import require_mappable
 from emollama.config import RunConfig
 from emollama.distributed import sharding
+from emollama.distributed.nodes import ONE_NODE, Nodes
 from emollama.errors import UserError
 from emollama.runners.build import is_ensemble
 
 
-def require_keys(config: RunConfig, processes: int, *, training: bool) -> None:
+def require_keys(config: RunConfig, processes: int, nodes: Nodes = ONE_NODE, *, training: bool) -> None:
     """Check that the keys of a run, and the files of its language model, allow to shard the weights.
 
     Args:
         config: the resolved configuration.
         processes: number of processes of the run.
+        nodes: where they are.
         training: True to train, False to only evaluate.
 
     Raises:
         UserError: If they do not.
     """
     run, model = config.run, config.model
-    sharding.group_size(run.parallel, run.shard_size, processes)
+    sharding.group_size(run.parallel, run.shard_size, processes, nodes)
     if run.parallel == "ddp":
         return
     require_mappable(model.llama_model)

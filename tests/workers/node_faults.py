@@ -1,8 +1,8 @@
 """A module for ``imports`` of a configuration: a fault in the workers, as the variable NODE_FAULT says.
 
 ``MOMENT:RANK:ACTION`` with the moment ``step``, ``save`` or ``evaluation``. The action ``pause`` creates the file ``paused`` in
-the folder NODE_FAULT_FOLDER and waits for NODE_FAULT_SECONDS or a request to stop, ``kill`` ends the process in the first
-attempt, ``fail`` raises in each.
+the folder NODE_FAULT_FOLDER and waits for NODE_FAULT_SECONDS, until the file is gone, or for a request to stop; ``kill`` ends the
+process in the first attempt, ``fail`` raises in each. The file ``starts`` in this folder gets a line for each start of a process.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ STEP = 4  # of the moment ``step``
 def act() -> None:
     """Pause or end this process."""
     if ACTION == "pause":
-        Path(os.environ["NODE_FAULT_FOLDER"], "paused").touch()
+        paused = Path(os.environ["NODE_FAULT_FOLDER"], "paused")
+        paused.touch()
         end = time.monotonic() + float(os.environ.get("NODE_FAULT_SECONDS", "5"))
-        while time.monotonic() < end and not STOP_REQUESTS.reason:
+        while time.monotonic() < end and paused.exists() and not STOP_REQUESTS.reason:
             time.sleep(0.05)
     if ACTION == "kill" and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -45,6 +46,9 @@ def before(function: Callable[..., Any], condition: Callable[..., bool] = lambda
     return wrapped
 
 
+if "RANK" in os.environ:
+    with Path(os.environ["NODE_FAULT_FOLDER"], "starts").open("a") as file:
+        file.write(f"{os.environ['RANK']}\n")
 MOMENT, RANK, ACTION = (os.environ.get("NODE_FAULT") or "::").split(":")
 if MOMENT and os.environ.get("RANK") == RANK:
     from emollama import checkpoint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,19 @@ def compare_weights(paths: list[str], options: list[list[str]]) -> tuple[str, st
     world = two_nodes()
     config = load(paths[world.rank], options[world.rank])
     return outcome(lambda: node_checks.compare_weights(config, world, resumes=False))
+
+
+def require_equal(fields: list[dict[str, Any]]) -> tuple[str, str]:
+    """Compare values of two nodes."""
+    world = two_nodes()
+    return outcome(lambda: node_checks.require_equal(fields[world.rank], world, "data", "Copy them."))
+
+
+def compare_precision(dtypes: list[Any]) -> tuple[str, str]:
+    """Compare the dtypes of two nodes."""
+    world = two_nodes()
+    precision = types.SimpleNamespace(compute_dtype=dtypes[world.rank])
+    return outcome(lambda: node_checks.compare_precision(precision, world))  # type: ignore[arg-type]
 
 
 def clock_warnings(ahead: float) -> list[str]:
