@@ -29,7 +29,7 @@ class Parallel:
 
     def __init__(self, model: nn.Module, world: World, reduce_dtype: ReduceDtype = "fp32") -> None:
         self.model = model
-        self._world = world
+        self._world, self._reduce_dtype = world, reduce_dtype
         self._wrapped: nn.Module = model
         self._trained = list(trainable(model).values())
         self._is_sharded = any(map(is_sharded, self._trained))
@@ -52,13 +52,18 @@ class Parallel:
         return self._wrapped(*args)
 
     def no_sync_unless(self, last: bool) -> AbstractContextManager[Any]:
-        """Return a context for forward and backward of a micro-batch; only the last one of a step synchronizes gradients."""
+        """Return a context for forward and backward of a micro-batch; only the last one of a step synchronizes gradients.
+
+        Gradients of weights that are sharded are divided after each micro-batch, because whole ones would need the memory that
+        sharding saves. Only groups of processes with the same parts (hsdp) exchange theirs after the last one.
+        """
         if self._is_sharded:
             # Imported here because a run without sharding does not need it.
             from torch.distributed.fsdp import FSDPModule
 
             assert isinstance(self.model, FSDPModule)
-            self.model.set_requires_gradient_sync(last)
+            # FSDP adds gradients up in the dtype of the exchange until then; bfloat16 would lose small ones.
+            self.model.set_requires_all_reduce(last or self._reduce_dtype == "bf16")
         if last or not isinstance(self._wrapped, DistributedDataParallel):
             return nullcontext()
         return self._wrapped.no_sync()

@@ -44,7 +44,7 @@ class RunMemory:
         features: bytes of the features of a sample.
         cache: bytes of the key-value cache of an evaluation.
         on_gpu: whether the run uses GPUs.
-        sent_gradient: bytes of a trained parameter's gradient that is averaged over GPUs which have all trained tensors.
+        sent_gradient: bytes of a trained parameter's gradient when GPUs exchange it.
     """
 
     weights: WeightBytes
@@ -67,12 +67,10 @@ def components(run: RunMemory, sharding: Sharding) -> dict[str, float]:
         "frozen encoders": weights.encoders,
     }
     if shards > 1:
-        parts["gathered weights"] = weights.gathered
+        parts["gathered weights"] = weights.gathered if step is not None else weights.gathered_in_evaluation
     if step is not None:
-        # Without communication before the last micro-batch, each process adds up the whole gradients.
-        whole_gradients = weights.shards_trained and shards > 1 and run.batch.number > 1
         parts |= {
-            "gradients (float32)": GRADIENT * weights.trained / (1 if whole_gradients else trained_shards),
+            "gradients (float32)": GRADIENT * weights.trained / trained_shards,
             "AdamW moments (float32)": MOMENTS * weights.trained / trained_shards,
             "features of a batch": run.features * run.batch.of_step * (COPIES_OF_FEATURES if run.on_gpu else 1),
             "activations": step.activations,
@@ -90,13 +88,16 @@ def components(run: RunMemory, sharding: Sharding) -> dict[str, float]:
 def received_bytes(run: RunMemory, sharding: Sharding) -> float:
     """Return the bytes that a GPU receives from the others in a training step, with ring algorithms."""
     weights, shards = run.weights, sharding.shards
-    gradients = GRADIENT * weights.trained
+    gradients = run.sent_gradient * weights.trained
     replicas = sharding.gpus // shards
     # Each micro-batch gathers the weights once in the forward and once in the backward pass.
     gathered = 2 * run.batch.number * weights.sharded * (1 - 1 / shards)
     if not weights.shards_trained:
         return gathered + _all_reduced(run.sent_gradient * weights.trained, sharding.gpus)
-    return gathered + gradients * (1 - 1 / shards) + _all_reduced(gradients / shards, replicas)
+    # Each micro-batch divides its gradients. Where gradients are sent in bfloat16, the groups then exchange theirs each time.
+    reductions = 1 if run.sent_gradient == GRADIENT else run.batch.number
+    divided = run.batch.number * gradients * (1 - 1 / shards)
+    return gathered + divided + reductions * _all_reduced(gradients / shards, replicas)
 
 
 def _all_reduced(size: float, processes: int) -> float:

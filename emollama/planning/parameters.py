@@ -65,6 +65,7 @@ class WeightBytes:
         trained: number of trained parameters.
         sharded: bytes of the weights that ``run.parallel: fsdp`` divides among processes.
         gathered: bytes that it gathers at most at a time: two layers, or a layer and the embedding table or output layer.
+        gathered_in_evaluation: the same for an evaluation, in which the embedding table and the output layer stay whole.
         shards_trained: whether the trained weights are among those that are divided.
         dequantized: bytes of the largest weight of 4 or 8 bits in the dtype of computations; 0 without any.
     """
@@ -74,6 +75,7 @@ class WeightBytes:
     trained: int
     sharded: float
     gathered: float
+    gathered_in_evaluation: float
     shards_trained: bool
     dequantized: float = 0
 
@@ -114,7 +116,8 @@ def weights_of(model: Model, bits: int | None, compute: torch.dtype) -> WeightBy
         encoders=size(parameter for _, parameter in named if id(parameter) in encoders),
         trained=sum(parameter.numel() for parameter in trained),
         sharded=size(divided) if layers else 0,
-        gathered=max(layers, default=0) + max(max(layers, default=0), max(ends, default=0)) if layers else 0,
+        gathered=max(layers) + max([*layers, *ends]) if layers else 0,
+        gathered_in_evaluation=2 * max(layers) + sum(ends) if layers else 0,
         shards_trained=is_full,
         dequantized=dequantized * compute.itemsize,
     )

@@ -79,7 +79,7 @@ class Planner:
     @property
     def can_shard(self) -> bool:
         """Whether the weights have a dtype in which they can be divided among processes."""
-        return not self._bits and self.config.model.frozen_dtype != "fp8"
+        return self._bits != 8 and self.config.model.frozen_dtype != "fp8"
 
     @property
     def every(self) -> int:
@@ -98,11 +98,9 @@ class Planner:
 
     def sharding(self, mode: Mode) -> Sharding:
         """Return how a mode divides the weights."""
-        sizes = {
-            "ddp": 1,
-            "fsdp": self.gpus,
-            "hsdp": getattr(self.config.run, "shard_size", None) or min(self.gpus, GPUS_OF_MACHINE),
-        }
+        largest = min(self.gpus, GPUS_OF_MACHINE)
+        of_machine = next(size for size in range(largest, 0, -1) if self.gpus % size == 0)
+        sizes = {"ddp": 1, "fsdp": self.gpus, "hsdp": getattr(self.config.run, "shard_size", None) or of_machine}
         return Sharding(mode, self.gpus, sizes[mode])
 
     def run(self, every: int, batch: MicroBatch) -> RunMemory:

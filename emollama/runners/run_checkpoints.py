@@ -145,7 +145,7 @@ class RunCheckpoints:
         # The other ranks may have ended, and the error of the run must not be replaced.
         try:
             self._writer.finish()
-        except UserError as unwritten:
+        except Exception as unwritten:
             get_logger().error("%s", unwritten)
 
     def _start(self, name: str, completed_steps: int, *, required: bool = True) -> None:
