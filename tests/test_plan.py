@@ -97,13 +97,22 @@ def test_sharding_divides_the_frozen_weights_and_sends_them(tmp_path):
 
 
 @pytest.mark.slow
-def test_full_training_divides_all_trained_tensors_but_not_the_gradients_of_several_micro_batches(tmp_path):
-    for accumulated, parts in ((1, 4), (2, 1)):
-        full = of_golden(tmp_path, gpus=4, model={"train_llm": "full"}, run={"accum_grad_iters": accumulated})
-        ddp, fsdp = full.modes["ddp"], full.modes["fsdp"]
-        for name in ("trained weights (float32)", "AdamW moments (float32)"):
-            assert fsdp[name] == ddp[name] / 4
-        assert fsdp["gradients (float32)"] == ddp["gradients (float32)"] / parts
+def test_full_training_divides_all_trained_tensors_and_their_gradients(tmp_path):
+    full = of_golden(tmp_path, gpus=4, model={"train_llm": "full"}, run={"accum_grad_iters": 2})
+    for name in ("trained weights (float32)", "gradients (float32)", "AdamW moments (float32)"):
+        assert full.modes["fsdp"][name] == full.modes["ddp"][name] / 4
+
+
+@pytest.mark.slow
+def test_weights_of_4_bits_can_be_sharded_and_those_of_8_bits_cannot(tmp_path):
+    modes = [list(of_golden(tmp_path, gpus=2, model={key: True}).modes) for key in ("load_in_4bit", "low_resource")]
+    assert modes == [["ddp", "fsdp"], ["ddp"]]
+
+
+@pytest.mark.slow
+def test_hsdp_divides_the_weights_among_the_largest_equal_groups_of_a_machine(tmp_path):
+    planner = Planner(load(str(golden_config(tmp_path, model={"image_size": 112}))), 12, "cuda")
+    assert planner.sharding("hsdp").shards == 6
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from emollama.config import load
 from emollama.distributed import parallel
 from emollama.optim import trainable
 from emollama.runners.runner_base import RunnerBase
+from emollama.sharded_tensors import whole
 
 
 def gradients_of_steps(runner: RunnerBase, steps: int) -> None:
@@ -27,7 +29,23 @@ def gradients(path: str) -> dict[str, Any]:
     runner = config.runner_class(config)
     with runner.lock:
         gradients_of_steps(runner, 1)
-    return {name: parameter.grad.tolist() for name, parameter in trainable(runner.model).items()}
+    return {name: whole(parameter.grad).tolist() for name, parameter in trainable(runner.model).items()}
+
+
+def dtypes_between_micro_batches(path: str) -> list[set[torch.dtype | None]]:
+    """Return the dtypes of the trained tensors' gradients before each micro-batch of the first step; None for no gradient."""
+    config = load(path)
+    runner = config.runner_class(config)
+    trained, before, synchronized = trainable(runner.model).values(), [], runner.parallel.no_sync_unless
+
+    def recorded(last: bool) -> AbstractContextManager[Any]:
+        before.append({None if parameter.grad is None else parameter.grad.dtype for parameter in trained})
+        return synchronized(last)
+
+    runner.parallel.no_sync_unless = recorded
+    with runner.lock:
+        gradients_of_steps(runner, 1)
+    return before
 
 
 def exchange_order(path: str) -> list[list[str]]:
