@@ -11,7 +11,7 @@ import json
 import re
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
@@ -232,7 +232,7 @@ def require_equal(
 def _first_difference(dataset: SampleDataset, world: World, rank: int) -> str:
     """Return the name of the first sample whose texts differ between a rank and rank 0. Every rank calls it."""
     hashes: list[int] = []
-    names: list[str] = []
+    names: Sequence[str] = []
     if world.rank in (0, rank):
         content, names = dataset.inspect(), dataset.names()
         sentences, answers = content.sentences or {}, content.answers.values()
