@@ -118,7 +118,7 @@ def test_files_have_the_same_bytes_with_and_without_the_background(tmp_path):
 
 
 def test_without_memory_for_a_copy_the_save_waits_after_a_warning(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(checkpoint_writer, "memory", lambda device: (10, 10))
+    monkeypatch.setattr(checkpoint_writer, "machine_memory", lambda: (10, 10))
     writer = CheckpointWriter(in_background=True, device=CPU)
     for name in ("a.pth", "b.pth"):
         writer.start(tmp_path / name, values(1.0))

@@ -16,6 +16,7 @@ from helpers import golden_tree, loaded
 from emollama.data.batch import collate
 from emollama.data.loader import BatchLayout
 from emollama.distributed.process_group import World
+from emollama.memory import machine_memory
 from emollama.recomputation import layers_of, set_recomputation
 from emollama.runners import memory_choice
 from emollama.runners.longest_samples import Longest
@@ -153,6 +154,20 @@ def test_a_second_run_with_the_same_model_does_not_measure_again(runner, monkeyp
 def test_on_a_cpu_the_memory_in_use_is_that_of_the_process(runner):
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     assert memory(runner.world.device)[2] == pytest.approx(resident, rel=0.05)
+
+
+def test_the_free_memory_of_a_container_is_below_the_strictest_limit_of_its_groups(tmp_path):
+    groups = tmp_path / "sys/fs/cgroup"
+    (groups / "slurm/job_1").mkdir(parents=True)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 1000 kB\nMemAvailable: 900 kB\n")
+    assert machine_memory(tmp_path) == (900 * 1024, 1000 * 1024)
+    (tmp_path / "proc/self/cgroup").write_text("1:cpu:/\n0::/slurm/job_1\n")
+    for group, limit in (("", "max"), ("slurm", "600000"), ("slurm/job_1", "max")):
+        (groups / group / "memory.max").write_text(f"{limit}\n")
+        (groups / group / "memory.current").write_text("500000\n")
+        (groups / group / "memory.stat").write_text("anon 1\ninactive_file 100000\n")
+    assert machine_memory(tmp_path) == (200_000, 600_000)
 
 
 def test_copies_of_weights_do_not_count_for_each_token():

@@ -21,6 +21,7 @@ MAX_FILE, MAX_FUNCTION = 300, 60  # lines
 # such as data.batch, is not part of its package's group. The table is exact: a new import, or one that is gone, changes it.
 IMPORTS = {
     "heartbeat": "",
+    "parallel_modes": "",
     "recomputation": "",
     "__init__": "",
     "component_configs": "",
@@ -58,8 +59,8 @@ IMPORTS = {
     "distributed.node_launch": "distributed.nodes distributed.worker_variables errors",
     "distributed.process_group": "distributed.nodes distributed.worker_variables errors heartbeat",
     "distributed.parallel": "distributed.process_group dtypes optim sharded_tensors",
-    "distributed.sharding": "distributed.nodes distributed.process_group distributed.worker_variables dtypes errors recomputation"
-    " sharded_tensors weight_parts",
+    "distributed.sharding": "distributed.nodes distributed.process_group distributed.worker_variables dtypes errors"
+    " parallel_modes recomputation sharded_tensors weight_parts",
     "distributed.stop_requests": "distributed.process_group distributed.worker_variables errors variables",
     "distributed.worker_errors": "distributed.worker_variables errors variables",
     "distributed.watchdog": "distributed.worker_errors distributed.worker_variables errors heartbeat",
@@ -101,16 +102,16 @@ IMPORTS = {
     "convert": "__init__ checkpoint checkpoint_average checkpoint_parts"
     " config data errors file_digests json_io listing logs models paths"
     " registry replaced_file run_folder stores tensor_files",
-    "planning": "components config data data.batch errors logs.console models precision recomputation",
+    "planning": "components config data data.batch errors logs.console memory models parallel_modes precision recomputation",
     "decoding": "components data data.batch decoding_state",
     "runners": "__init__ checkpoint checkpoint_average checkpoint_files checkpoint_parts"
     " component_configs component_errors components config data"
     " data.batch data.int8_vectors decoding disk distributed.nodes distributed.parallel distributed.process_group"
     " distributed.sharding distributed.stop_requests distributed.worker_variables dtypes encoders errors evaluation field_texts"
     " file_digests folder_lock heartbeat"
-    " interface_check listing logs logs.console lr_schedules memory optim paths planning precision recomputation"
+    " interface_check listing logs logs.console lr_schedules memory optim parallel_modes paths planning precision recomputation"
     " registry run_folder sharded_tensors stores suggestions variables",
-    "checks": "config data distributed.process_group errors listing logs logs.console optim planning remote runners",
+    "checks": "config data distributed.process_group errors listing logs logs.console memory optim planning remote runners",
     "tasks": "components data data.batch decoding errors evaluation field_texts run_folder",
     "inference": "__init__ checkpoint checkpoint_files component_configs config data data.batch decoding"
     " distributed.process_group encoders errors evaluation extraction file_digests folder_lock json_io listing logs logs.console"

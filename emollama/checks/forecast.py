@@ -14,10 +14,9 @@ from emollama.config import RunConfig
 from emollama.data.dataset import SampleDataset
 from emollama.data.validation_cache import ValidationCache
 from emollama.errors import UserError
+from emollama.memory import GIB
 from emollama.optim import trainable
 from emollama.planning.disk import BYTES_PER_PARAMETER, checkpoint_files
-
-GIB = 2**30
 
 
 def training_forecast(config: RunConfig, datasets: Mapping[str, SampleDataset], samples: int) -> TrainingForecast:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 from emollama.checks.findings import ArrayCounts, BlockSummary, CheckReport, Finding, LengthSummary, TrainingForecast
-from emollama.checks.forecast import GIB
 from emollama.listing import abbreviated
 from emollama.logs.console import aligned
+from emollama.memory import GIB
 
 FINDINGS_SHOWN = 5  # printed findings of one kind in one block
 JSON = "--json lists all"

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -28,6 +28,7 @@ from emollama.distributed.process_group import World, joined
 from emollama.distributed.worker_variables import integer
 from emollama.dtypes import ReduceDtype
 from emollama.errors import UserError
+from emollama.parallel_modes import ParallelMode
 from emollama.recomputation import layers_of
 from emollama.sharded_tensors import is_sharded
 from emollama.weight_parts import WeightShare
@@ -35,12 +36,11 @@ from emollama.weight_parts import WeightShare
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-Mode: TypeAlias = Literal["ddp", "fsdp", "hsdp"]
 # Methods of a model that run its language model, besides forward.
 GENERATION = ("prefill", "decode", "decode_answers", "beam_search")
 
 
-def group_size(mode: Mode, shard_size: int | None, processes: int, nodes: Nodes = ONE_NODE) -> int:
+def group_size(mode: ParallelMode, shard_size: int | None, processes: int, nodes: Nodes = ONE_NODE) -> int:
     """Return the number of processes among which each weight is divided; 1 if weights are whole in every process.
 
     Args:
@@ -71,7 +71,7 @@ def group_size(mode: Mode, shard_size: int | None, processes: int, nodes: Nodes 
     return size
 
 
-def device_mesh(world: World, mode: Mode, shard_size: int | None) -> DeviceMesh | None:
+def device_mesh(world: World, mode: ParallelMode, shard_size: int | None) -> DeviceMesh | None:
     """Return the arrangement of the processes for sharding, or None if weights are not sharded. Every rank calls it.
 
     Raises:

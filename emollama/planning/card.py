@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from emollama.planning.memory import GIB, OVERHEAD, Mode
+from emollama.memory import GIB
+from emollama.parallel_modes import ParallelMode
+from emollama.planning.memory import OVERHEAD
 from emollama.planning.planner import Planner
 from emollama.recomputation import CHOICES, USABLE
 
@@ -45,7 +47,7 @@ def required_bytes(parts: Mapping[str, float]) -> float:
     return fixed + (sum(parts.values()) - fixed) / USABLE
 
 
-def card(planner: Planner, gib: float, mode: Mode) -> Card:
+def card(planner: Planner, gib: float, mode: ParallelMode) -> Card:
     """Return what fits on a GPU with this memory.
 
     Args:
@@ -68,7 +70,7 @@ def card(planner: Planner, gib: float, mode: Mode) -> Card:
     return Card(gib, sizes[every] / GIB, fits, largest, verdict)
 
 
-def largest_tokens(planner: Planner, every: int, gib: float, mode: Mode) -> int | None:
+def largest_tokens(planner: Planner, every: int, gib: float, mode: ParallelMode) -> int | None:
     """Return the largest micro-batch that fits on a GPU, in tokens; None if a single sample does not fit."""
 
     def needed(tokens: int) -> float:
@@ -97,7 +99,7 @@ def _words(every: int) -> str:
     return {0: "no layers", 1: "all layers"}.get(every, f"one layer in {every}")
 
 
-def _remedies(planner: Planner, gib: float, mode: Mode, largest: Mapping[str, int | None]) -> str:
+def _remedies(planner: Planner, gib: float, mode: ParallelMode, largest: Mapping[str, int | None]) -> str:
     """Return what to change, so that the run fits."""
     cfg, ways = planner.config.model, []
     batch = planner.micro_batch

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from emollama.config import RunConfig
+from emollama.memory import GIB
 
 BYTES_PER_PARAMETER = 12  # the float32 value and the two moments of AdamW
-GIB = 2**30
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,14 @@ from dataclasses import dataclass, field
 
 from emollama.config import RunConfig
 from emollama.logs.console import aligned, duration
+from emollama.memory import GIB
+from emollama.parallel_modes import PARALLEL_MODES, ParallelMode
 from emollama.planning import memory
 from emollama.planning.card import Card, card
 from emollama.planning.disk import Disk, disk_of
-from emollama.planning.memory import GIB, Mode
 from emollama.planning.parameters import group_title
 from emollama.planning.planner import Planner
 from emollama.planning.samples import ANSWER_TOKENS, SENTENCE_TOKENS
-
-MODES: tuple[Mode, ...] = ("ddp", "fsdp", "hsdp")
 
 
 @dataclass(frozen=True)
@@ -116,17 +115,17 @@ def plan(
         UserError: If the folder does not exist, or the configuration is inconsistent.
     """
     planner = Planner(config, gpus, device or ("cpu" if config.run.device == "cpu" else "cuda"))
-    mode: Mode = config.run.parallel
+    mode: ParallelMode = config.run.parallel
     run = planner.run(planner.every, planner.micro_batch)
 
-    def in_gib(chosen: Mode) -> dict[str, float]:
+    def in_gib(chosen: ParallelMode) -> dict[str, float]:
         parts = memory.components(run, planner.sharding(chosen))
         return {name: size / GIB for name, size in (parts | {"sum": sum(parts.values())}).items()}
 
-    possible: list[Mode] = ["ddp"]
+    possible: list[ParallelMode] = ["ddp"]
     if planner.can_shard:
         possible += ["fsdp", "hsdp"] if planner.sharding("hsdp").shards < gpus else ["fsdp"]
-    modes = [each for each in MODES if each in possible or each == mode] if gpus > 1 else []
+    modes = [each for each in PARALLEL_MODES if each in possible or each == mode] if gpus > 1 else []
     tflop = 0.0
     if run.step:
         tflop = run.step.flops / 1e12 * run.batch.of_step * planner.sample.total / run.batch.tokens

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
+from emollama.memory import GIB
+from emollama.parallel_modes import ParallelMode
 from emollama.planning.counting import StepMemory
 from emollama.planning.parameters import WeightBytes
 from emollama.planning.samples import MicroBatch
 
-Mode: TypeAlias = Literal["ddp", "fsdp", "hsdp"]
-GIB = 2**30
 # Assumptions: what CUDA and its libraries allocate outside of PyTorch's allocator.
 CUDA_CONTEXT, NCCL = GIB // 2, GIB // 2
 GRADIENT, MOMENTS = 4, 8  # bytes of a trained parameter: its gradient, and the two moments of AdamW
@@ -28,7 +27,7 @@ class Sharding:
         shards: number of GPUs among which a weight is divided; 1 if each has all weights.
     """
 
-    mode: Mode
+    mode: ParallelMode
     gpus: int
     shards: int
 

@@ -12,9 +12,10 @@ from torch import nn
 from emollama.config import RunConfig
 from emollama.models import fp8_linear
 from emollama.models.planned_gpu import planned_gpu
+from emollama.parallel_modes import ParallelMode
 from emollama.planning import counting, memory, parameters, samples
 from emollama.planning.counting import StepMemory
-from emollama.planning.memory import Mode, RunMemory, Sharding
+from emollama.planning.memory import RunMemory, Sharding
 from emollama.planning.samples import MicroBatch, SampleTokens
 from emollama.planning.uses import uses_of
 from emollama.precision import dtype_of_run
@@ -96,7 +97,7 @@ class Planner:
         number = max(1, tokens // self.sample.total)
         return MicroBatch(number, tokens, max(number, self.micro_batch.of_step))
 
-    def sharding(self, mode: Mode) -> Sharding:
+    def sharding(self, mode: ParallelMode) -> Sharding:
         """Return how a mode divides the weights."""
         largest = min(self.gpus, GPUS_OF_MACHINE)
         of_machine = next(size for size in range(largest, 0, -1) if self.gpus % size == 0)
@@ -110,7 +111,7 @@ class Planner:
         sent = 2 if self.config.run.reduce_dtype == "bf16" else 4
         return RunMemory(self.weights, step, batch, features, self._cache_bytes(batch), self.on_gpu, sent)
 
-    def needed(self, every: int, batch: MicroBatch, mode: Mode) -> dict[str, float]:
+    def needed(self, every: int, batch: MicroBatch, mode: ParallelMode) -> dict[str, float]:
         """Return component -> bytes on each GPU."""
         return memory.components(self.run(every, batch), self.sharding(mode))
 

@@ -14,7 +14,7 @@ from emollama import checkpoint, checkpoint_parts
 from emollama.checkpoint_parts import CheckpointPart, own_values
 from emollama.distributed.worker_variables import integer
 from emollama.logs.logger import get_logger
-from emollama.runners.memory_choice import GIB, memory
+from emollama.memory import GIB, machine_memory
 
 
 class CheckpointWriter:
@@ -83,7 +83,7 @@ class CheckpointWriter:
 
     def _has_memory(self, content: dict[str, Any], copies: int = 1) -> bool:
         """Return whether this machine has enough free memory for copies of the tensors; warn if it has not."""
-        needed, free = copies * sum(tensor.nbytes for tensor in _tensors(content)), memory(torch.device("cpu"))[0]
+        needed, free = copies * sum(tensor.nbytes for tensor in _tensors(content)), machine_memory()[0]
         # A copy of this size was possible before, or the free memory is unknown.
         if needed <= self._copied or not free or needed <= free:
             self._copied = needed

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -24,6 +25,7 @@ from emollama.distributed.process_group import World
 from emollama.distributed.sharding import end_of_forward_passes, gathered_bytes
 from emollama.distributed.worker_variables import integer
 from emollama.logs.logger import get_logger
+from emollama.memory import GIB, machine_memory, sizes_of
 from emollama.optim import trainable
 from emollama.precision import Precision
 from emollama.recomputation import CHOICES, USABLE, layers_of, recomputed_layers, set_recomputation, switch
@@ -35,7 +37,6 @@ TRAINING_BYTES = 12  # of a trained parameter: its gradient and the two moments 
 LABEL_TENSORS = 3  # of the size of a label's log-probabilities; the backward pass adds their gradient and that of the logits
 MEASURED_LABELS = 64  # more of them would need much memory if the vocabulary is large
 CACHED = "step"  # name of the only entry of a cache file
-GIB = 2**30
 
 
 class Prepared(Protocol):
@@ -229,16 +230,7 @@ def memory(device: torch.device) -> tuple[int, int, int]:
         free, total = torch.cuda.mem_get_info(device)
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free, total, total - free
-    processes = integer("LOCAL_WORLD_SIZE", 1)
-    try:
-        machine, process = _sizes("/proc/meminfo"), _sizes("/proc/self/status")
-        return machine["MemAvailable"] // processes, machine["MemTotal"] // processes, process["VmRSS"]
-    except (OSError, KeyError):
-        return 0, 0, 0  # not Linux: all layers are recomputed
-
-
-def _sizes(path: str) -> dict[str, int]:
-    """Return name -> bytes from a file of the kernel with lines such as ``MemTotal: 1024 kB``."""
-    with open(path, encoding="ascii") as file:
-        lines = [line.split() for line in file]
-    return {words[0].removesuffix(":"): 1024 * int(words[1]) for words in lines if len(words) == 3 and words[2] == "kB"}
+    processes, (available, total) = integer("LOCAL_WORLD_SIZE", 1), machine_memory()
+    # If the memory is unknown, all layers are recomputed.
+    used = sizes_of(Path("/proc/self/status"))["VmRSS"] if total else 0
+    return available // processes, total // processes, used

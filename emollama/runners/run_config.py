@@ -12,6 +12,7 @@ from emollama.data.prompts.prompt_style import LossAverage
 from emollama.dtypes import AmpDtype, ReduceDtype
 from emollama.errors import require_at_least
 from emollama.field_texts import documented
+from emollama.parallel_modes import ParallelMode
 from emollama.registry import LR_SCHEDULES
 
 MAX_NAME, MAX_BYTES = 200, 255  # characters of run.job_id, and bytes of a name in most file systems
@@ -31,7 +32,7 @@ class RunnerConfig:
     """Random seed of initial weights, sample order, choice of tasks and instructions, and dropout."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Device of the run. auto: a GPU if there is one, otherwise the CPU."""
-    parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    parallel: ParallelMode = "ddp"
     """Parallelism over several processes. ddp (DistributedDataParallel): each process has all weights. fsdp (FSDP2): the weights
     of the language model are divided among all processes, and gathered layer by layer. hsdp: they are divided among shard_size
     processes, and each such group has all weights."""
