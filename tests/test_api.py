@@ -34,7 +34,7 @@ def add(folder, name, step):
     """Save a checkpoint with its digest."""
     from emollama import checkpoint
 
-    checkpoint.save(folder / name, {"step": step})
+    checkpoint.save(folder / name, {"model": {}, "step": step})
     return folder / name
 
 

@@ -315,7 +315,7 @@ def test_a_beam_search_that_does_not_move_the_cache_with_a_beam_is_rejected(tmp_
     assert packing.cache == "sequence" and "in beam search" in packing.beam_problem
     config = run_config("mamba", tmp_path)
     monkeypatch.setattr(packing_check, "cached_check", lambda *args: packing)
-    config.evaluation_datasets["train_layout"].task.num_beams = 2
+    config.run.evaluate, config.evaluation_datasets["train_layout"].task.num_beams = True, 2
     with pytest.raises(UserError, match=r"num_beams: .*'mamba'.*Set num_beams: 1"):
         plan(config)
     model = build(config)

@@ -141,8 +141,8 @@ def best_or_newest(folder: Path) -> Path:
 
 def _intact(path: Path) -> Path:
     file_digests.require_intact(path)
-    if step_of(path) >= 0 and (parts := checkpoint_parts.parts_of(checkpoint.read(str(path), "", values=False), path)):
-        parts.require_intact("")
+    if step_of(path) >= 0 and (parts := checkpoint_parts.parts_of(checkpoint.read(str(path), "model.ckpt", values=False), path)):
+        parts.require_intact("model.ckpt")
     return path
 
 
