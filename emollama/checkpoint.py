@@ -112,6 +112,9 @@ def read(path: str, key: str, *, values: bool = True) -> dict[str, Any]:
         raise _unusable(path, key, content) from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f"{key}: {path} is not a checkpoint: expected a dictionary with an entry 'model' that contains tensors")
+    if isinstance(entry := content.get(checkpoint_parts.ENTRY), dict):
+        # Only this machine says where it has copies.
+        entry.pop(checkpoint_parts.COPIED_TO, None)
     if values and (parts := checkpoint_parts.parts_of(content, path)):
         parts.require_intact(key)
         content["model"] = parts.read(content["model"], "model")

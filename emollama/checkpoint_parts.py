@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shutil
 import warnings
@@ -22,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -34,9 +35,14 @@ from emollama.replaced_file import replaced
 from emollama.sharded_tensors import first_row, is_sharded, own_part
 from emollama.tensor_files import write_tensors
 
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.storage import StorageReader
+
 ENTRY = "parts"  # of a checkpoint
+COPIED_TO = "copied_to"  # in the entry while a run reads files that it has copied from other machines
 FOLDER = "checkpoint_parts"  # next to checkpoints
 DIVIDED = ("model", "optimizer")  # entries of a checkpoint with tensors
+FOLDER_NAME = re.compile(r"\d+-[0-9a-f]+")  # the number of completed steps, and random digits
 THREADS = 8  # that hash files, which does not need the interpreter
 
 
@@ -118,7 +124,7 @@ class Parts:
             targets: the same names -> tensor to fill; other entries are ignored.
         """
         # Imported here because it takes two seconds, and ordinary checkpoints do not need it.
-        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+        from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.state_dict_loader import load
 
         divided = {name for name, tensor in _named(stored) if isinstance(tensor, Tensor) and tensor.is_meta}
@@ -128,7 +134,27 @@ class Parts:
         with warnings.catch_warnings(), torch.no_grad():
             # It assumes that a single process wants to load, which is so: processes read files without each other.
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-            load(tensors, storage_reader=HuggingFaceStorageReader(str(self.folder)), no_dist=True)
+            try:
+                load(tensors, storage_reader=self._reader(), no_dist=True)
+            except CheckpointException as error:
+                reasons = [str(reason).partition("\n")[0] for reason, _ in error.failures.values()]
+                text = f"{self.path}: its files in {self.folder} do not have the values of all tensors ({reasons[0]})."
+                raise UserError(f"{text} Use another checkpoint.") from None
+
+    def _reader(self) -> StorageReader:
+        """Return PyTorch's reader of these files. By itself, it would read all files of the folder."""
+        from torch.distributed.checkpoint.filesystem import FileSystem
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+        files = [str(self.folder / part.name) for part in self.files if part.is_in(self.folder)]
+
+        class Listed(FileSystem):
+            def ls(self, path: str | os.PathLike[str]) -> list[str]:
+                return files
+
+        reader = HuggingFaceStorageReader(str(self.folder))
+        reader.fs = Listed()
+        return reader
 
     def read(self, stored: Mapping[str, Tensor], entry: str) -> dict[str, Tensor]:
         """Return the tensors of an entry of the checkpoint with their values, whole, on the CPU."""
@@ -142,7 +168,8 @@ def parts_of(content: Mapping[str, Any], path: str | Path) -> Parts | None:
 
     Args:
         content: the content of the checkpoint.
-        path: its path; the folder with the files is next to it, unless ``content`` says where it is on this machine.
+        path: its path, which can be a link; the folder with the files is next to it, unless ``content`` has the folder to which
+            this machine has copied them.
 
     Raises:
         UserError: If the entry of the checkpoint is invalid.
@@ -158,7 +185,7 @@ def parts_of(content: Mapping[str, Any], path: str | Path) -> Parts | None:
         files = tuple(CheckpointPart(**part) for part in entry["files"])
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path}: the entry '{ENTRY}' of this checkpoint is invalid. Use another checkpoint.") from None
-    return Parts(str(path), Path(entry.get("at") or Path(path).parent / FOLDER) / entry["folder"], files)
+    return Parts(str(path), Path(entry.get(COPIED_TO) or Path(path).resolve().parent / FOLDER) / entry["folder"], files)
 
 
 def divided(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -250,6 +277,11 @@ def remove_other_folders(parent: Path, kept: set[str]) -> None:
         parent: the folder of a run.
         kept: names of the folders that checkpoints refer to.
     """
-    for folder in sorted((parent / FOLDER).glob("*-*")):
+    for folder in folders(parent):
         if folder.name not in kept:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def folders(parent: Path) -> list[Path]:
+    """Return the folders of the parts of checkpoints in a run's folder."""
+    return sorted(path for path in (parent / FOLDER).glob("*") if FOLDER_NAME.fullmatch(path.name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from emollama.convert.consolidation import consolidate
 from emollama.convert.weights import read
 from emollama.errors import UserError
 from emollama.file_digests import DamagedError
-from emollama.runners.checkpoints import content_to_resume, set_aside_later
+from emollama.runners.checkpoints import content_to_resume, folders_of_parts, set_aside_later
 
 KEY = "model.ckpt"
 WHOLE = torch.arange(10.0).reshape(5, 2)
@@ -63,6 +64,47 @@ def test_a_missing_or_truncated_part_is_named_with_the_machine_that_wrote_it(tmp
         DamagedError, match=rf"its file {part(tmp_path)} \(\d+ bytes, written by host1\) is missing or incomplete"
     ):
         checkpoint.read(str(path), KEY)
+
+
+def test_files_that_a_checkpoint_does_not_name_are_not_read(tmp_path):
+    path = write(tmp_path)
+    folder = part(tmp_path).parent
+    checkpoint_parts.write(folder / checkpoint_parts.file_name(8), {"model.a": torch.zeros(5, 2)}, {"model.a": 0}, "host9")
+    (folder / f"._{part(tmp_path).name}").write_bytes(b"of another system")
+    assert torch.equal(checkpoint.read(str(path), KEY)["model"]["a"], WHOLE)
+
+
+def test_files_without_all_values_are_an_error_that_names_their_checkpoint(tmp_path):
+    path = write(tmp_path)
+    content = torch.load(path, weights_only=True)
+    content["parts"]["files"].pop()
+    checkpoint.save(path, content)
+    with pytest.raises(UserError, match=rf"^{path}: its files in .* do not have the values of all tensors"):
+        checkpoint.read(str(path), KEY)
+
+
+def test_a_link_to_a_checkpoint_has_its_parts(tmp_path):
+    (tmp_path / "links").mkdir()
+    link = tmp_path / "links/linked.pth"
+    link.symlink_to(write(tmp_path))
+    assert torch.equal(checkpoint.read(str(link), KEY)["model"]["a"], WHOLE)
+
+
+def test_a_file_does_not_say_where_its_parts_are(tmp_path):
+    path = write(tmp_path)
+    content = torch.load(path, weights_only=True)
+    content["parts"][checkpoint_parts.COPIED_TO] = str(tmp_path / "elsewhere")
+    checkpoint.save(path, content)
+    assert torch.equal(checkpoint.read(str(path), KEY)["model"]["a"], WHOLE)
+
+
+def test_a_checkpoint_with_another_name_keeps_its_parts(tmp_path):
+    write(tmp_path).rename(tmp_path / "good.pth")
+    write(tmp_path, step=2)
+    (tmp_path / checkpoint_parts.FOLDER / "mine-2-0").mkdir()
+    shutil.copytree(part(tmp_path).parent, tmp_path / checkpoint_parts.FOLDER / "3-0")
+    checkpoint_parts.remove_other_folders(tmp_path, folders_of_parts(tmp_path))
+    assert sorted(path.name for path in (tmp_path / checkpoint_parts.FOLDER).iterdir()) == ["1-0", "2-0", "mine-2-0"]
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", ".hidden", "a/b"])
@@ -131,21 +173,26 @@ def test_a_failed_consolidation_leaves_no_file(tmp_path, monkeypatch, broken):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, ranks):
-    """A run of two processes with sharded checkpoints, of which only the last two are kept; what each process wrote."""
+    """A run of two processes with sharded checkpoints, of which only the last one is kept; what each process wrote."""
     folder = tmp_path_factory.mktemp("trained")
-    run = {"parallel": "fsdp", "max_epoch": 3, "iters_per_epoch": 1, "keep_last": 1, "global_batch": 2}
+    run = {"parallel": "fsdp", "max_epoch": 3, "iters_per_epoch": 1, "keep_last": 1, "global_batch": 2, "evaluate": True}
     config = golden_config(folder, run=run, model={"ckpt": None, "train_llm": "full"})
     return folder / "out/run", ranks(worker.train_counting, str(config))
 
 
 @pytest.mark.slow
 def test_no_process_gathers_tensors_for_a_sharded_checkpoint(trained):
-    assert [gathered for gathered, _ in trained[1]] == [0, 0]
+    assert [gathered for gathered, *_ in trained[1]] == [0, 0]
+
+
+@pytest.mark.slow
+def test_a_sharded_checkpoint_is_complete_when_an_evaluation_begins(trained):
+    assert [exists for *_, exists in trained[1]] == [[True] * 3] * 2
 
 
 @pytest.mark.slow
 def test_each_process_copies_its_share_of_weights_and_moments(trained):
-    copied = [size for _, size in trained[1]]
+    copied = [size for _, size, _ in trained[1]]
     content = checkpoint.read(str(trained[0] / "checkpoint_2.pth"), KEY, values=False)
     total = 3 * sum(tensor.nbytes for tensor in content["model"].values())
     assert sum(copied) == total and max(copied) == pytest.approx(total / 2, rel=0.01)

@@ -182,7 +182,7 @@ def test_no_help_text_contains_docstring_markup(capsys):
         ("train --cfg-path x -z", "unknown option '-z'."),
         ("train --cfg-path x --bogus", "unknown option '--bogus'."),
         ("checkpoint inspect a --jsn", "unknown option '--jsn'. Did you mean '--json'?"),
-        ("checkpoint inspct a", "invalid choice: 'inspct'. Did you mean 'inspect'? Choices: inspect, diff, average, consolidate, convert"),
+        ("checkpoint inspct a", "Did you mean 'inspect'? Choices: inspect, diff, average, consolidate, convert"),
         ("pack --source a --output b --to zip", "argument --to: invalid choice: 'zip'. Choices: packed, tar"),
         ("train", "emollama train: error: the following arguments are required: --cfg-path"),
         ("report run --quiet --verbose", "not allowed with argument"),

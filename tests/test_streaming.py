@@ -32,7 +32,7 @@ from emollama.datasets.configs import ImageTextTarsConfig
 from emollama.datasets.image_text_tars import ImageTextTars
 from emollama.errors import UserError
 from emollama.paths import PATHS, cache_folder
-from emollama.remote import manager, streaming
+from emollama.remote import block_cache, manager, streaming
 from emollama.remote.block_cache import BlockCache
 from emollama.remote.downloads import Downloads
 from emollama.remote.handler import RemoteFiles
@@ -146,6 +146,15 @@ def test_the_least_recently_used_block_is_replaced(tmp_path):
             cache.write(claim.slot, key, bytes([key] * 4))
     assert [cache.claim(key).is_complete for key in (1, 3, 4)] == [True] * 3
     assert not cache.claim(2).is_complete
+
+
+def test_a_block_is_not_reserved_forever_if_the_number_of_a_killed_process_is_in_use_again(tmp_path):
+    cache = BlockCache(tmp_path, 3, 4)
+    slot = cache.claim(7).slot
+    cache._writers[slot] = os.getppid()
+    assert cache.claim(7) is None
+    cache._used[slot] -= block_cache._ABANDONED_NS
+    assert not cache.claim(7).is_complete
 
 
 def test_a_cache_that_is_smaller_than_a_window_of_shards_is_noted(server):

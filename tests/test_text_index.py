@@ -162,6 +162,7 @@ def test_other_keys_use_the_same_index(folder, monkeypatch):
 DAMAGE = {
     "shorter": lambda raw: raw[:-5],
     "another byte": lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]),
+    "another label": lambda raw: raw.replace(b'"happy"', b'"iappy"', 1),
     "empty": lambda raw: b"",
     "another file": lambda raw: b"{}\n",
 }

@@ -1,7 +1,7 @@
 """The texts of a dataset in a file of the user's cache folder, which processes map instead of reading the annotation files again.
 
-The file has a line of JSON and then arrays. The line names the annotation files with their stamps, so that a changed file is read
-again, and has a checksum of everything that follows, so that a damaged index is replaced.
+The file has a checksum of everything that follows, so that a damaged index is replaced, then a line of JSON, and then arrays. The
+JSON names the annotation files with their stamps, so that a changed file is read again.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from emollama.data.text_table import ClipRows, from_arrays, to_arrays
 from emollama.paths import atomic_write
 
 _ALIGNMENT = 8  # bytes; the arrays of the file begin at multiples of it
+_CHECKSUM = 8  # bytes at the begin of the file: hexadecimal digits
 _BLOCK = 1 << 20  # bytes that are read at a time
 # A file that is younger could change again without a new time, because file systems round times.
 _SETTLED_SECONDS = 2.0
@@ -67,15 +68,16 @@ def read(path: Path, sources: Sequence[TextFile]) -> IndexedTexts | None:
     """Open an index that was made from files that have not changed; None if there is none, or it is damaged."""
     try:
         with open(path, "rb") as file:
-            header = json.loads(file.readline())
-            if header["sources"] != [[source.path, list(source.stamp)] for source in sources]:
-                return None
-            start, checksum = file.tell(), 0
+            expected, line = file.read(_CHECKSUM), file.readline()
+            start, checksum = file.tell(), zlib.crc32(line)
             # Reading does not map pages, so that a process that uses few texts keeps few.
             while block := file.read(_BLOCK):
                 checksum = zlib.crc32(block, checksum)
-            if checksum != header["checksum"]:
+            if expected != b"%0*x" % (_CHECKSUM, checksum):
                 raise ValueError("the checksum differs")
+            header = json.loads(line)
+            if header["sources"] != [[source.path, list(source.stamp)] for source in sources]:
+                return None
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         # The texts of a batch are at random places, and pages around them would not be used.
         content.madvise(mmap.MADV_RANDOM)
@@ -101,21 +103,23 @@ def write(path: Path, sources: Sequence[TextFile], texts: IndexedTexts) -> bool:
         return False
     description, arrays = to_arrays(texts.table)
     arrays["selected"] = texts.clips.rows
-    places, parts, offset, checksum = {}, [], 0, 0
+    places, parts, offset = {}, [], 0
     for name, array in arrays.items():
         little = array.astype(array.dtype.newbyteorder("<"), copy=False)
         padding = bytes(-little.nbytes % _ALIGNMENT)
         places[name] = little.dtype.str, len(little), offset
         parts += [little.tobytes(), padding]
         offset += little.nbytes + len(padding)
+    selection = {"labels": list(texts.clips.labels), "notes": texts.notes}
+    line = json.dumps({"sources": sources, "arrays": places, "table": description, **selection}).encode()
+    parts.insert(0, line + b" " * (-(len(line) + 1) % _ALIGNMENT) + b"\n")
+    checksum = 0
     for part in parts:
         checksum = zlib.crc32(part, checksum)
-    selection = {"labels": list(texts.clips.labels), "notes": texts.notes}
-    line = json.dumps({"sources": sources, "checksum": checksum, "arrays": places, "table": description, **selection}).encode()
     try:
         # A reader compares the checksum, so that the file need not reach the disk before it is renamed.
         with atomic_write(path, "wb", durable=False) as file:
-            file.write(line + b" " * (-(len(line) + 1) % _ALIGNMENT) + b"\n")
+            file.write(b"%0*x" % (_CHECKSUM, checksum))
             file.writelines(parts)
     except OSError:
         return False

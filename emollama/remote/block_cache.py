@@ -21,6 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+# After this time, another process that has the number of one that was killed cannot be the one that is writing a block.
+_ABANDONED_NS = 200 * 10**9
 _COLUMNS = 3  # of 8 bytes each in the table: key, time of the last use, process that is writing the block
 
 
@@ -87,7 +89,7 @@ class BlockCache:
             if len(slots) and not self._writers[slot]:
                 self._used[slot] = time.time_ns()
                 return Claim(slot, True)
-            if len(slots) and _is_running(int(self._writers[slot])):
+            if len(slots) and _is_running(int(self._writers[slot])) and time.time_ns() - int(self._used[slot]) < _ABANDONED_NS:
                 return None
             self._keys[slot], self._used[slot], self._writers[slot] = key, time.time_ns(), os.getpid()
         return Claim(slot, False)

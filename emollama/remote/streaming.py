@@ -256,7 +256,17 @@ def _process(number: int) -> _Process:
 
 def _this_process() -> _Process:
     """Return the state of this process. A forked process has none of the threads of its parent, and other locks."""
-    return _process(os.getpid())
+    with _OPENING:
+        return _process(os.getpid())
+
+
+def _after_fork() -> None:
+    global _OPENING
+    _OPENING = threading.Lock()  # another thread of the parent may have held it
+
+
+_OPENING = threading.Lock()
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _open_cache() -> BlockCache | None:

@@ -169,7 +169,7 @@ def step_of(path: Path) -> int:
 def folders_of_parts(folder: Path) -> set[str] | None:
     """Return the names of the folders to which the sharded checkpoints in a folder refer; None if one cannot be read."""
     names = set()
-    for path in folder.glob("checkpoint_*.pth"):
+    for path in folder.glob("*.pth"):  # a checkpoint may have been copied under another name
         try:
             content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
         except Exception:  # as in step_of
@@ -206,7 +206,7 @@ def set_aside_later(folder: Path, step: int) -> None:
 
 def _set_aside_parts(folder: Path, step: int, target: Path) -> None:
     """Move the parts of sharded checkpoints of later steps, before the checkpoints themselves."""
-    for parts in sorted((folder / checkpoint_parts.FOLDER).glob("*-*")):
+    for parts in checkpoint_parts.folders(folder):
         if int(parts.name.partition("-")[0]) > step:
             (target / checkpoint_parts.FOLDER).mkdir(exist_ok=True)
             parts.rename(target / checkpoint_parts.FOLDER / parts.name)

@@ -83,7 +83,7 @@ def provide_parts(content: dict[str, Any], folder: Path, world: World) -> None:
         return
     path = Path(content["path"])
     parent = (folder if path.parent.name == FOLDER else path.parent) / checkpoint_parts.FOLDER
-    content[checkpoint_parts.ENTRY]["at"] = str(parent)
+    content[checkpoint_parts.ENTRY][checkpoint_parts.COPIED_TO] = str(parent)
     parts = checkpoint_parts.parts_of(content, path)
     assert parts is not None
     held = world.gather([part.name for part in parts.files if world.is_first and parts.has(part)])

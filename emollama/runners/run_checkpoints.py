@@ -55,6 +55,7 @@ class RunCheckpoints:
         self._writing: _Save | None = None
         self._unsaved: set[str] = set()  # checkpoints that did not fit on the disk
         self._saved_step = world.on_rank_zero(lambda: self._step_in_folder(resumed_from)) if resumed_from else None
+        self._drop_old_parts()  # of a checkpoint that was interrupted
 
     def _step_in_folder(self, resumed_from: str) -> int | None:
         """Return the step of the checkpoint from which the run was resumed, and move those of later steps away.
@@ -78,7 +79,7 @@ class RunCheckpoints:
         if self._writing and not self._world.any(not self._writer.is_done()):
             self.finish()
         if checkpoint.BEST in self._unsaved:
-            self._try(checkpoint.BEST, self._link_best)
+            self._save_best()
         retries = checkpoint.LAST in self._unsaved and not self._writing
         if completed_steps % cfg.iters_per_epoch == 0:
             self._start(self._path_of_epoch(completed_steps).name, completed_steps)
@@ -97,7 +98,7 @@ class RunCheckpoints:
         self.finish()
         self._best = self._path_of_epoch(completed_steps)
         if self._world.on_rank_zero(lambda: step_of(self._best)) == completed_steps:
-            return self._try(checkpoint.BEST, self._link_best)
+            return self._save_best()
         self._start(checkpoint.BEST, completed_steps, required=False)
         self.finish()
         return checkpoint.BEST not in self._unsaved
@@ -107,6 +108,14 @@ class RunCheckpoints:
         self.finish()
         if self._saved_step != completed_steps:
             self._start(checkpoint.LAST, completed_steps)
+            self.finish()
+
+    def finish_if_sharded(self) -> None:
+        """Wait for a sharded checkpoint, which exists only when all ranks have agreed that their parts are complete.
+
+        An evaluation, in which a run can be stopped, would otherwise lose it.
+        """
+        if self._writing is not None and self._writing.parts_folder is not None:
             self.finish()
 
     def finish(self) -> None:
@@ -194,12 +203,18 @@ class RunCheckpoints:
 
     def _drop_old_parts(self) -> None:
         """Delete the parts of checkpoints that no longer exist, on the disk of each node."""
-        kept = self._world.on_rank_zero(lambda: folders_of_parts(self._folder))
+        has_parts = self._world.on_rank_zero(lambda: bool(checkpoint_parts.folders(self._folder)))
+        kept = self._world.on_rank_zero(lambda: folders_of_parts(self._folder)) if has_parts else None
         if kept is not None and self._world.is_first:
             checkpoint_parts.remove_other_folders(self._folder, kept)
 
     def _path_of_epoch(self, completed_steps: int) -> Path:
         return self._folder / f"checkpoint_{completed_steps // self._cfg.iters_per_epoch - 1}.pth"
+
+    def _save_best(self) -> bool:
+        saved = self._try(checkpoint.BEST, self._link_best)
+        self._drop_old_parts()  # of the former one
+        return saved
 
     def _link_best(self) -> None:
         # A resumed run has no checkpoint of an epoch after which it was stopped.

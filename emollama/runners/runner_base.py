@@ -173,6 +173,7 @@ class RunnerBase:
         if self.validation is None:
             return False
         if self.validation.should_evaluate(completed_steps):
+            self.checkpoints.finish_if_sharded()
             with log.paused():
                 self.validation.run(completed_steps, log, lambda: self.checkpoints.save_best(completed_steps))
                 self._report(write_report)
@@ -258,8 +259,7 @@ class RunnerBase:
     def _maybe_stop(self, completed_steps: int) -> None:
         """Save a checkpoint and stop if a process was asked to stop before the run is complete."""
         is_complete = completed_steps == self.total_steps and self.validation is None
-        # All ranks stop after the same step.
-        if is_complete or not self.world.any(bool(STOP_REQUESTS.reason)):
+        if is_complete or not self.world.any(bool(STOP_REQUESTS.reason)):  # all ranks stop after the same step
             return
         self.checkpoints.save_if_new(completed_steps)
         raise Stopped(f"{STOP_REQUESTS.agreed_reason(self.world)} after {completed_steps} of {self.total_steps} steps")

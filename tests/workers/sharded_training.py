@@ -74,8 +74,13 @@ def layer_bytes(path: str) -> tuple[int, int]:
     return own, sum(weight.nbytes for weight in weights)
 
 
-def train_counting(path: str) -> tuple[int, int]:
-    """Train a configuration. Returns how often sharded tensors were gathered, and the bytes of this process in a checkpoint."""
+def train_counting(path: str) -> tuple[int, int, list[bool]]:
+    """Train a configuration with an evaluation after each epoch.
+
+    Returns:
+        How often sharded tensors were gathered, the bytes of this process in a checkpoint, and whether the checkpoint of the
+        epoch existed when each evaluation began.
+    """
     import pytest
     from torch.distributed.tensor import DTensor
 
@@ -84,6 +89,13 @@ def train_counting(path: str) -> tuple[int, int]:
     config = load(path)
     runner = config.runner_class(config)
     gathered, sizes, write, full = [0], [0], checkpoint_parts.write, DTensor.full_tensor
+    complete, evaluate = [], runner.validation.run
+
+    def evaluated(step, *others):
+        complete.append((runner.folder / f"checkpoint_{step - 1}.pth").is_file())
+        number = gathered[0]
+        evaluate(step, *others)
+        gathered[0] = number  # an evaluation computes a digest of the weights, one after the other
 
     def counted(tensor, **options):
         gathered[0] += tensor.ndim > 0  # the norm of gradients is a scalar
@@ -96,5 +108,6 @@ def train_counting(path: str) -> tuple[int, int]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DTensor, "full_tensor", counted)
         patch.setattr(checkpoint_parts, "write", measured)
+        patch.setattr(runner.validation, "run", evaluated)
         runner.train()
-    return gathered[0], sizes[0]
+    return gathered[0], sizes[0], complete
