@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import socket
 import subprocess
 import threading
 from argparse import ArgumentParser
@@ -24,6 +25,22 @@ from emollama.errors import NoProgress, Stopped, UserError
 from emollama.runners import restarts
 
 FOUR = [Member(group, f"host{group}", {"torch": "2.15.0"}) for group in ("0", "0", "1", "1")]
+
+
+def test_a_second_launcher_on_this_machine_uses_the_store_of_the_first():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    first, second = (node_launch._listening_store("127.0.0.1", port) for _ in range(2))
+    first.set("key", "value")
+    assert second.get("key") == b"value"
+
+
+def test_a_port_of_another_program_cannot_be_used(monkeypatch):
+    monkeypatch.setattr(node_launch, "PROBE_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"^--rdzv 127.0.0.1:{port}: Address already in use. Choose another port"):
+            node_launch._listening_store("127.0.0.1", port)
 
 
 # Who is where

@@ -127,6 +127,13 @@ def test_the_largest_micro_batch_of_a_card_fits_and_a_tenth_more_does_not(tmp_pa
 
 
 @pytest.mark.slow
+def test_no_micro_batch_above_the_limit_is_tried(tmp_path, monkeypatch):
+    monkeypatch.setattr("emollama.planning.card.MOST", 2000)
+    planner = Planner(load(str(golden_config(tmp_path, model={"image_size": 112}))), 1, "cuda")
+    assert largest_tokens(planner, 1, 1e6, "ddp") == 2000 and max(batch.tokens for _, batch in planner._steps) == 2000
+
+
+@pytest.mark.slow
 def test_a_run_that_does_not_fit_says_what_to_change(tmp_path):
     run = {"global_batch": 200, "max_tokens": 20_000}
     card = of_golden(tmp_path, run=run, gpu_gib=0.54).card

@@ -56,7 +56,7 @@ IMPORTS = {
     "demo.folder": "disk errors paths",
     "listing": "paths",
     "distributed.nodes": "__init__ distributed.worker_variables errors listing",
-    "distributed.node_launch": "distributed.nodes distributed.worker_variables errors",
+    "distributed.node_launch": "distributed.nodes distributed.worker_variables errors logs.console",
     "distributed.process_group": "distributed.nodes distributed.worker_variables errors heartbeat",
     "distributed.parallel": "distributed.process_group dtypes optim sharded_tensors",
     "distributed.sharding": "distributed.nodes distributed.process_group distributed.worker_variables dtypes errors"

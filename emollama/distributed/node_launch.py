@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import signal
@@ -22,7 +23,9 @@ from typing import Any
 from emollama.distributed.nodes import interface_address, is_this_node
 from emollama.distributed.worker_variables import is_worker, require_no_other_launcher
 from emollama.errors import Interrupted, UserError
+from emollama.logs import console
 
+PROBE_SECONDS = 10  # how long a launcher looks for the store of another one on this machine
 CONNECT_SECONDS = 600  # how long a launcher waits for the store of the first node, as torchrun does for its nodes
 MAX_PORT = 65535
 # The signals after which a run saves and stops. With several nodes, the launcher passes them on and keeps running: torch elastic
@@ -156,6 +159,7 @@ def rendezvous(options: NodeOptions, silence: float | None) -> Iterator[dict[str
             if is_this_node(host, options.interface):
                 host, store = local, _listening_store(local, port)
                 stack.callback(lambda: store)  # alive until then
+        console.write(f"waiting for the launchers of {nodes_of(options)} at {host}:{port}\n")
         yield {
             "min_nodes": options.least,
             "max_nodes": options.most,
@@ -167,13 +171,17 @@ def rendezvous(options: NodeOptions, silence: float | None) -> Iterator[dict[str
         }
 
 
+def nodes_of(options: NodeOptions) -> str:
+    """Return the number of nodes in words."""
+    return f"{options.least} nodes" if options.least == options.most else f"{options.least} to {options.most} nodes"
+
+
 def no_rendezvous(options: NodeOptions, error: Exception) -> UserError:
     """Return the error for launchers that do not find each other, or lose each other."""
     assert options.endpoint is not None
     host, port = options.endpoint
-    nodes = f"{options.least} nodes" if options.least == options.most else f"{options.least} to {options.most} nodes"
     cause = str(error.__cause__ or error).strip().partition("\n")[0]
-    text = f"the launchers of {nodes} cannot meet at {host}:{port}. Start the same command on all nodes, check that"
+    text = f"the launchers of {nodes_of(options)} cannot meet at {host}:{port}. Start the same command on all nodes, check that"
     if type(error).__name__ == "RendezvousClosedError":
         return UserError(f"the run at {host}:{port} has ended, because the launcher of another node has failed or was stopped.")
     return UserError(
@@ -195,11 +203,16 @@ def node_variables(options: NodeOptions) -> dict[str, str]:
 
 
 def _listening_store(address: str, port: int) -> Any:
+    """Return a store that listens at an address, or that of another launcher on this machine."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     try:
         listener = socket.create_server((address, port))
     except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            # The store of another launcher of this run on this machine.
+            with suppress(RuntimeError):
+                return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=PROBE_SECONDS))
         raise UserError(f"--rdzv {address}:{port}: {os.strerror(error.errno or 0)}. Choose another port on all nodes.") from None
     timeout = timedelta(seconds=CONNECT_SECONDS)
     options: dict[str, Any] = {"is_master": True, "wait_for_workers": False, "multi_tenant": True, "timeout": timeout}

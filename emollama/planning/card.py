@@ -15,6 +15,7 @@ FIXED = ("frozen weights", "frozen encoders", "trained weights (float32)", *OVER
 STEP = 64  # tokens to which the largest micro-batches are rounded down
 TRIES = 2  # of finding the largest one between two sizes
 GROWTH = 8  # factor of the sizes that are tried first
+MOST = 65_536  # tokens; no larger micro-batch is tried
 SIZES = (2, 4, 8, 16, 32, 64)  # numbers of GPUs that are proposed
 
 
@@ -64,14 +65,15 @@ def card(planner: Planner, gib: float, mode: ParallelMode) -> Card:
     largest = {_key(choice): largest_tokens(planner, choice, gib, mode) for choice in CHOICES} if trains else {}
     chosen = f" with model.use_grad_checkpoint: auto, which recomputes {_words(every)}" if automatic else ""
     margin = gib - sizes[every] / GIB
-    verdict = f"fits{chosen}: {margin:.1f} GiB remain"
+    place = f" with run.parallel: {mode}" if planner.gpus > 1 else ""
+    verdict = f"fits{place}{chosen}: {margin:.1f} GiB remain"
     if not fits:
-        verdict = f"does not fit: it needs {-margin:.1f} GiB more. {_remedies(planner, gib, mode, largest)}"
+        verdict = f"does not fit{place}: it needs {-margin:.1f} GiB more. {_remedies(planner, gib, mode, largest)}"
     return Card(gib, sizes[every] / GIB, fits, largest, verdict)
 
 
 def largest_tokens(planner: Planner, every: int, gib: float, mode: ParallelMode) -> int | None:
-    """Return the largest micro-batch that fits on a GPU, in tokens; None if a single sample does not fit."""
+    """Return the largest micro-batch that fits on a GPU, in tokens and at most MOST; None if a single sample does not fit."""
 
     def needed(tokens: int) -> float:
         return required_bytes(planner.needed(every, planner.micro_batch_of(tokens), mode))
@@ -79,9 +81,11 @@ def largest_tokens(planner: Planner, every: int, gib: float, mode: ParallelMode)
     budget, low = gib * GIB, planner.sample.total
     if (of_low := needed(low)) > budget:
         return None
-    high = GROWTH * low
+    high = min(GROWTH * low, max(low + STEP, MOST))
     while (of_high := needed(high)) <= budget:
-        low, of_low, high = high, of_high, GROWTH * high
+        if high >= MOST:
+            return MOST
+        low, of_low, high = high, of_high, min(GROWTH * high, MOST)
     for _ in range(TRIES):
         # The memory is a maximum of sums, so that a line through two points is too high between them, and the result fits.
         tokens = int(low + (high - low) * (budget - of_low) / (of_high - of_low))

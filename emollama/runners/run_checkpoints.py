@@ -66,8 +66,8 @@ class RunCheckpoints:
         if path.resolve().parent != self._folder.resolve():
             return None
         step = step_of(path)
-        if self._cfg.resume_ckpt_path != "auto":
-            set_aside_later(self._folder, step)
+        # With auto, those are damaged ones, of which other files may be intact.
+        set_aside_later(self._folder, step)
         return step
 
     def maybe_save(self, completed_steps: int) -> None:

@@ -24,6 +24,7 @@ from emollama.distributed.process_group import World
 from emollama.distributed.worker_variables import integer
 from emollama.logs.console import aligned, duration
 from emollama.logs.logger import get_logger
+from emollama.parallel_modes import ParallelMode
 from emollama.paths import PACKAGE, SHIPPED, packaged_copy, read_text
 from emollama.planning.parameters import group_title, parameter_groups
 from emollama.precision import Precision
@@ -67,7 +68,7 @@ def show_start(run: Run, resumed: str | None = None, steps: Rows | None = None) 
     """
     if not get_logger().isEnabledFor(logging.INFO):
         return
-    rows = _environment(run.folder, run.world, run.precision) + _weights(run.model, run.config, resumed)
+    rows = _environment(run.folder, run.world, run.precision, run.config.run.parallel) + _weights(run.model, run.config, resumed)
     _show(rows + _samples(run.datasets, run.blocks) + (steps or []))
     if steps and run.config.evaluation_datasets and not run.blocks:
         get_logger().info("evaluation_datasets are not evaluated during training: run.evaluate is False")
@@ -105,11 +106,12 @@ def _show(rows: Rows) -> None:
         get_logger().info("%s", line)
 
 
-def _environment(folder: Path, world: World, precision: Precision) -> Rows:
+def _environment(folder: Path, world: World, precision: Precision, mode: ParallelMode) -> Rows:
     """Return rows with the run's folder, devices and precision."""
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type
     kind = f"{_name(precision.frozen_dtype)} with float32 trained weights" if precision.amp else "float32"
-    return [("run folder", str(folder)), ("devices", f"{_processes(world.size)} on {device}"), ("precision", kind)]
+    sharded = f", {mode}" if world.size > 1 and mode != "ddp" else ""
+    return [("run folder", str(folder)), ("devices", f"{_processes(world.size)} on {device}{sharded}"), ("precision", kind)]
 
 
 def _weights(model: Model, config: RunConfig, resumed: str | None) -> Rows:
