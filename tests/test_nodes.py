@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -27,19 +28,11 @@ from emollama.runners import restarts
 FOUR = [Member(group, f"host{group}", {"torch": "2.15.0"}) for group in ("0", "0", "1", "1")]
 
 
-def test_a_second_launcher_on_this_machine_uses_the_store_of_the_first():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    first, second = (node_launch._listening_store("127.0.0.1", port) for _ in range(2))
-    first.set("key", "value")
-    assert second.get("key") == b"value"
-
-
-def test_a_port_of_another_program_cannot_be_used(monkeypatch):
-    monkeypatch.setattr(node_launch, "PROBE_SECONDS", 0.2)
+def test_a_port_in_use_is_an_error_that_says_what_may_use_it():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(UserError, match=f"^--rdzv 127.0.0.1:{port}: Address already in use. Choose another port"):
+        message = f"^--rdzv 127.0.0.1:{port}: Address already in use. Start one launcher per machine with --interface, or"
+        with pytest.raises(UserError, match=message):
             node_launch._listening_store("127.0.0.1", port)
 
 
@@ -101,6 +94,21 @@ def test_processes_that_do_not_connect_are_named(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match=r"^2 of 3 processes have not connected within \S+ minutes: ranks 0, 2\. Look for an"):
         nodes.meet(HashStore(), 1, 3, FOUR[1], timedelta(milliseconds=1))
+
+
+def test_a_process_that_waits_for_others_reacts_to_signals(monkeypatch):
+    from torch.distributed import HashStore
+
+    def stopped(*_):
+        raise Stopped("by a signal")
+
+    monkeypatch.setattr(nodes.time, "sleep", lambda seconds: signal.raise_signal(signal.SIGUSR2))
+    before = signal.signal(signal.SIGUSR2, stopped)
+    try:
+        with pytest.raises(Stopped):
+            nodes.meet(HashStore(), 0, 2, FOUR[0])
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 def test_a_store_with_the_processes_of_an_earlier_attempt_is_refused():

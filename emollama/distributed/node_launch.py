@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import re
 import signal
@@ -25,7 +24,6 @@ from emollama.distributed.worker_variables import is_worker, require_no_other_la
 from emollama.errors import Interrupted, UserError
 from emollama.logs import console
 
-PROBE_SECONDS = 10  # how long a launcher looks for the store of another one on this machine
 CONNECT_SECONDS = 600  # how long a launcher waits for the store of the first node, as torchrun does for its nodes
 MAX_PORT = 65535
 # The signals after which a run saves and stops. With several nodes, the launcher passes them on and keeps running: torch elastic
@@ -203,17 +201,15 @@ def node_variables(options: NodeOptions) -> dict[str, str]:
 
 
 def _listening_store(address: str, port: int) -> Any:
-    """Return a store that listens at an address, or that of another launcher on this machine."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     try:
         listener = socket.create_server((address, port))
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            # The store of another launcher of this run on this machine.
-            with suppress(RuntimeError):
-                return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=PROBE_SECONDS))
-        raise UserError(f"--rdzv {address}:{port}: {os.strerror(error.errno or 0)}. Choose another port on all nodes.") from None
+        raise UserError(
+            f"--rdzv {address}:{port}: {os.strerror(error.errno or 0)}. Start one launcher per machine with --interface, or"
+            " choose another port on all nodes."
+        ) from None
     timeout = timedelta(seconds=CONNECT_SECONDS)
     options: dict[str, Any] = {"is_master": True, "wait_for_workers": False, "multi_tenant": True, "timeout": timeout}
     return TCPStore(address, port, master_listen_fd=listener.detach(), **options)

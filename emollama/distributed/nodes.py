@@ -130,15 +130,18 @@ def meet(store: Any, rank: int, size: int, member: Member, wait: timedelta = JOI
             " changed. Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, or use emollama train --nnodes, which sets it."
         )
     store.set(keys[rank], json.dumps(asdict(member)))
-    try:
-        store.wait(keys, wait)
-    except RuntimeError:
+    deadline = time.monotonic() + wait.total_seconds()
+    # A process that waits inside the store would not react to signals.
+    while not store.check(keys):
+        if time.monotonic() < deadline:
+            time.sleep(0.1)
+            continue
         missing = [str(number) for number, key in enumerate(keys) if not store.check([key])]
         raise UserError(
             f"{len(missing)} of {size} processes have not connected within {wait.total_seconds() / 60:g} minutes:"
             f" rank{'s' * (len(missing) > 1)} {abbreviated(missing)}. Look for an error in the output of their nodes, and check"
             " that no firewall separates the nodes."
-        ) from None
+        )
     return [Member(**json.loads(text)) for text in store.multi_get(keys)]
 
 
