@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from emollama.component_configs import RecognizesCheckpoints
-from emollama.disk import require_readable
+from emollama.disk import require_readable, unreadable
 from emollama.errors import UserError
 from emollama.listing import listing
 from emollama.paths import PATHS, not_a_file, path_exists, require_folder
@@ -48,7 +48,10 @@ def require_weights(folder: str) -> None:
     """
     if not os.path.isdir(folder):
         return  # require_language_model reports it
-    present = set(os.listdir(folder))
+    try:
+        present = set(os.listdir(folder))
+    except OSError as error:
+        raise unreadable(folder, "model.llama_model", error) from None
     if {"model.safetensors", "pytorch_model.bin"} & present:
         return
     indexes = sorted(name for name in present if name.endswith((".safetensors.index.json", ".bin.index.json")))

@@ -26,8 +26,8 @@ from emollama.models.attention import one_sequence_per_row
 from emollama.recomputation import layers_of, set_recomputation
 
 CPU = torch.device("cpu")
-# Of a step; a few thousand are usual. Models that compute one token after the other have many, which would take minutes.
-MAX_OPERATIONS = 30_000
+# Of a forward pass; a thousand are usual. Models that compute one token after the other have many, which would take minutes.
+MAX_OPERATIONS = 10_000
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,8 @@ def _run(model: nn.Module, batch: Batch, step: CountedStep, counter: _Counter) -
         loss = step.loss(model, batch)
     marks.peak_of_forward, counter.peak = counter.peak, 0
     marks.saved = counter.live
+    # An exception inside the backward pass can end the process, because some of PyTorch's functions must not raise one.
+    counter.may_fail = False
     loss.backward()
     marks.peak_of_rest = counter.peak
     if marks.peak_of_layers is None:
@@ -181,11 +183,13 @@ class _Counter(TorchDispatchMode):
         live: bytes of all tensors that operations have returned and that exist.
         peak: largest value of ``live``, since it was set to 0.
         flops: floating-point operations of all products.
+        may_fail: whether too many operations raise an exception.
     """
 
     def __init__(self, constant: list[Tensor | None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = self.flops = self._operations = 0
+        self.may_fail = True
         # The tensors are kept, so that no other one gets the address of a storage.
         self._constant = constant
         self._sizes = dict.fromkeys((tensor.untyped_storage()._cdata for tensor in constant if tensor is not None), 0)
@@ -197,7 +201,7 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count its results."""
         self._operations += 1
-        if self._operations > MAX_OPERATIONS:
+        if self.may_fail and self._operations > MAX_OPERATIONS:
             raise RuntimeError("the step has too many operations")
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
