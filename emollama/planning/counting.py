@@ -109,6 +109,7 @@ def _run(model: nn.Module, batch: Batch, step: CountedStep, counter: _Counter) -
     def before_layer(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if marks.saved is not None:
             return  # the layer is recomputed
+        counter.require_few_operations()
         index = len(marks.forward)
         marks.forward.append(counter.now())
         hidden = arguments[0] if arguments else keywords.get("hidden_states")
@@ -127,8 +128,7 @@ def _run(model: nn.Module, batch: Batch, step: CountedStep, counter: _Counter) -
         loss = step.loss(model, batch)
     marks.peak_of_forward, counter.peak = counter.peak, 0
     marks.saved = counter.live
-    # An exception inside the backward pass can end the process, because some of PyTorch's functions must not raise one.
-    counter.may_fail = False
+    counter.require_few_operations()
     loss.backward()
     marks.peak_of_rest = counter.peak
     if marks.peak_of_layers is None:
@@ -183,16 +183,22 @@ class _Counter(TorchDispatchMode):
         live: bytes of all tensors that operations have returned and that exist.
         peak: largest value of ``live``, since it was set to 0.
         flops: floating-point operations of all products.
-        may_fail: whether too many operations raise an exception.
     """
 
     def __init__(self, constant: list[Tensor | None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = self.flops = self._operations = 0
-        self.may_fail = True
         # The tensors are kept, so that no other one gets the address of a storage.
         self._constant = constant
         self._sizes = dict.fromkeys((tensor.untyped_storage()._cdata for tensor in constant if tensor is not None), 0)
+
+    def require_few_operations(self) -> None:
+        """Raise a RuntimeError if there were too many operations.
+
+        An exception in the operation itself could end the process, because some of PyTorch's functions must not raise one.
+        """
+        if self._operations > MAX_OPERATIONS:
+            raise RuntimeError("the step has too many operations")
 
     def now(self) -> tuple[int, int]:
         """Return bytes and operations."""
@@ -201,8 +207,6 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count its results."""
         self._operations += 1
-        if self.may_fail and self._operations > MAX_OPERATIONS:
-            raise RuntimeError("the step has too many operations")
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
         if formula := flop_registry.get(function._overloadpacket):
