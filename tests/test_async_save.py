@@ -99,6 +99,7 @@ def test_on_a_gpu_the_copies_are_in_pinned_memory(tmp_path, held):
     assert first.is_pinned() and first.data_ptr() == second.data_ptr()
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 12), reason="PyTorch 2.11 allocates new buffers for each copy")
 def test_the_buffers_of_the_copies_are_used_again(tmp_path, held):
     writer, content = CheckpointWriter(in_background=True, device=CPU), values(1.0)
     for name in ("a.pth", "b.pth"):

@@ -103,7 +103,18 @@ def _copier(device: torch.device) -> Callable[[dict[str, Any]], Any]:
     options = StagingOptions(
         use_pinned_memory=on_gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_gpu
     )
-    return DefaultStager(options).stage
+    stager = DefaultStager(options)
+
+    def copied(content: dict[str, Any]) -> Any:
+        nonlocal stager
+        try:
+            return stager.stage(content)
+        except KeyError:
+            # PyTorch 2.11 closes a stager when it has been used.
+            stager = DefaultStager(options)
+            return stager.stage(content)
+
+    return copied
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
