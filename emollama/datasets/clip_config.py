@@ -79,8 +79,8 @@ class ClipConfig:
     {path: HL-frames, pooling: mean} instead of a path reads arrays of any number of vectors, (T, D), and uses their mean.
     image_feature_path, face_feature_path and so on are other names of features.image, features.face and so on."""
     stream: bool = False
-    """Whether tar shards at URLs are read in parts while they are needed, and the next ones ahead, instead of being downloaded at
-    the start (docs/data.md, Streaming). Has no effect on local files."""
+    """Whether tars at URLs are read in parts during training, shortly before they are needed, instead of being downloaded at the
+    start (docs/data.md, Streaming). Has no effect on local files."""
     missing_features: Literal["error", "zero", "skip"] = "error"
     """What to do with a clip without a feature array: stop, use zeros, or leave the clip out. zero also fills slots of the model
     that features does not mention."""

@@ -191,8 +191,8 @@ class ImageTextTarsConfig(CaptionConfig):
     """Tars with images and captions, <key>.jpg and <key>.json with "caption", as img2dataset writes them: a folder, one tar, or
     several as laion/{00000..10488}.tar or laion/*.tar; or a list of these. The first start indexes them."""
     stream: bool = False
-    """Whether tars at URLs are read in parts while they are needed, and the next ones ahead, instead of being kept on this
-    machine (docs/data.md, Streaming). Has no effect on local files."""
+    """Whether tars at URLs are read in parts during training, shortly before they are needed, instead of being downloaded at the
+    start (docs/data.md, Streaming). Has no effect on local files."""
     text_processor: Literal["blip_caption", "verbatim"] = "blip_caption"
     """How target texts are changed before tokenization. blip_caption: lower case, most punctuation removed, cut to max_words.
     verbatim: unchanged."""

@@ -110,7 +110,7 @@ class RunnerConfig:
     sharded_checkpoints: bool = True
     """If the trained weights are divided among processes (model.train_llm: full with fsdp or hsdp), each process writes its part
     of a checkpoint into the folder checkpoint_parts, and checkpoint_<epoch>.pth refers to these files. If False, process 0
-    gathers everything for one file, which takes 12 bytes of its memory per trained parameter. Otherwise it has no effect."""
+    gathers everything for one file, which takes 12 bytes of its memory per trained parameter. Has no effect on other runs."""
     keep_last: int | None = None
     """Number of most recent epoch checkpoints to keep. If null, all are kept."""
     stop_after_minutes: float | None = None
