@@ -270,15 +270,15 @@ def entry(folder: str, files: Iterable[CheckpointPart]) -> dict[str, Any]:
     return {"folder": folder, "files": [asdict(part) for part in files]}
 
 
-def remove_other_folders(parent: Path, kept: set[str]) -> None:
+def remove_other_folders(parent: Path, used: set[str]) -> None:
     """Delete the files of checkpoints that no longer exist.
 
     Args:
         parent: the folder of a run.
-        kept: names of the folders that checkpoints refer to.
+        used: names of the folders that checkpoints refer to.
     """
     for folder in folders(parent):
-        if folder.name not in kept:
+        if folder.name not in used:
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
-from helpers import FOLDERS, golden_tree
+from helpers import FOLDERS, GOLDEN, NAMES, golden_tree
 
 from emollama.stores.shard_writers import TarWriter
 from emollama.stores.store import open_store
 
 LIST, CAPTIONS, TRANSCRIPTS = "MERR_coarse_grained.txt", "MERR_coarse_grained.json", "transcription_en_all.csv"
+
+
+def packed_corpus(root: Path) -> Path:
+    """Write a copy of the golden corpus with all features in two tar shards each, and return its folder."""
+    shutil.copytree(GOLDEN / "data", root)
+    for folder in FOLDERS.values():
+        pack(root / folder, root / "shards" / folder, NAMES)
+        shutil.rmtree(root / folder)
+    return root
 
 
 def pack(source: Path, target: Path, names: list[str]) -> None:

@@ -104,6 +104,8 @@ def test_a_checkpoint_with_another_name_keeps_its_parts(tmp_path):
     (tmp_path / checkpoint_parts.FOLDER / "mine-2-0").mkdir()
     shutil.copytree(part(tmp_path).parent, tmp_path / checkpoint_parts.FOLDER / "3-0")
     checkpoint_parts.remove_other_folders(tmp_path, folders_of_parts(tmp_path))
+    torch.save(torch.ones(1), tmp_path / "of_another_program.pth")
+    assert folders_of_parts(tmp_path) is None
     assert sorted(path.name for path in (tmp_path / checkpoint_parts.FOLDER).iterdir()) == ["1-0", "2-0", "mine-2-0"]
 
 

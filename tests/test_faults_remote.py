@@ -21,7 +21,7 @@ from file_server import drop, serving, silence, status
 from filelock import FileLock
 from helpers import FOLDERS, GOLDEN, NAMES, loaded, write
 from ranks import environment
-from remote_files import CAPTIONS, LIST, TRANSCRIPTS, pack, remote_tree
+from remote_files import CAPTIONS, LIST, TRANSCRIPTS, pack, packed_corpus, remote_tree
 from small_disks import small_disk
 
 from emollama import checkpoint, file_digests
@@ -438,12 +438,7 @@ def test_waiting_for_another_process_that_downloads_is_reported_and_counts_as_pr
 @pytest.fixture(scope="module")
 def remote_corpus(tmp_path_factory):
     """A copy of the golden corpus with all features in two tar shards each, as a server has it."""
-    root = tmp_path_factory.mktemp("remote") / "data"
-    shutil.copytree(GOLDEN / "data", root)
-    for folder in FOLDERS.values():
-        pack(root / folder, root / "shards" / folder, NAMES)
-        shutil.rmtree(root / folder)
-    return root
+    return packed_corpus(tmp_path_factory.mktemp("remote") / "data")
 
 
 def flip_value(shard, slot):

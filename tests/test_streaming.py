@@ -18,9 +18,9 @@ import pytest
 import torch
 from file_server import drop, serving, silence, status
 from fsspec.asyn import AsyncFileSystem
-from helpers import FOLDERS, GOLDEN, NAMES, loaded
+from helpers import GOLDEN, NAMES, loaded
 from PIL import Image
-from remote_files import pack, remote_tree
+from remote_files import packed_corpus, remote_tree
 from running import read_jsonl
 from small_disks import small_disk
 from torch.utils.data import DataLoader
@@ -49,12 +49,7 @@ FORK = multiprocessing.get_context("fork")
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """The golden corpus with all features in two tar shards each."""
-    root = tmp_path_factory.mktemp("streamed") / "data"
-    shutil.copytree(GOLDEN / "data", root)
-    for folder in FOLDERS.values():
-        pack(root / folder, root / "shards" / folder, NAMES)
-        shutil.rmtree(root / folder)
-    return root
+    return packed_corpus(tmp_path_factory.mktemp("streamed") / "data")
 
 
 @pytest.fixture(autouse=True)

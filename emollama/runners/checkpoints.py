@@ -167,15 +167,21 @@ def step_of(path: Path) -> int:
 
 
 def folders_of_parts(folder: Path) -> set[str] | None:
-    """Return the names of the folders to which the sharded checkpoints in a folder refer; None if one cannot be read."""
+    """Return the names of the folders to which the sharded checkpoints in a folder refer.
+
+    Returns:
+        None if there are no such folders, or a file cannot be read.
+    """
     names = set()
+    if not checkpoint_parts.folders(folder):
+        return None
     for path in folder.glob("*.pth"):  # a checkpoint may have been copied under another name
         try:
             content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+            if parts := checkpoint_parts.parts_of(content, path):
+                names.add(parts.folder.name)
         except Exception:  # as in step_of
             return None
-        if parts := checkpoint_parts.parts_of(content, path):
-            names.add(parts.folder.name)
     return names
 
 

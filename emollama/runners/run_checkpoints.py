@@ -203,10 +203,9 @@ class RunCheckpoints:
 
     def _drop_old_parts(self) -> None:
         """Delete the parts of checkpoints that no longer exist, on the disk of each node."""
-        has_parts = self._world.on_rank_zero(lambda: bool(checkpoint_parts.folders(self._folder)))
-        kept = self._world.on_rank_zero(lambda: folders_of_parts(self._folder)) if has_parts else None
-        if kept is not None and self._world.is_first:
-            checkpoint_parts.remove_other_folders(self._folder, kept)
+        used = self._world.on_rank_zero(lambda: folders_of_parts(self._folder))
+        if used is not None and self._world.is_first:
+            checkpoint_parts.remove_other_folders(self._folder, used)
 
     def _path_of_epoch(self, completed_steps: int) -> Path:
         return self._folder / f"checkpoint_{completed_steps // self._cfg.iters_per_epoch - 1}.pth"
