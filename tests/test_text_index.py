@@ -14,6 +14,7 @@ from emollama.data import text_index
 from emollama.data.annotations import Clip, Table
 from emollama.data.text_columns import NameColumn, TextColumn
 from emollama.data.text_table import in_arrays
+from emollama.datasets import indexed_texts
 from emollama.datasets.clip_texts import ClipTexts
 from emollama.datasets.custom import Custom
 from emollama.datasets.feature_face_caption import FeatureFaceCaption
@@ -150,6 +151,14 @@ def test_another_selection_has_its_own_index(folder, keys):
     build(folder)
     fresh = contents(build(folder, **keys))
     assert contents(build(folder, **keys)) == fresh != contents(build(folder))
+
+
+def test_other_code_has_its_own_index(folder, monkeypatch):
+    build(folder)
+    monkeypatch.setattr(indexed_texts, "code_stamps", lambda: [])
+    reading = Reading(monkeypatch)
+    build(folder)
+    assert reading.count == 1
 
 
 def test_other_keys_use_the_same_index(folder, monkeypatch):

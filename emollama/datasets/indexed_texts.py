@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +77,7 @@ class TextIndex:
         values = {key: getattr(cfg, key) for key in keys if key not in OTHER_KEYS}
         sources = [TextFile.of(path) for path in paths]
         files = [source.path for source in sources]
-        settings = repr((type(dataset).__qualname__, dataset.block_path, dataset.training, files, values))
+        settings = repr((type(dataset).__qualname__, dataset.block_path, dataset.training, files, values, code_stamps()))
         return cls(settings, cache_path("texts", "bin", settings), sources)
 
     def read(self) -> IndexedTexts | None:
@@ -105,6 +106,13 @@ class TextIndex:
             cache.add(name, stamp, digest)
             cache.save()
         return digest
+
+
+@functools.cache
+def code_stamps() -> list[TextFile]:
+    """Return the state of the modules that read and process texts, because other code may return other texts."""
+    folders = (Path(text_index.__file__).parent, Path(__file__).parent)
+    return [TextFile.of(str(path)) for folder in folders for path in sorted(folder.glob("*.py"))]
 
 
 def _is_own(dataset: FromFiles, method: str) -> bool:
