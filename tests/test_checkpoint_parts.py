@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import shutil
 from pathlib import Path
@@ -13,8 +14,10 @@ from running import golden_config
 from workers import sharded_training as worker
 
 from emollama import checkpoint, checkpoint_parts
+from emollama.commands import checkpoint as commands
 from emollama.commands.checkpoint import _file_of
 from emollama.convert.consolidation import consolidate
+from emollama.convert.inspection import inspect
 from emollama.convert.weights import read
 from emollama.errors import UserError
 from emollama.file_digests import DamagedError
@@ -137,7 +140,26 @@ def test_an_ordinary_checkpoint_is_not_consolidated(tmp_path):
         consolidate(str(tmp_path / "a.pth"), str(tmp_path / "b.pth"))
 
 
+@pytest.mark.parametrize(("spoil", "state"), [(damage, "changed"), (Path.unlink, "missing")])
+def test_an_inspection_names_parts_that_are_missing_or_changed(tmp_path, capsys, spoil, state):
+    write(tmp_path)
+    spoil(part(tmp_path))
+    with pytest.raises(SystemExit, match="1"):
+        commands.run(argparse.Namespace(action="inspect", source=str(tmp_path / "checkpoint_0.pth"), all=False, json=False))
+    sharded, spoiled = capsys.readouterr().out.splitlines()[2:4]
+    assert f"2 files in {part(tmp_path).parent}, " in sharded and "only 1 of them intact" in sharded
+    assert spoiled.split()[:2] == [state, part(tmp_path).name] and spoiled.endswith("bytes, written by host1)")
+
+
 # With PyTorch's reader
+
+
+@pytest.mark.slow
+def test_an_inspection_reads_the_values_of_intact_parts(tmp_path):
+    (tmp_path / "a.pth").symlink_to(write(tmp_path))
+    report = inspect(read(str(tmp_path / "a.pth"), "inspect", values=False))
+    size = sum(path.stat().st_size for path in part(tmp_path).parent.glob("*.safetensors"))
+    assert (report["parts"]["bytes"], report["parts"]["intact"], report["not_finite"]) == (size, 2, [])
 
 
 @pytest.mark.slow

@@ -493,13 +493,16 @@ def test_a_configuration_that_does_not_fit_is_refused(tmp_path, changes, expecte
     assert expected in refusal(export, loaded(tmp_path, tree), tmp_path / "hub")
 
 
-def test_weights_of_the_language_model_itself_are_refused(tmp_path, golden_config):
+def test_weights_that_are_not_those_of_the_language_model_are_refused_by_name(tmp_path, golden_config):
     import torch
 
     content = torch.load(SLIM, weights_only=True)
-    content["model"]["llama_model.model.norm.weight"] = torch.ones(64)
+    content["model"] = {name: tensor for name, tensor in content["model"].items() if ".lora_" not in name}
+    content["model"]["llama_model.model.norm.weight"] = torch.ones(63)
     torch.save(content, tmp_path / "full.pth")
-    assert "as train_llm: full saves them" in refusal(export, golden_config, tmp_path / "hub", tmp_path / "full.pth")
+    message = refusal(export, golden_config, tmp_path / "hub", tmp_path / "full.pth")
+    assert "as train_llm: full saves them, but they do not fit the language model in " in message
+    assert "mismatches: model.norm.weight has shape (63,), expected (64,)" in message
 
 
 def test_the_command_uses_the_stored_configuration_but_runs_no_code_that_it_names(tmp_path, emollama, monkeypatch):

@@ -23,7 +23,7 @@ SOURCE = "a checkpoint (.pth), the folder of a run (its best or else its last ch
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the sub-commands ``inspect``, ``diff``, ``average``, ``consolidate`` and ``convert``."""
     actions = parser.add_subparsers(dest="action", required=True)
-    inspect = actions.add_parser("inspect", help="print tensors, adapters and digests of a checkpoint")
+    inspect = actions.add_parser("inspect", help="print tensors, adapters, digests and parts of a checkpoint")
     inspect.add_argument("source", help=SOURCE)
     inspect.add_argument("--all", action="store_true", help="list every tensor instead of groups")
     inspect.add_argument("--json", action="store_true", help="print a JSON object")
@@ -47,8 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     convert.add_argument("source", help=SOURCE)
     formats = (
-        "peft: adapters in PEFT's format. merged: a language model with the adapters merged in. transformers: the whole model,"
-        " which transformers loads without emollama. pth: a checkpoint"
+        "peft: adapters in PEFT's format. merged: the language model with the adapters merged in, or with its weights after"
+        " train_llm: full, as a Hugging Face folder. transformers: the whole model, which transformers loads without emollama."
+        " pth: a checkpoint"
     )
     convert.add_argument("--to", required=True, choices=("peft", "pth", "merged", "transformers"), help=formats)
     convert.add_argument("--output", required=True, metavar="PATH", help="the file (pth) or folder to write; it must not exist")
@@ -83,9 +84,11 @@ def _inspect(arguments: argparse.Namespace) -> None:
     from emollama.convert.inspection import every_tensor, inspect
     from emollama.convert.weights import read
 
-    weights = read(_file_of(arguments.source), "inspect")
+    weights = read(_file_of(arguments.source), "inspect", values=False)
     report = inspect(weights) | ({"all": every_tensor(weights)} if arguments.all else {})
     write(json.dumps(report, indent=2, default=str) + "\n" if arguments.json else _inspection(report))
+    if report["parts"] and report["parts"]["intact"] < len(report["parts"]["files"]):
+        raise SystemExit(1)
 
 
 def _diff(arguments: argparse.Namespace) -> None:
@@ -124,7 +127,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 
     alpha, base = arguments.lora_alpha, arguments.llama_model
     if arguments.to == "merged" and base is None:
-        raise UserError("--to merged requires --llama-model, the folder of the language model to merge the adapters into.")
+        raise UserError("--to merged requires --llama-model, the folder of the language model from which the training started.")
     if arguments.to == "pth" and (alpha, base) != (None, None):
         raise UserError("--lora-alpha and --llama-model have no effect with --to pth. Leave them out.")
     if arguments.cfg_path is not None and arguments.to != "transformers":
@@ -133,7 +136,8 @@ def _convert(arguments: argparse.Namespace) -> None:
         require_new_file(arguments.output)
     else:
         require_new(arguments.output)
-    weights = read(_file_of(arguments.source), "convert")
+    weights = read(_file_of(arguments.source), "convert", values=False)
+    weights.require_intact("convert")
     if arguments.to == "pth":
         formats.to_pth(weights, arguments.output)
     elif arguments.to == "peft":
@@ -170,7 +174,8 @@ def _inspection(report: dict[str, Any]) -> str:
         f"  {file['file']}  {file['bytes']:,} bytes  SHA-256 {file['sha256']}, {states[file['as_written']]}"
         for file in report["files"]
     ]
-    rows = [[key, str(report[key])] for key in ("step", "epoch") if report[key] is not None]
+    rows = _parts(report["parts"]) if report["parts"] else []
+    rows += [[key, str(report[key])] for key in ("step", "epoch") if report[key] is not None]
     rows.append(["parameters", f"{report['parameters']:,} in {report['tensors']} tensors"])
     lora = report["lora"]
     if lora:
@@ -183,6 +188,18 @@ def _inspection(report: dict[str, Any]) -> str:
     if report["not_finite"]:
         rows.append(["not finite", abbreviated(report["not_finite"], where="--json lists all")])
     return "\n".join([*lines, *aligned(rows, left=(0, 1)), "", *_table(report), ""])
+
+
+def _parts(parts: dict[str, Any]) -> list[list[str]]:
+    """Return rows about the files of a sharded checkpoint."""
+    files, intact = parts["files"], parts["intact"]
+    state = "all of them intact" if intact == len(files) else f"only {intact} of them intact, so the values were not checked"
+    rows = [["sharded", f"{len(files)} files in {parts['folder']}, {parts['bytes']:,} bytes, {state}"]]
+    return rows + [
+        [file["state"], f"{file['name']} ({file['bytes']:,} bytes, written by {file['host']})"]
+        for file in files
+        if file["state"] != "intact"
+    ]
 
 
 def _table(report: dict[str, Any]) -> list[str]:

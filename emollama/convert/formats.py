@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from emollama import checkpoint, checkpoint_average, file_digests
+from emollama.convert import trained_llm
 from emollama.convert.inspection import layout_difference
 from emollama.convert.weights import ADAPTERS, ADAPTERS_CONFIG, PROJECTORS, Weights, read
 from emollama.errors import UserError
@@ -91,7 +92,7 @@ def to_pth(weights: Weights, output: str) -> None:
         UserError: If the output exists or cannot be written.
     """
     path = require_new_file(output)
-    checkpoint.save(path, {"model": _own_memory(weights.tensors), **_entries(weights, "epoch", "config", "features")})
+    checkpoint.save(path, {"model": _own_memory(weights.whole().tensors), **_entries(weights, "epoch", "config", "features")})
 
 
 def to_peft(weights: Weights, output: str, alpha: float | None, llama_model: str | None) -> None:
@@ -107,7 +108,8 @@ def to_peft(weights: Weights, output: str, alpha: float | None, llama_model: str
     Raises:
         UserError: If alpha is missing or contradicts the stored one, adapters are incomplete or do not fit, or the output exists.
     """
-    parts = adapters.split_adapters(weights.tensors, weights.source)
+    adapters.split_adapters(weights.tensors, weights.source)  # before all values are read
+    parts = adapters.split_adapters(weights.whole().tensors, weights.source)
     layers = None if llama_model is None else adapters.check_base(llama_model, parts, weights.source)
     dropout = weights.setting("lora_dropout") or 0.0
     config = adapters.peft_config(parts, alpha=alpha_of(weights, alpha), dropout=dropout, base=llama_model, layers=layers)
@@ -119,10 +121,10 @@ def to_peft(weights: Weights, output: str, alpha: float | None, llama_model: str
 
 
 def to_merged(weights: Weights, output: str, alpha: float | None, llama_model: str) -> None:
-    """Write a language model with the adapters merged in; all other tensors are written to projectors.safetensors.
+    """Write a trained language model; all other tensors are written to projectors.safetensors.
 
     Args:
-        weights: tensors with LoRA adapters.
+        weights: tensors with LoRA adapters, which are merged into the language model, or with all of its weights.
         output: the folder to write.
         alpha: alpha of the adapters, if ``weights`` does not contain it.
         llama_model: folder of the language model in safetensors. The merged weights have the same dtype.
@@ -130,15 +132,29 @@ def to_merged(weights: Weights, output: str, alpha: float | None, llama_model: s
     Raises:
         UserError: As in :func:`to_peft`, or if the language model cannot be read or is quantized.
     """
-    parts = adapters.split_adapters(weights.tensors, weights.source)
+    with new_folder(output) as folder:
+        rest = write_language_model(weights, alpha, llama_model, folder)
+        if rest:
+            _save_tensors(rest, folder / PROJECTORS)
+            merging.write_index(folder)
+
+
+def write_language_model(weights: Weights, alpha: float | None, llama_model: str, target: Path) -> dict[str, Tensor]:
+    """Write a trained language model into an empty folder; return all other tensors.
+
+    Raises:
+        UserError: As in :func:`to_merged`.
+    """
+    if trained_llm.is_in(weights):
+        trained_llm.write(weights, llama_model, target)
+        return trained_llm.others(weights)
+    whole = weights.whole()
+    parts = adapters.split_adapters(whole.tensors, weights.source)
     layers = adapters.check_base(llama_model, parts, weights.source)
     layers.require_untied(weights.source)
     scale = alpha_of(weights, alpha) / parts.rank
-    with new_folder(output) as folder:
-        merging.merge(Path(llama_model), parts, layers, scale, folder)
-        if parts.rest:
-            _save_tensors(parts.rest, folder / PROJECTORS)
-            merging.write_index(folder)
+    merging.copy_changed(Path(llama_model), merging.merged(parts, layers, scale), target)
+    return parts.rest
 
 
 def alpha_of(weights: Weights, option: float | None) -> float:

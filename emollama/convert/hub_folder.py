@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from emollama.config import RunConfig, from_dict
-from emollama.convert import hub_files, model_card
-from emollama.convert.formats import alpha_of
+from emollama.convert import hub_files, model_card, trained_llm
+from emollama.convert.formats import write_language_model
 from emollama.convert.hub_prompt import prompt_of, training_of
 from emollama.convert.weights import Weights
 from emollama.data.prompts.formats import EmotionLlamaFormat, MiniGPT4Format, TemplateFormat
 from emollama.data.slots import SlotShape, without_pixels
 from emollama.errors import UserError
 from emollama.listing import listing
-from emollama.models import adapters, merging
+from emollama.models import adapters, checkpoint_names, merging
 from emollama.models.fusion.build import FusionKey, build_fusion
 from emollama.paths import new_folder
 from emollama.registry import FUSIONS
@@ -170,13 +170,9 @@ def _fusion_tensors(model: _Exportable, weights: Weights, base: str) -> dict[str
     width = language_model.get_input_embeddings().weight.shape[1]
     module, _ = build_fusion(model.fusion, model.slots, width, torch.device("meta"))
     expected = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-    rest = {name: tensor for name, tensor in weights.tensors.items() if not adapters.LORA_TENSOR_NAME.fullmatch(name)}
+    trained = trained_llm.others(weights) if trained_llm.is_in(weights) else weights.whole().tensors
+    rest = {name: tensor for name, tensor in trained.items() if not adapters.LORA_TENSOR_NAME.fullmatch(name)}
     rest = {name: tensor for name, tensor in rest.items() if not any(fnmatchcase(name, glob) for glob in model.ignored)}
-    if full := [name for name in rest if name.startswith(adapters.LLM_PREFIX)]:
-        raise UserError(
-            f"--to transformers: {weights.source} contains {listing(full, 'tensor')} of the language model itself, as"
-            " train_llm: full saves them. Only LoRA adapters can be merged."
-        )
     problems = [f"{name} {shape} is missing" for name, shape in expected.items() if name not in rest]
     for name, tensor in rest.items():
         if name not in expected:
@@ -192,12 +188,8 @@ def _fusion_tensors(model: _Exportable, weights: Weights, base: str) -> dict[str
 
 
 def _merge(weights: Weights, base: str, alpha: float | None, target: Path) -> None:
-    """Write the language model, with the adapters merged in if there are any."""
-    if any(adapters.LORA_TENSOR_NAME.fullmatch(name) for name in weights.tensors):
-        parts = adapters.split_adapters(weights.tensors, weights.source)
-        layers = adapters.check_base(base, parts, weights.source)
-        layers.require_untied(weights.source)
-        merging.merge(Path(base), parts, layers, alpha_of(weights, alpha) / parts.rank, target)
+    """Write the trained language model, or a copy of it if it was not trained."""
+    if any(name.startswith(adapters.LLM_PREFIX) and not checkpoint_names.is_unused(name) for name in weights.tensors):
+        write_language_model(weights, alpha, base, target)
     else:
-        nothing = adapters.Adapters({}, 1, {})
-        merging.merge(Path(base), nothing, adapters.AdaptedLayers([], frozenset(), {}), 1.0, target)
+        merging.copy_changed(Path(base), {}, target)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 
 from emollama import file_digests
+from emollama.checkpoint_parts import THREADS, Parts
 from emollama.convert.weights import Weights
 from emollama.models import adapters, checkpoint_names
 from emollama.paths import sha256
@@ -21,27 +24,30 @@ def inspect(weights: Weights) -> dict[str, Any]:
     """Summarize a checkpoint.
 
     Returns:
-        "source", "kind" and "files" (with digests); "step" and "epoch" of the run; "parameters" and "tensors", the numbers of
-        parameters and tensors in use; "lora", a summary of the adapters; "set_aside", the names of unused tensors; "not_finite",
-        the names of tensors with NaN or infinity; and "groups" of tensors with the same shape and dtype whose names differ only
-        in the number of the layer (``*`` in the name of the group).
+        "source", "kind" and "files" (with digests); "parts", a summary of the files of a sharded checkpoint; "step" and "epoch"
+        of the run; "parameters" and "tensors", the numbers of parameters and tensors in use; "lora", a summary of the adapters;
+        "set_aside", the names of unused tensors; "not_finite", the names of tensors with NaN or infinity; and "groups" of tensors
+        with the same shape and dtype whose names differ only in the number of the layer (``*`` in the name of the group).
     """
     groups: dict[tuple[str, tuple[int, ...], str], list[Tensor]] = {}
     for name, tensor in weights.tensors.items():
         pattern = re.sub(r"\.\d+(?=\.)", ".*", name)
         groups.setdefault((pattern, tuple(tensor.shape), dtype_name(tensor)), []).append(tensor)
+    parts = _parts_info(weights.parts) if weights.parts else None
+    readable = parts is None or parts["intact"] == len(parts["files"])
     used = [tensor for name, tensor in weights.tensors.items() if not checkpoint_names.is_unused(name)]
     return {
         "source": weights.source,
         "kind": weights.kind,
         "files": [_file_info(path) for path in weights.files],
+        "parts": parts,
         "step": weights.entries.get("step"),
         "epoch": weights.entries.get("epoch"),
         "parameters": sum(map(Tensor.numel, used)),
         "tensors": len(used),
         "lora": _lora_info(weights),
         "set_aside": [name for name in weights.tensors if checkpoint_names.is_unused(name)],
-        "not_finite": [name for name, tensor in weights.tensors.items() if not tensor.isfinite().all()],
+        "not_finite": [name for name in weights.tensors if readable and not weights.values([name])[name].isfinite().all()],
         "groups": [
             {
                 "name": name,
@@ -68,6 +74,22 @@ def dtype_name(tensor: Tensor) -> str:
 def _file_info(path: Path) -> dict[str, Any]:
     """Return path, size and digest of a file, and whether the digest matches the .sha256 file (None if there is none)."""
     return {"file": str(path), "bytes": path.stat().st_size, "sha256": sha256(path), "as_written": file_digests.is_intact(path)}
+
+
+def _parts_info(parts: Parts) -> dict[str, Any]:
+    """Summarize the files of a sharded checkpoint; their "state" is "intact", "changed" or "missing" (also if incomplete)."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        intact = list(threads.map(parts.has, parts.files))
+    states = [
+        "intact" if good else "changed" if part.is_in(parts.folder) else "missing"
+        for part, good in zip(parts.files, intact, strict=True)
+    ]
+    return {
+        "folder": str(parts.folder),
+        "bytes": sum(part.bytes for part in parts.files),
+        "intact": sum(intact),
+        "files": [asdict(part) | {"state": state} for part, state in zip(parts.files, states, strict=True)],
+    }
 
 
 def _lora_info(weights: Weights) -> dict[str, Any] | None:

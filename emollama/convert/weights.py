@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from emollama import checkpoint, file_digests
+from emollama.checkpoint_parts import ENTRY, Parts, parts_of
 from emollama.errors import UserError
 from emollama.listing import listing
 from emollama.models import adapters, checkpoint_names
@@ -27,8 +29,9 @@ class Weights:
         source: the file or folder.
         kind: "checkpoint", "PEFT folder" or "safetensors file".
         files: the files that were read.
-        tensors: name in a checkpoint -> tensor on the CPU.
+        tensors: name in a checkpoint -> tensor on the CPU, or on the meta device if it has not been read.
         entries: the other entries of a checkpoint (config, step, epoch, ...), without the state of optimizer and scaler.
+        parts: the files of a sharded checkpoint.
     """
 
     source: str
@@ -36,6 +39,25 @@ class Weights:
     files: list[Path]
     tensors: dict[str, Tensor]
     entries: dict[str, Any]
+    parts: Parts | None = None
+
+    def require_intact(self, key: str) -> None:
+        """Check the files of a sharded checkpoint; all others were checked when they were read.
+
+        Raises:
+            DamagedError: If one is missing or damaged. The message names it.
+        """
+        if self.parts is not None:
+            self.parts.require_intact(key)
+
+    def values(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return tensors with their values, which are read now if they have not been read."""
+        chosen = {name: self.tensors[name] for name in names}
+        return chosen if self.parts is None else self.parts.read(chosen, "model")
+
+    def whole(self) -> Weights:
+        """Return the same weights with the values of all tensors."""
+        return replace(self, tensors=self.values(self.tensors))
 
     def setting(self, key: str) -> float | None:
         """Return a number in the ``model`` block of the stored configuration; None if it is missing or an interpolation."""
@@ -50,12 +72,14 @@ class Weights:
         return self.setting("lora_alpha")
 
 
-def read(path: str, key: str) -> Weights:
+def read(path: str, key: str, *, values: bool = True) -> Weights:
     """Read a checkpoint file, a PEFT folder with its projectors, or a single safetensors file.
 
     Args:
         path: the file or folder. Files are compared with their .sha256 files, if these exist.
         key: the argument that contains the path, for messages.
+        values: check and read the files of a sharded checkpoint. If False, :meth:`Weights.require_intact` checks them, and
+            :meth:`Weights.values` reads tensors.
 
     Raises:
         UserError: If the path does not exist, is damaged, is another kind of file, or contains code.
@@ -64,11 +88,14 @@ def read(path: str, key: str) -> Weights:
         return _read_peft(Path(path), key)
     if path.endswith(".safetensors"):
         return Weights(path, "safetensors file", [Path(path)], _read_safetensors(Path(path), key), {})
-    content = checkpoint.read(path, key)
+    content = checkpoint.read(path, key, values=False)
     # All other names stay as they are: a model may define its own with stored_name.
     tensors = checkpoint.by_stored_name(content["model"], checkpoint_names.without_adapter_name, path)
-    entries = {name: value for name, value in content.items() if name not in ("model", "optimizer", "scaler")}
-    return Weights(path, "checkpoint", [Path(path)], tensors, entries)
+    entries = {name: value for name, value in content.items() if name not in ("model", "optimizer", "scaler", ENTRY)}
+    weights = Weights(path, "checkpoint", [Path(path)], tensors, entries, parts_of(content, path))
+    if values:
+        weights.require_intact(key)
+    return weights.whole() if values else weights
 
 
 def _read_safetensors(path: Path, key: str) -> dict[str, Tensor]:

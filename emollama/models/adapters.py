@@ -79,6 +79,7 @@ def split_adapters(tensors: Mapping[str, Tensor], source: str) -> Adapters:
     unexpected = [name for name in rest if name.startswith(LLM_PREFIX) and not checkpoint_names.is_unused(name)]
     if not layers:
         hint = " It contains the weights of the language model itself, as train_llm: full saves them." if unexpected else ""
+        hint += " Convert them with --to merged or --to transformers." if unexpected else ""
         raise UserError(f"{source} contains no LoRA adapters, so there is nothing to convert.{hint}")
     if unexpected:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Merge LoRA adapters into the weights of a language model's folder.
+"""Copy a language model's folder with changed weights: with LoRA adapters merged in, or with other values.
 
 Shape letters: r = LoRA rank, I and O = input and output features of an adapted linear layer.
 """
@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,33 +28,44 @@ MERGEABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WEIGHTS = {".safetensors", ".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack"}  # suffixes of files that are not copied
 
 
-def merge(folder: Path, adapters: Adapters, layers: AdaptedLayers, scale: float, target: Path) -> None:
-    """Write a copy of a language model's folder with ``scale * B @ A`` added to each adapted weight.
+class Change(Protocol):
+    """What becomes of a weight."""
+
+    def applied_to(self, name: str, weight: Tensor, /) -> Tensor:
+        """Return the new values of the weight with this name, in its dtype.
+
+        Raises:
+            UserError: If the weight is quantized or has a different shape.
+        """
+        ...
+
+
+def copy_changed(folder: Path, changes: Mapping[str, Change], target: Path, aliases: Mapping[str, str] | None = None) -> None:
+    """Write a copy of a language model's folder with changed weights.
 
     Only the tensors of one file are in memory at a time, unless the names in the files are not those of the model's layers, as in
-    GPT-2: then transformers loads and saves the model. Sums are computed in float32 and rounded to the weight's dtype. Other
-    tensors and files are copied unchanged.
+    GPT-2: then transformers loads and saves the model. Other tensors and files are copied unchanged.
 
     Args:
         folder: the language model's folder, with weights in safetensors.
-        adapters: the adapters to merge.
-        layers: the result of ``adapters.check_base``.
-        scale: alpha / r.
+        changes: name of a weight in the model -> its change.
         target: an empty folder.
+        aliases: name that a changed weight can also have in the files -> its name in ``changes``.
 
     Raises:
         UserError: If weights are missing, unreadable or quantized.
     """
-    deltas = {f"{layer}.weight": _Delta(pair, scale, layer in layers.transposed) for layer, pair in adapters.layers.items()}
+    aliases = aliases or {}
     names = {file: _names(folder / file) for file in _weight_files(folder)}
-    in_memory = bool(set(deltas).difference(*names.values()))
+    in_memory = bool(set(changes).difference(*names.values()))
     if in_memory:
-        _merge_loaded(folder, deltas, target)
+        _change_loaded(folder, changes, target)
     else:
         for file in names:
             tensors, metadata = _read(folder / file)
-            for name in tensors.keys() & deltas.keys():
-                tensors[name] = deltas[name].added_to(name, tensors[name])
+            for name in tensors:
+                if change := changes.get(aliases.get(name, name)):
+                    tensors[name] = change.applied_to(name, tensors[name])
             save_tensors(tensors, target / file, metadata or {"format": "pt"})
     for path in folder.iterdir():
         is_old_index = path.name.endswith(".index.json") and (in_memory or path.name != INDEX)
@@ -112,15 +124,40 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
         raise UserError(f"--llama-model: cannot read {path}: {error}. Download it again.") from None
 
 
-def _merge_loaded(folder: Path, deltas: Mapping[str, _Delta], target: Path) -> None:
-    """Merge in memory, with the names of transformers, which translates them to those of the files."""
+def _change_loaded(folder: Path, changes: Mapping[str, Change], target: Path) -> None:
+    """Change weights in memory, with the names of transformers, which translates them to those of the files."""
     with safe_open(folder / _weight_files(folder)[0], framework="pt") as file:
         dtype = file.get_tensor(next(iter(file.keys()))).dtype
     model = build_base(str(folder), dtype=dtype, device=torch.device("cpu"))
     parameters = dict(model.named_parameters())
-    for name, delta in deltas.items():
-        parameters[name].data = delta.added_to(name, parameters[name].data)
+    for name, change in changes.items():
+        parameters[name].data = change.applied_to(name, parameters[name].data)
     save_pretrained(model, target)
+
+
+def merged(adapters: Adapters, layers: AdaptedLayers, scale: float) -> dict[str, Change]:
+    """Return the changes that add ``scale * B @ A`` to each adapted weight, in float32, rounded to the weight's dtype.
+
+    Args:
+        adapters: the adapters to merge.
+        layers: the result of ``adapters.check_base``.
+        scale: alpha / r.
+    """
+    return {f"{layer}.weight": _Delta(pair, scale, layer in layers.transposed) for layer, pair in adapters.layers.items()}
+
+
+def require_changeable(name: str, weight: Tensor, shape: tuple[int, ...]) -> None:
+    """Check that a stored weight is not quantized and has this shape.
+
+    Raises:
+        UserError: If it does not.
+    """
+    if weight.dtype not in MERGEABLE or weight.shape != shape:
+        stored = f"{tuple(weight.shape)} {str(weight.dtype).removeprefix('torch.')}"
+        raise UserError(
+            f"--llama-model: the tensor {name} is {stored}, expected unquantized weights of shape {shape}. Use the folder of"
+            " the unquantized model."
+        )
 
 
 @dataclass(frozen=True)
@@ -131,16 +168,10 @@ class _Delta:
     scale: float
     transposed: bool
 
-    def added_to(self, name: str, weight: Tensor) -> Tensor:
+    def applied_to(self, name: str, weight: Tensor) -> Tensor:
         """Return the sum in the weight's dtype."""
         shape = (len(self.pair["B"]), self.pair["A"].shape[1])
-        shape = shape[::-1] if self.transposed else shape
-        if weight.dtype not in MERGEABLE or weight.shape != shape:
-            stored = f"{tuple(weight.shape)} {str(weight.dtype).removeprefix('torch.')}"
-            raise UserError(
-                f"--llama-model: the tensor {name} is {stored}, expected unquantized weights of shape {shape}. Use the folder of"
-                " the unquantized model."
-            )
+        require_changeable(name, weight, shape[::-1] if self.transposed else shape)
         wide = torch.promote_types(weight.dtype, torch.float32)
         product = (self.pair["B"].to(wide), self.pair["A"].to(wide))
         left, right = (product[1].T, product[0].T) if self.transposed else product
