@@ -82,31 +82,31 @@ class Parts:
     folder: Path
     files: tuple[CheckpointPart, ...]
 
-    def require_intact(self, key: str, *, allow_missing: bool = False) -> None:
+    def require_intact(self, key: str) -> None:
         """Check that the files exist and match their digests.
 
         Args:
             key: the configuration key or option with the path of the checkpoint, for messages.
-            allow_missing: whether files may be missing, because other machines can have them.
 
         Raises:
             DamagedError: If they do not. The message names one of the files.
         """
-        missing = [part for part in self.files if not part.is_in(self.folder)]
-        if missing and not allow_missing:
-            raise DamagedError(key, self.path, self.missing(missing[0]))
-        present = [part for part in self.files if part not in missing]
-        with ThreadPoolExecutor(THREADS) as threads:
-            digests = list(threads.map(lambda part: sha256(self.folder / part.name), present))
-        for part, digest in zip(present, digests, strict=True):
-            if digest != part.sha256:
+        for part in self.files:
+            if not part.is_in(self.folder):
+                raise DamagedError(key, self.path, self.missing(part))
+        intact = self.intact()
+        for part in self.files:
+            if part.name not in intact:
                 file = self.folder / part.name
                 text = f"{file} was changed after it was saved: its SHA-256 differs from that in {self.path}."
                 raise DamagedError(key, file, f"{text} Use another checkpoint.")
 
-    def has(self, part: CheckpointPart) -> bool:
-        """Return whether a file is on this machine and intact."""
-        return part.is_in(self.folder) and sha256(self.folder / part.name) == part.sha256
+    def intact(self) -> set[str]:
+        """Return the names of the files that are on this machine and match their digests."""
+        present = [part for part in self.files if part.is_in(self.folder)]
+        with ThreadPoolExecutor(THREADS) as threads:
+            digests = threads.map(lambda part: sha256(self.folder / part.name), present)
+            return {part.name for part, digest in zip(present, digests, strict=True) if digest == part.sha256}
 
     def missing(self, part: CheckpointPart) -> str:
         """Return a message about a file that is missing or not complete."""

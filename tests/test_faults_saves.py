@@ -48,7 +48,7 @@ def assert_same_run(run, reference):
 def assert_usable(run, step):
     """Check that all checkpoints of a run are intact, and that it can continue from this step or a later one."""
     assert all(file_digests.is_intact(path) for path in run.glob("checkpoint_*.pth"))
-    content, problems = newest(run)
+    content = newest(run, problems := {})
     assert content["step"] >= step and not problems
 
 

@@ -91,12 +91,12 @@ def test_the_previous_checkpoint_is_used_if_the_last_one_is_damaged(folders, tmp
 
     folder = tmp_path / "run"
     shutil.copytree(folders["alone"], folder)
-    assert Path(newest(folder)[0]["path"]).name == "checkpoint_1.pth"
+    assert Path(newest(folder, {})["path"]).name == "checkpoint_1.pth"
     path = folder / "checkpoint_1.pth"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    assert Path(newest(folder)[0]["path"]).name in ("checkpoint_last.pth", "checkpoint_0.pth")
+    assert Path(newest(folder, {})["path"]).name in ("checkpoint_last.pth", "checkpoint_0.pth")
 
 
 def test_resuming_automatically_without_a_checkpoint_starts_a_new_run_with_a_log_message(tmp_path, caplog):

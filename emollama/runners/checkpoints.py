@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,66 +21,46 @@ from emollama.logs.logger import get_logger
 from emollama.run_folder import CONFIG, LOG
 
 T = TypeVar("T")
+NO_STEP = "it is truncated, or contains no step of a run"  # what is wrong with a file
 
 
-def content_to_resume(configured: str | None, folder: Path, *, several_nodes: bool = False) -> dict[str, Any] | None:
+def configured_content(configured: str | None, folder: Path, *, check_parts: bool = True) -> dict[str, Any] | None:
     """Read the checkpoint from which a run starts; None for a new run.
 
     Args:
-        configured: ``run.resume_ckpt_path``.
+        configured: ``run.resume_ckpt_path``, unless it is ``auto``.
         folder: the folder of the run.
-        several_nodes: whether parts of a sharded checkpoint can be on other nodes.
+        check_parts: as in :func:`read_to_resume`.
 
     Returns:
         The content of the checkpoint, with its ``path``.
 
     Raises:
-        UserError: If the folder contains another run, checkpoints that ``auto`` cannot use, or a damaged file is configured.
+        UserError: If the folder contains another run, or the file cannot be used.
     """
-    if configured != "auto":
-        resumes_it = configured is not None and Path(configured).resolve().parent == folder.resolve()
-        log = folder / LOG
-        # A run that was resumed from another folder, and was killed before it saved, is started again by the same command.
-        has_log = configured is None and log.is_file() and log.stat().st_size > 0
-        if not resumes_it and (has_log or any(folder.glob("checkpoint_*.pth"))):
-            raise UserError(
-                f"{folder} contains another run. Resume it with --options run.resume_ckpt_path=auto, or choose another run.job_id"
-                " for this run."
-            )
-        return None if configured is None else read_to_resume(configured, several_nodes=several_nodes)
-    content, problems = newest(folder, several_nodes=several_nodes)
-    if content is None and problems:
-        reasons = abbreviated((f"{skipped.name}: {problem}" for skipped, problem in problems.items()), "; ")
+    resumes_it = configured is not None and Path(configured).resolve().parent == folder.resolve()
+    log = folder / LOG
+    # A run that was resumed from another folder, and was killed before it saved, is started again by the same command.
+    has_log = configured is None and log.is_file() and log.stat().st_size > 0
+    if not resumes_it and (has_log or any(folder.glob("checkpoint_*.pth"))):
         raise UserError(
-            f"run.resume_ckpt_path: auto: no checkpoint in {folder} can be used ({reasons}). Copy a checkpoint of this run there,"
-            " or choose another run.job_id to start a new run."
+            f"{folder} contains another run. Resume it with --options run.resume_ckpt_path=auto, or choose another run.job_id"
+            " for this run."
         )
-    for skipped, problem in problems.items():
-        get_logger().warning("%s is skipped: %s", skipped, problem)
-    if content is None:
-        _require_own_start(folder)
-        get_logger().info("resume_ckpt_path: auto: no checkpoint in %s, starting a new run", folder)
-        return None
-    path = content["path"]
-    if not os.path.lexists(file_digests.digest_path(path)):
-        text = "%s has no digest (%s), so it is unknown whether it was changed after it was saved"
-        get_logger().warning(text, path, file_digests.digest_path(path).name)
-    get_logger().info("resume_ckpt_path: auto: resuming from %s", path)
-    return content
+    return None if configured is None else read_to_resume(configured, check_parts=check_parts)
 
 
-def read_to_resume(path: str | Path, *, several_nodes: bool = False, check_parts: bool = True) -> dict[str, Any]:
+def read_to_resume(path: str | Path, *, check_parts: bool = True) -> dict[str, Any]:
     """Read the checkpoint from which a run continues, and add its ``path``.
 
     Args:
         path: the checkpoint. If it is sharded, its values are not read.
-        several_nodes: whether parts of a sharded checkpoint can be on other nodes.
-        check_parts: compare the parts of a sharded checkpoint with their digests.
+        check_parts: check the parts of a sharded checkpoint. With several nodes, they can be on other ones.
     """
     key = "run.resume_ckpt_path"
     content = checkpoint.read(str(path), key, values=False)
     if check_parts and (parts := checkpoint_parts.parts_of(content, path)):
-        parts.require_intact(key, allow_missing=several_nodes)
+        parts.require_intact(key)
     return content | {"path": str(path)}
 
 
@@ -90,7 +71,7 @@ def resume_optimizer(optimizer: torch.optim.AdamW, content: dict[str, Any]) -> N
         parts.fill(content, {"optimizer": optimizer.state_dict()})
 
 
-def _require_own_start(folder: Path) -> None:
+def require_own_start(folder: Path) -> None:
     """Check that the run in a folder without checkpoints did not resume from another folder.
 
     Raises:
@@ -107,20 +88,27 @@ def _require_own_start(folder: Path) -> None:
         )
 
 
-def newest(folder: Path, *, several_nodes: bool = False) -> tuple[dict[str, Any] | None, dict[Path, str]]:
-    """Read the checkpoint with the highest step in a run's folder, and return why other files cannot be used.
+def newest(folder: Path, problems: dict[Path, str], *, check_parts: bool = True) -> dict[str, Any] | None:
+    """Read the checkpoint with the highest step in a run's folder, unless it cannot be used.
 
     A checkpoint without a digest can be used, because copying a run often leaves the digests behind.
 
     Args:
         folder: the folder of the run.
-        several_nodes: whether parts of a sharded checkpoint can be on other nodes.
+        problems: path -> why a file cannot be used. Those files are not read. This function adds files that cannot be read, and
+            damaged checkpoints of later steps.
+        check_parts: as in :func:`read_to_resume`.
 
     Returns:
-        The content with its ``path``, or None, and path -> problem for files that cannot be read and for damaged checkpoints of
-        later steps.
+        The content with its ``path``, or None.
     """
-    return _newest_of(folder.glob("checkpoint_*.pth"), partial(read_to_resume, several_nodes=several_nodes))
+    paths = [path for path in folder.glob("checkpoint_*.pth") if path not in problems]
+    content, others = _newest_of(paths, partial(read_to_resume, check_parts=check_parts))
+    problems |= others
+    if content is not None and not os.path.lexists(file_digests.digest_path(content["path"])):
+        text = "%s has no digest (%s), so it is unknown whether it was changed after it was saved"
+        get_logger().warning(text, content["path"], file_digests.digest_path(content["path"]).name)
+    return content
 
 
 def best_or_newest(folder: Path) -> Path:
@@ -149,7 +137,7 @@ def _intact(path: Path) -> Path:
 def _newest_of(paths: Iterable[Path], use: Callable[[Path], T]) -> tuple[T | None, dict[Path, str]]:
     """Call a function with the checkpoint of the highest step, and with the next one if it raises a DamagedError."""
     steps = {path: step_of(path) for path in sorted(paths)}
-    problems = {path: "it is truncated, or contains no step of a run" for path, step in steps.items() if step < 0}
+    problems = {path: NO_STEP for path, step in steps.items() if step < 0}
     for path in sorted(steps.keys() - problems.keys(), key=lambda path: (-steps[path], path.name == checkpoint.BEST)):
         try:
             return use(path), problems
@@ -167,14 +155,8 @@ def step_of(path: Path) -> int:
 
 
 def folders_of_parts(folder: Path) -> set[str] | None:
-    """Return the names of the folders to which the sharded checkpoints in a folder refer.
-
-    Returns:
-        None if there are no such folders, or a file cannot be read.
-    """
+    """Return the names of the folders to which the sharded checkpoints in a folder refer; None if a file cannot be read."""
     names = set()
-    if not checkpoint_parts.folders(folder):
-        return None
     for path in folder.glob("*.pth"):  # a checkpoint may have been copied under another name
         try:
             content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
@@ -193,26 +175,30 @@ def drop_old(folder: Path, keep_last: int) -> None:
         file_digests.digest_path(epochs[epoch]).unlink(missing_ok=True)
 
 
-def set_aside_later(folder: Path, step: int) -> None:
-    """Move the checkpoints of later steps to the folder ``superseded``, when a run is resumed from an earlier one.
+def has_later(folder: Path, step: int) -> bool:
+    """Return whether a folder has a checkpoint of a later step."""
+    return any(step_of(path) > step for path in folder.glob("checkpoint_*.pth"))
 
-    Otherwise, the next resumption would continue from them.
+
+def set_aside_later(folder: Path, step: int) -> None:
+    """Move checkpoints of later steps and their parts to the folder ``superseded``, when a run resumes from an earlier step.
+
+    Otherwise, the next resumption would continue from them. Another node may have the checkpoint of parts in this folder.
     """
+    target = folder / "superseded"
+    for parts in checkpoint_parts.folders(folder):
+        if int(parts.name.partition("-")[0]) > step:
+            # An earlier resumption may have moved files of this name.
+            (moved := target / checkpoint_parts.FOLDER / parts.name).mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # another node has moved them, and the file system lists them a little longer
+                for file in parts.iterdir():
+                    file.replace(moved / file.name)
+                parts.rmdir()
     for path in sorted(folder.glob("checkpoint_*.pth")):
         if step_of(path) > step:
-            target = folder / "superseded"
             target.mkdir(exist_ok=True)
-            _set_aside_parts(folder, step, target)
             number = next(number for number in itertools.count(1) if not (target / f"{number}_{path.name}").exists())
             for file in (file_digests.digest_path(path), path):
                 if file.exists():
                     file.rename(target / f"{number}_{file.name}")
             get_logger().info("%s was moved to %s, because this run resumes from an earlier step", path.name, target)
-
-
-def _set_aside_parts(folder: Path, step: int, target: Path) -> None:
-    """Move the parts of sharded checkpoints of later steps, before the checkpoints themselves."""
-    for parts in checkpoint_parts.folders(folder):
-        if int(parts.name.partition("-")[0]) > step:
-            (target / checkpoint_parts.FOLDER).mkdir(exist_ok=True)
-            parts.rename(target / checkpoint_parts.FOLDER / parts.name)

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 
-from emollama import checkpoint_parts, disk
+from emollama import disk
+from emollama.checkpoint_parts import Parts
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.folder_lock import remove_if_empty
@@ -68,36 +69,37 @@ def on_all_nodes(checkpoint: str, folder: Path, world: World, source: int) -> It
             remove_if_empty(absent)
 
 
-def provide_parts(content: dict[str, Any], folder: Path, world: World) -> None:
+def copies_of_parts(parts: Parts, world: World) -> dict[str, list[int]]:
+    """Return for each part of a checkpoint the ranks on whose nodes it is intact. Every rank calls it.
+
+    Args:
+        parts: the parts, with their folder on this node, of which one process reads them.
+        world: the processes.
+    """
+    intact = world.gather(parts.intact() if world.is_first else set())
+    return {part.name: [rank for rank, names in enumerate(intact) if part.name in names] for part in parts.files}
+
+
+def provide_parts(parts: Parts, copies: Mapping[str, list[int]], world: World) -> None:
     """Send the parts of a sharded checkpoint to nodes that do not have them. Every rank calls it.
 
     Args:
-        content: the content of the checkpoint, with its ``path``. It gets the folder of its parts on this node.
-        folder: the folder of the run.
+        parts: the parts, with their folder on this node.
+        copies: the result of :func:`copies_of_parts`, with a rank for each part.
         world: the processes.
 
     Raises:
-        UserError: If no node has a part, or a node cannot store it.
+        UserError: If a node cannot store a part.
     """
-    if not world.several_nodes or checkpoint_parts.ENTRY not in content:
-        return
-    path = Path(content["path"])
-    parent = (folder if path.parent.name == FOLDER else path.parent) / checkpoint_parts.FOLDER
-    content[checkpoint_parts.ENTRY][checkpoint_parts.COPIED_TO] = str(parent)
-    parts = checkpoint_parts.parts_of(content, path)
-    assert parts is not None
-    held = world.gather([part.name for part in parts.files if world.is_first and parts.has(part)])
     for part in parts.files:
-        holders = [rank for rank, names in enumerate(held) if part.name in names]
-        if not holders:
-            raise world.user_error(f"run.resume_ckpt_path: no node has an intact copy: {parts.missing(part)}")
-        lacking = [rank for rank in range(world.size) if rank not in holders and world.nodes.is_first(rank)]
+        having = copies[part.name]
+        lacking = [rank for rank in range(world.size) if rank not in having and world.nodes.is_first(rank)]
         if lacking:
             if world.is_main:
                 places = ", ".join(map(world.nodes.place, lacking))
                 get_logger().info("sending %s to %s, where it is missing", part.name, places)
             file = parts.folder / part.name
-            _send(file, file if world.rank in lacking else None, world, holders[0])
+            _send(file, file if world.rank in lacking else None, world, having[0])
 
 
 def _send(path: Path, target: Path | None, world: World, source: int) -> None:
@@ -158,5 +160,7 @@ class _Writer:
             with suppress(OSError):  # it flushes again what could not be written
                 self._file.close()
         if self._error is not None:
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
             text = f"{place} cannot store {self._path}, the checkpoint to resume from: {disk.reason(self._error)}."
             raise UserError(f"{text} {disk.remedy(self._error, 'set another run.output_dir')}")

@@ -33,6 +33,7 @@ from emollama.precision import Precision
 from emollama.run_folder import RESULT
 from emollama.runners import provenance
 from emollama.runners.build import WeightsToLoad, build_models, checkpoint_paths, checkpoint_tensors
+from emollama.runners.chosen_checkpoint import resume_content
 from emollama.runners.datasets import (
     batch_size,
     build_datasets,
@@ -48,7 +49,7 @@ from emollama.runners.memory_choice import recompute_as_needed
 from emollama.runners.node_checks import compare_datasets, compare_settings, compare_weights
 from emollama.runners.prediction_runner import PredictionRunner
 from emollama.runners.restarts import record_attempt, require_progress
-from emollama.runners.resume import require_job_id, resume_content, run_fields, sampling_fields
+from emollama.runners.resume import require_job_id, run_fields, sampling_fields
 from emollama.runners.sharding_check import require_keys
 from emollama.runners.step_layout import step_layout
 from emollama.runners.validation import monitored_metric
@@ -168,8 +169,7 @@ class Preparation:
         """
         # Requests are answered by each process alone.
         weights: WeightsToLoad = "embeddings" if embeddings_only else "all" if self.clips else "sharded"
-        state = self.config, self.world, self.precision, self.tensors, self.resumed
-        members = build_models(*state, weights=weights)
+        members = build_models(self.config, self.world, self.precision, self.tensors, self.resumed, weights=weights)
         if self.config.model.merge_adapters and not self.training and not embeddings_only:
             members[0].merge_adapters()
         if self.training and self.config.model.compile and self.world.is_main:

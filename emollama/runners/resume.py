@@ -1,4 +1,4 @@
-"""Resume a run: choose the checkpoint, and check that it belongs to the same run."""
+"""What a run and the run that resumes it must have in common."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import fnmatch
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from emollama import checkpoint
@@ -22,8 +21,6 @@ from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.listing import abbreviated
 from emollama.precision import Precision
-from emollama.runners.checkpoints import content_to_resume, read_to_resume, step_of
-from emollama.runners.fetching import on_all_nodes, provide_parts
 from emollama.runners.node_checks import VALUES, require_equal
 
 # Keys that can differ between a stored run and the run that resumes it: paths, intervals, workers, the number of epochs, and the
@@ -207,53 +204,18 @@ def require_job_id(run: Any) -> None:
         )
 
 
-def resume_content(config: RunConfig, folder: Path, fields: dict[str, Any], world: World) -> dict[str, Any] | None:
-    """Return the content of the checkpoint to resume from, with its ``path``, or None for a new run.
+def require_same_run(content: dict[str, Any], config: RunConfig, fields: dict[str, Any], path: str) -> None:
+    """Check that a checkpoint belongs to the run that resumes from it.
 
     Args:
-        config: the resolved configuration; ``run.resume_ckpt_path`` is a file, ``auto``, or None.
-        folder: folder of the run, in which ``auto`` searches.
+        content: the content of the checkpoint.
+        config: the resolved configuration.
         fields: values that must be equal in the checkpoint (:func:`run_fields`).
-        world: the processes; rank 0 chooses the checkpoint, and every rank reads it once.
+        path: its path, for messages.
 
     Raises:
-        UserError: If a new run would write into a folder with checkpoints, or the checkpoint belongs to a different run.
+        UserError: If it contains only weights, or values differ.
     """
-    contents: list[dict[str, Any] | None] = []  # of the rank that reads a checkpoint to choose it
-    configured = config.run.resume_ckpt_path
-
-    def choose() -> str | None:
-        content = content_to_resume(configured, folder, several_nodes=world.several_nodes)
-        contents.append(content)
-        return None if content is None else str(content["path"])
-
-    source = _rank_with_newest(folder, world) if configured == "auto" else 0
-    path = world.on_rank(source, choose)
-    if path is None:
-        return None
-    # On another node, the folder of the run can have another path.
-    own = str(folder / Path(path).name) if configured == "auto" else str(configured)
-    with on_all_nodes(own, folder, world, source) as local:
-
-        def read() -> dict[str, Any]:
-            content = (contents and contents[0]) or read_to_resume(local, check_parts=False)
-            _check_same_run(content, config, fields, path)
-            return content
-
-        content = world.rank_zero_first(read)
-    provide_parts(content, folder, world)
-    return content
-
-
-def _rank_with_newest(folder: Path, world: World) -> int:
-    """Return the rank whose node has the checkpoint of the highest step, which is rank 0 unless nodes have disks of their own."""
-    if not world.several_nodes:
-        return 0
-    steps = world.gather(max(map(step_of, folder.glob("checkpoint_*.pth")), default=-1) if world.is_first else -1)
-    return steps.index(max(steps))
-
-
-def _check_same_run(content: dict[str, Any], config: RunConfig, fields: dict[str, Any], path: str) -> None:
     missing = [
         key for key in ("optimizer", "scaler", "step", "skipped", checkpoint.RESUME_FIELDS_KEY, "config") if key not in content
     ]

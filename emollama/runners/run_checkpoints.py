@@ -15,7 +15,7 @@ from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.logs.logger import get_logger
 from emollama.runners.checkpoint_writer import CheckpointWriter
-from emollama.runners.checkpoints import drop_old, folders_of_parts, set_aside_later, step_of
+from emollama.runners.checkpoints import drop_old, folders_of_parts, has_later, set_aside_later, step_of
 
 
 class _Save(NamedTuple):
@@ -44,31 +44,33 @@ class RunCheckpoints:
         folder: folder of the run.
         world: the processes; rank 0 writes.
         content: returns the content of a checkpoint after this number of steps.
-        resumed_from: the checkpoint from which the run was resumed, or None.
+        resumed: the content of the checkpoint from which the run was resumed, with its ``path``; None for a new run.
     """
 
     def __init__(
-        self, cfg: Any, folder: Path, world: World, content: Callable[[int], dict[str, Any]], resumed_from: str | None
+        self, cfg: Any, folder: Path, world: World, content: Callable[[int], dict[str, Any]], resumed: dict[str, Any] | None
     ) -> None:
         self._cfg, self._folder, self._world, self._content = cfg, folder, world, content
         self._writer = CheckpointWriter(in_background=cfg.async_save, device=world.device)
         self._writing: _Save | None = None
         self._unsaved: set[str] = set()  # checkpoints that did not fit on the disk
-        self._saved_step = world.on_rank_zero(lambda: self._step_in_folder(resumed_from)) if resumed_from else None
+        self._saved_step: int | None = None  # of the last checkpoint in the folder
+        if resumed is not None:
+            self._set_aside_later(resumed["step"])
+            # A checkpoint in another folder is not one of this run, whose folder must have a checkpoint when it stops.
+            is_own = Path(resumed["path"]).resolve().parent == folder.resolve()
+            self._saved_step = world.on_rank_zero(lambda: resumed["step"] if is_own else None)
         self._drop_old_parts()  # of a checkpoint that was interrupted
 
-    def _step_in_folder(self, resumed_from: str) -> int | None:
-        """Return the step of the checkpoint from which the run was resumed, and move those of later steps away.
-
-        A checkpoint in another folder is not one of this run, whose folder must have a checkpoint when it stops.
-        """
-        path = Path(resumed_from)
-        if path.resolve().parent != self._folder.resolve():
-            return None
-        step = step_of(path)
-        # With auto, those are damaged ones, of which other files may be intact.
-        set_aside_later(self._folder, step)
-        return step
+    def _set_aside_later(self, step: int) -> None:
+        """Move the checkpoints of later steps away on all nodes. With auto, they are damaged, but some files may be intact."""
+        world = self._world
+        if not world.any(world.is_first and has_later(self._folder, step)):
+            return
+        # One after the other, because nodes can share the folder.
+        for first in range(world.size if world.several_nodes else 1):
+            if world.nodes.is_first(first):
+                world.on_rank(first, lambda: set_aside_later(self._folder, step))
 
     def maybe_save(self, completed_steps: int) -> None:
         """Save checkpoint_<epoch>.pth at the end of an epoch, and checkpoint_last.pth every ``save_every_iters`` steps.
@@ -179,9 +181,10 @@ class RunCheckpoints:
             try:
                 return self._writer.finish()
             except UserError as error:
+                text = f"{self._world.nodes.place(self._world.rank)}: {error}"
                 if writing.required or not disk.is_full(error):
-                    raise UserError(f"{self._world.nodes.place(self._world.rank)}: {error}") from error
-                return str(error)
+                    raise UserError(text) from error
+                return text
 
         outcomes = self._world.on_all_ranks(finished)
         unwritten = [outcome for outcome in outcomes if isinstance(outcome, str)]
@@ -202,9 +205,16 @@ class RunCheckpoints:
         return False
 
     def _drop_old_parts(self) -> None:
-        """Delete the parts of checkpoints that no longer exist, on the disk of each node."""
-        used = self._world.on_rank_zero(lambda: folders_of_parts(self._folder))
-        if used is not None and self._world.is_first:
+        """Delete the parts of checkpoints that no longer exist on any node, on the disk of each node."""
+        world = self._world
+        if not world.any(bool(checkpoint_parts.folders(self._folder))):
+            return
+        used: set[str] = set()
+        for names in world.gather(folders_of_parts(self._folder) if world.is_first else set()):
+            if names is None:  # a file cannot be read
+                return
+            used |= names
+        if world.is_first:
             checkpoint_parts.remove_other_folders(self._folder, used)
 
     def _path_of_epoch(self, completed_steps: int) -> Path:

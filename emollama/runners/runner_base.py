@@ -292,7 +292,7 @@ class RunnerBase:
         trained = optim.trainable(self.model).items()
         self.optimizer = optim.adamw(trained, lr=cfg.init_lr, weight_decay=cfg.weight_decay, beta2=cfg.beta2)
         self.resumed_from = str(resumed["path"]) if resumed else None
-        self.checkpoints = RunCheckpoints(cfg, self.folder, self.world, self._checkpoint_content, self.resumed_from)
+        self.checkpoints = RunCheckpoints(cfg, self.folder, self.world, self._checkpoint_content, resumed)
         if resumed:
             resume_optimizer(self.optimizer, resumed)
             self.precision.scaler.load_state_dict(resumed["scaler"])

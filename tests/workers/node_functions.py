@@ -6,17 +6,24 @@ import dataclasses
 import logging
 import time
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from emollama.checkpoint_parts import parts_of
 from emollama.config import load
 from emollama.distributed import process_group
 from emollama.distributed.nodes import Nodes
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
-from emollama.runners import node_checks
+from emollama.runners import chosen_checkpoint, node_checks
+from emollama.runners.checkpoints import newest
+from emollama.runners.chosen_checkpoint import _rank_with_newest
 from emollama.runners.fetching import on_all_nodes
-from emollama.runners.resume import _rank_with_newest
+from emollama.runners.resume import require_same_run
+from emollama.runners.run_checkpoints import RunCheckpoints
+from emollama.runners.runner_base import RunnerBase
 
 
 def two_nodes() -> World:
@@ -73,18 +80,28 @@ def compare_precision(dtypes: list[Any]) -> tuple[str, str]:
 
 def clock_warnings(ahead: float) -> list[str]:
     """Compare the clocks of two nodes, of which the second one is ahead; return the warnings of this process."""
-    world, messages = two_nodes(), []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    logger, real = logging.getLogger("emollama"), time.time
-    logger.addHandler(handler)
+    world, real = two_nodes(), time.time
     node_checks.time.time = lambda: real() + ahead * world.rank
     try:
-        node_checks.warn_of_clocks(world)
+        with logged() as messages:
+            node_checks.warn_of_clocks(world)
     finally:
         node_checks.time.time = real
-        logger.removeHandler(handler)
     return messages
+
+
+@contextmanager
+def logged() -> Iterator[list[str]]:
+    """Collect the warnings and errors that this process logs."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("emollama")
+    logger.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
 
 
 def fetch(folders: list[str], source: int) -> tuple[str, bytes, bool]:
@@ -101,7 +118,73 @@ def failed_fetch(folders: list[str]) -> tuple[str, str]:
     return outcome(lambda: fetch(folders, 0))
 
 
-def rank_with_newest(folders: list[str]) -> int:
-    """The rank whose node has the checkpoint of the highest step."""
+def rank_with_newest(folders: list[str]) -> int | None:
+    """The rank whose node has the checkpoint of the highest step; None if there is none."""
     world = two_nodes()
-    return _rank_with_newest(Path(folders[world.rank]), world)
+    return _rank_with_newest(Path(folders[world.rank]), world, {})
+
+
+def resume(folders: list[str], configured: str) -> tuple[str, int, list[str]]:
+    """Resume from a sharded checkpoint like a run, without comparing configurations.
+
+    Args:
+        folders: the folders of the run on the nodes.
+        configured: ``auto``, or the name of a checkpoint in these folders.
+
+    Returns:
+        The error, the step of the checkpoint if all of its parts are on this node, else -1, and the warnings.
+    """
+    world = two_nodes()
+    folder, steps = Path(folders[world.rank]), []
+    path = configured if configured == "auto" else str(folder / configured)
+    run = types.SimpleNamespace(resume_ckpt_path=path, async_save=False)
+    chosen_checkpoint.require_same_run = lambda *_: None
+
+    def resumed() -> None:
+        content = chosen_checkpoint.resume_content(types.SimpleNamespace(run=run), folder, {}, world)  # type: ignore[arg-type]
+        RunCheckpoints(run, folder, world, lambda _: {}, content)
+        parts = content and parts_of(content, content["path"])
+        steps.append(content["step"] if content and parts and len(parts.intact()) == len(parts.files) else -1)
+
+    try:
+        with logged() as warnings:
+            _, error = outcome(resumed)
+    finally:
+        chosen_checkpoint.require_same_run = require_same_run
+    return error, *(steps or [-1]), warnings
+
+
+def train(paths: list[str], filler: str = "", step: int = -1) -> tuple[str, list[str], int]:
+    """Train one configuration on each of two nodes.
+
+    Args:
+        paths: the configurations.
+        filler: a file that fills the disk of the second node, where the folder of the run is next to it, until this step.
+        step: a step.
+
+    Returns:
+        The error, the warnings, and the step of the last checkpoint whose parts were intact when this step began.
+    """
+    world, saved = two_nodes(), [-1]
+    process_group._JOINED.append(world.nodes)
+    config, take_step = load(paths[world.rank]), RunnerBase._step
+
+    def stepped(runner: Any, number: int, *others: Any) -> Any:
+        if number == step and world.is_main:
+            content = newest(runner.folder, {}, check_parts=False)
+            parts = content and parts_of(content, content["path"])
+            assert content and parts
+            theirs = Path(filler).parent / parts.folder.relative_to(paths[0].removesuffix("config.yaml"))
+            if len(parts.intact() | dataclasses.replace(parts, folder=theirs).intact()) == len(parts.files):
+                saved[0] = content["step"]
+            Path(filler).unlink()
+        return take_step(runner, number, *others)
+
+    RunnerBase._step = stepped  # type: ignore[method-assign]
+    try:
+        with logged() as warnings:
+            _, error = outcome(lambda: config.runner_class(config).train())
+    finally:
+        process_group._JOINED.pop()
+        RunnerBase._step = take_step  # type: ignore[method-assign]
+    return error, warnings, saved[0]
