@@ -96,7 +96,9 @@ def test_on_a_gpu_the_copies_are_in_pinned_memory(tmp_path, held):
         writer.finish()
         assert torch.load(tmp_path / "a.pth", weights_only=True)["model"]["a"].eq(number).all()
     first, second = (copied["model"]["a"] for copied in held)
-    assert first.is_pinned() and first.data_ptr() == second.data_ptr()
+    assert first.is_pinned() and second.is_pinned()
+    # PyTorch 2.11 allocates new buffers for each copy.
+    assert first.data_ptr() == second.data_ptr() or torch.__version__ < (2, 12)
 
 
 @pytest.mark.skipif(torch.__version__ < (2, 12), reason="PyTorch 2.11 allocates new buffers for each copy")

@@ -19,8 +19,11 @@ def train(paths: list[str], scale: float | None = None) -> None:
         runner.train()
 
 
-def first_gradients(paths: list[str]) -> None:
-    """Write <config's folder>/gradients.pt with the gradients of the first step, for each configuration."""
+def first_gradients(paths: list[str], scale: float | None = None) -> None:
+    """Write <config's folder>/gradients.pt with the gradients of the first step, for each configuration.
+
+    With an initial scale of the gradients of float16, they are multiplied by it.
+    """
     import torch
 
     from emollama.optim import trainable
@@ -29,6 +32,8 @@ def first_gradients(paths: list[str]) -> None:
     for path in paths:
         config = load(path)
         runner = config.runner_class(config)
+        if scale is not None:
+            runner.precision.scaler = torch.amp.GradScaler(runner.world.device.type, init_scale=scale)
         with runner.lock:
             micro_batches = next(runner._step_batches())
             runner._gradients(0, micro_batches, *runner.world.totals(sum(batch.total_weight for batch in micro_batches)))
