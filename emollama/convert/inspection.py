@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from emollama import file_digests
-from emollama.checkpoint_parts import THREADS, Parts
+from emollama.checkpoint_parts import Parts
 from emollama.convert.weights import Weights
 from emollama.models import adapters, checkpoint_names
 from emollama.paths import sha256
@@ -78,16 +77,12 @@ def _file_info(path: Path) -> dict[str, Any]:
 
 def _parts_info(parts: Parts) -> dict[str, Any]:
     """Summarize the files of a sharded checkpoint; their "state" is "intact", "changed" or "missing" (also if incomplete)."""
-    with ThreadPoolExecutor(THREADS) as threads:
-        intact = list(threads.map(parts.has, parts.files))
-    states = [
-        "intact" if good else "changed" if part.is_in(parts.folder) else "missing"
-        for part, good in zip(parts.files, intact, strict=True)
-    ]
+    intact = parts.intact()
+    states = ["intact" if part.name in intact else "changed" if part.is_in(parts.folder) else "missing" for part in parts.files]
     return {
         "folder": str(parts.folder),
         "bytes": sum(part.bytes for part in parts.files),
-        "intact": sum(intact),
+        "intact": len(intact),
         "files": [asdict(part) | {"state": state} for part, state in zip(parts.files, states, strict=True)],
     }
 
