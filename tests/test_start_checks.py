@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from emollama.data import array_cache, remembered_checks
 from emollama.data.array_cache import ArrayCache, FileCheck
 from emollama.data.features import Features
+from emollama.data.remembered_checks import RememberedChecks
 from emollama.data.slots import SlotShape
 from emollama.data.text_columns import NameColumn, Names
 from emollama.stores.index import Index
@@ -63,6 +66,16 @@ def test_the_cache_keeps_the_arrays_of_other_lists_of_clips(folder, monkeypatch)
     for names in (["a"], ["b", "c"], ["b"]):
         features(folder).check(names)
     assert opened(folder, monkeypatch)[1] == []
+
+
+def test_results_of_other_code_are_not_used(folder, monkeypatch):
+    store = SimpleNamespace(files_stamp=lambda: (1,))
+    RememberedChecks.of(store, "settings").add("usable", ["a"], True)
+    opened(folder, monkeypatch)
+    assert RememberedChecks.of(store, "settings").get("usable", ["a"]) and opened(folder, monkeypatch)[1] == []
+    for module in (remembered_checks, array_cache):
+        monkeypatch.setattr(module, "code_stamps", lambda *_: "other")
+    assert RememberedChecks.of(store, "settings").get("usable", ["a"]) is None and opened(folder, monkeypatch)[1]
 
 
 @pytest.mark.parametrize("stamps", [[(1, 2)], [(1, 2, (1 << 64) - 1)], [()]])

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from emollama.data.problems import Problem
-from emollama.data.validation_cache import Stamp, cache_path, read_verified, write_verified
+from emollama.data.validation_cache import Stamp, cache_path, code_stamps, read_verified, write_verified
 
 DIGEST_BYTES = 16  # hexadecimal digits of the digest of an array
 
@@ -85,8 +85,8 @@ class ArrayCache:
 
     @classmethod
     def load(cls, *settings: str) -> ArrayCache:
-        """Load the cache of one folder; ``settings`` is everything that the result depends on besides the stamps."""
-        path = cache_path("arrays", "bin", *settings)
+        """Load the cache of one folder; ``settings`` is everything that the result depends on besides stamps and code."""
+        path = cache_path("arrays", "bin", *settings, code_stamps("data", "stores"))
         content = read_verified(path)
         if not content:
             return cls(path)

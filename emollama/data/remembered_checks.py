@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emollama.data.text_columns import Names
-from emollama.data.validation_cache import Stamp, ValidationCache
+from emollama.data.validation_cache import Stamp, ValidationCache, code_stamps
 from emollama.stores.store import ArrayStore, StampedStore
 
 
@@ -23,7 +23,7 @@ class RememberedChecks(NamedTuple):
     """Results about one store.
 
     Attributes:
-        settings: everything that the results depend on besides the files and the names of the clips.
+        settings: everything that the results depend on besides the files and the names of the clips, which includes the code.
         stamp: changes if any file of the store may have changed; empty if nothing can be remembered.
     """
 
@@ -33,7 +33,7 @@ class RememberedChecks(NamedTuple):
     @classmethod
     def of(cls, store: ArrayStore, *settings: str) -> RememberedChecks:
         """Return the results about a store."""
-        return cls(settings, store.files_stamp() if isinstance(store, StampedStore) else ())
+        return cls((*settings, code_stamps("data", "stores")), store.files_stamp() if isinstance(store, StampedStore) else ())
 
     def get(self, what: str, names: Sequence[str]) -> Any:
         """Return a result about some clips; None if there is none."""

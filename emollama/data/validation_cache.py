@@ -8,6 +8,7 @@ used.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -79,6 +80,12 @@ def files_of(folder: str) -> str:
     except OSError:
         return ""
     return str(sorted((name, status.st_size, status.st_mtime_ns) for name, status in stamps))
+
+
+@functools.cache
+def code_stamps(*packages: str) -> str:
+    """Return the state of the modules in packages such as ``data``, because other code may have other results."""
+    return "".join(files_of(str(Path(__file__).parents[1] / name)) for name in packages)
 
 
 def read_verified(path: Path) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from emollama.data import text_index
 from emollama.data.instructions import TaskPool
 from emollama.data.text_index import IndexedTexts, TextFile
 from emollama.data.text_table import ClipRows
-from emollama.data.validation_cache import ValidationCache, cache_path
+from emollama.data.validation_cache import ValidationCache, cache_path, code_stamps
 from emollama.remote.manager import is_remote
 
 # Keys of a block that change neither its table nor the selection of clips.
@@ -77,7 +76,8 @@ class TextIndex:
         values = {key: getattr(cfg, key) for key in keys if key not in OTHER_KEYS}
         sources = [TextFile.of(path) for path in paths]
         files = [source.path for source in sources]
-        settings = repr((type(dataset).__qualname__, dataset.block_path, dataset.training, files, values, code_stamps()))
+        code = code_stamps("data", "datasets")
+        settings = repr((type(dataset).__qualname__, dataset.block_path, dataset.training, files, values, code))
         return cls(settings, cache_path("texts", "bin", settings), sources)
 
     def read(self) -> IndexedTexts | None:
@@ -106,13 +106,6 @@ class TextIndex:
             cache.add(name, stamp, digest)
             cache.save()
         return digest
-
-
-@functools.cache
-def code_stamps() -> list[TextFile]:
-    """Return the state of the modules that read and process texts, because other code may return other texts."""
-    folders = (Path(text_index.__file__).parent, Path(__file__).parent)
-    return [TextFile.of(str(path)) for folder in folders for path in sorted(folder.glob("*.py"))]
 
 
 def _is_own(dataset: FromFiles, method: str) -> bool:
