@@ -88,12 +88,14 @@ class ValidationRecord:
         epoch: the epoch that ended before the evaluation, from 0.
         metrics: ``<block>/<task>/<metric>`` -> value; None if it could not be computed.
         best: whether its checkpoint was the best so far.
+        best_lost: whether no file has the weights of this best evaluation, because they did not fit on the disk.
     """
 
     step: int | None
     epoch: int
     metrics: dict[str, float | None]
     best: bool = False
+    best_lost: bool = False
 
 
 @dataclass(frozen=True)

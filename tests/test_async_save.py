@@ -270,6 +270,13 @@ def test_a_best_checkpoint_without_one_of_the_epoch_is_written(tmp_path, held):
     assert file_digests.is_intact(tmp_path / checkpoint.BEST) and not (tmp_path / "checkpoint_0.pth").exists()
 
 
+def test_a_best_checkpoint_without_one_of_the_epoch_that_does_not_fit_is_not_announced_for_later(tmp_path, monkeypatch, caplog):
+    checkpoints = run_checkpoints(tmp_path)
+    monkeypatch.setattr(checkpoint, "save", full)
+    assert checkpoints.save_best(2) is None
+    assert caplog.text.count("Training continues.") == 1 and "again" not in caplog.text
+
+
 @pytest.mark.parametrize("duplicate", [checkpoint.copy, checkpoint.link])
 @pytest.mark.parametrize("completed", range(4))
 def test_an_interrupted_copy_or_link_leaves_a_checkpoint_with_its_digest(tmp_path, monkeypatch, completed, duplicate):
@@ -317,3 +324,13 @@ def test_the_best_checkpoint_is_complete_before_eval_jsonl_names_it(tmp_path, he
     folder = config.runner_class(config).train()
     assert complete == [(True, 1)]
     assert [json.loads(line)["best"] for line in (folder / "eval.jsonl").read_text().splitlines()] == [True]
+
+
+def test_eval_jsonl_says_if_no_file_has_the_weights_of_the_best_evaluation(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(RunCheckpoints, "save_best", lambda *_: None)
+    tree = golden_tree(tmp_path)
+    tree["run"] |= {"iters_per_epoch": 1, "max_epoch": 1, "evaluate": True, "save_best": "answers.emotion.loss"}
+    config = loaded(tmp_path, tree)
+    folder = config.runner_class(config).train()
+    (line,) = map(json.loads, (folder / "eval.jsonl").read_text().splitlines())
+    assert line["best_lost"] and "is the best so far, but no file has its weights, because the disk is full" in caplog.text

@@ -88,14 +88,14 @@ class RunCheckpoints:
         elif retries or (cfg.save_every_iters and completed_steps % cfg.save_every_iters == 0):
             self._start(checkpoint.LAST, completed_steps, required=False)
 
-    def save_best(self, completed_steps: int) -> bool:
+    def save_best(self, completed_steps: int) -> bool | None:
         """Save checkpoint_best.pth. When this method returns, it is complete, or is saved later because the disk is full.
 
         It is a second name of the epoch's checkpoint, which was written during the evaluation. Only a run that was resumed from
         another folder may not have it.
 
         Returns:
-            Whether it was saved.
+            Whether it was saved; None if it cannot be saved later, because only this process has the weights.
         """
         self.finish()
         self._best = self._path_of_epoch(completed_steps)
@@ -103,7 +103,10 @@ class RunCheckpoints:
             return self._save_best()
         self._start(checkpoint.BEST, completed_steps, required=False)
         self.finish()
-        return checkpoint.BEST not in self._unsaved
+        if checkpoint.BEST not in self._unsaved:
+            return True
+        self._unsaved.discard(checkpoint.BEST)
+        return None
 
     def save_if_new(self, completed_steps: int) -> None:
         """Save checkpoint_last.pth unless there is a checkpoint of this step. When this method returns, it is complete."""
@@ -239,8 +242,9 @@ class RunCheckpoints:
             except UserError as error:
                 if not disk.is_full(error):
                     raise
+                again = "" if name == checkpoint.BEST and not self._best.exists() else ", and the next steps try again"
                 if name not in self._unsaved:
-                    get_logger().warning("%s Training continues, and the next steps try again.", error)
+                    get_logger().warning("%s Training continues%s.", error, again)
                 return False
             return True
 

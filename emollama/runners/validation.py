@@ -72,8 +72,14 @@ class Validation:
         value = values[index] if index >= 0 else None
         return None if value is None or self._key is None else (self._key, value, self._past[index].epoch)
 
-    def run(self, completed_steps: int, log: RunLog, save_best: Callable[[], bool]) -> None:
-        """Evaluate, and save the checkpoint if it is the best so far; ``save_best`` returns whether it fitted on the disk."""
+    def run(self, completed_steps: int, log: RunLog, save_best: Callable[[], bool | None]) -> None:
+        """Evaluate, and save the checkpoint if it is the best so far.
+
+        Args:
+            completed_steps: number of steps before the evaluation.
+            log: the log of the run.
+            save_best: saves the checkpoint; returns whether it fitted on the disk, or None if it cannot be saved later.
+        """
         epoch = completed_steps // self._cfg.iters_per_epoch - 1
         model = self._evaluation.prediction_runner.generator.members[0]
         model.eval()
@@ -84,11 +90,14 @@ class Validation:
         best_checkpoint_is_missing = self._cfg.save_best and not self._has_best_checkpoint
         is_best = value is not None and (best_checkpoint_is_missing or self._index_of_best(values) == len(values) - 1)
         # The checkpoint is written before its line in eval.jsonl: a run that is killed in between evaluates again.
-        if self._cfg.save_best and is_best:
-            if save_best():
-                get_logger().info("%s %.4f is the best so far: saved as %s", self._key, value, checkpoint.BEST)
-            self._has_best_checkpoint = True
-        self._past.append(ValidationRecord(completed_steps - 1, epoch, outcome.metrics, is_best))
+        saved = save_best() if self._cfg.save_best and is_best else False
+        if saved:
+            get_logger().info("%s %.4f is the best so far: saved as %s", self._key, value, checkpoint.BEST)
+        if saved is None:
+            text = "%s %.4f of epoch %d is the best so far, but no file has its weights, because the disk is full"
+            get_logger().warning(text, self._key, value, epoch)
+        self._has_best_checkpoint |= is_best
+        self._past.append(ValidationRecord(completed_steps - 1, epoch, outcome.metrics, is_best, saved is None))
         self._world.on_rank_zero(lambda: self._write(log))
         examples = {block_name: self._examples(predictions) for block_name, predictions in outcome.predictions.items()}
         log.evaluation(completed_steps - 1, epoch, outcome.metrics, examples)
