@@ -88,14 +88,15 @@ def references(tmp_path_factory, launch):
     @cache
     def run_of(parallel):
         folder = tmp_path_factory.mktemp(parallel)
-        completed = launch("train.py", "--cfg-path", str(configured(folder, parallel=parallel, **EVALUATED)), processes=2)
+        completed = launch("train.py", "--cfg-path", str(configured(folder, **PARALLEL[parallel], **EVALUATED)), processes=2)
         assert completed.returncode == 0, completed.stderr
         return folder / "out/run"
 
     return run_of
 
 
-PARALLEL = ["ddp", "fsdp"]
+# With hsdp, each of the two processes is a group of its own that has all weights; gradients are averaged between the groups.
+PARALLEL = {"ddp": {"parallel": "ddp"}, "fsdp": {"parallel": "fsdp"}, "hsdp": {"parallel": "hsdp", "shard_size": 1}}
 EVALUATED = {"evaluate": True, "save_best": "train_layout.emotion.loss"}
 KILLER = "imports=[tests.workers.killed_run]"
 # The last step that was certainly saved. After the end of another rank, rank 0 completes the file that it writes.
@@ -114,7 +115,7 @@ SAVED = {
 def test_a_run_whose_rank_or_launcher_is_killed_loses_nothing_saved_and_leaves_no_process(
     victim, moment, parallel, references, tmp_path, fork_server
 ):
-    config = configured(tmp_path, parallel=parallel, **EVALUATED)
+    config = configured(tmp_path, **PARALLEL[parallel], **EVALUATED)
     variables = environment() | {
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
         "EMOLLAMA_TEST_KILL": f"{victim} {moment}",
