@@ -17,7 +17,7 @@ from running import golden_config, read_jsonl
 from two_hosts import Host, statuses, train, two_hosts, wait_until
 from workers import host_process
 
-from emollama import file_digests
+from emollama import checkpoint_parts, file_digests
 
 pytestmark = pytest.mark.faults
 SIX = {"iters_per_epoch": 6, "save_every_iters": 2, "global_batch": 2, "resume_ckpt_path": "auto", "warmup_steps": 0}
@@ -195,3 +195,34 @@ def test_a_full_disk_of_a_node_that_needs_the_checkpoint_is_reported_on_both(tmp
         path = f"{full}/run/.fetched/checkpoint_0.pth"
         text = f"error: node 1 ({other.name}) cannot store {path}, the checkpoint to resume from: No space"
         assert text in first.output() and text in other.output()
+
+
+def test_a_sharded_checkpoint_resumes_on_two_nodes_and_an_earlier_one_if_a_node_has_lost_its_part(tmp_path):
+    run = {"parallel": "fsdp", "evaluate": False, "iters_per_epoch": 2, "global_batch": 2, "resume_ckpt_path": "auto"}
+    with two_hosts(tmp_path) as hosts:
+        first, other = hosts
+        folders = [host.folder / "out/run" for host in hosts]
+
+        def train_epochs(number: int) -> str:
+            model = {"ckpt": None, "train_llm": "full"}
+            paths = [golden_config(host.folder, run=run | {"max_epoch": number}, model=model) for host in hosts]
+            started = [host.fork(*train(path)) for host, path in zip(hosts, paths, strict=True)]
+            before = len(first.output()) if number > 1 else 0
+            assert statuses(*started, hosts=hosts) == [0, 0], first.output() + other.output()
+            return first.output()[before:]
+
+        train_epochs(1)
+        output = train_epochs(2)
+        for rank, host in enumerate((other, first)):
+            name = checkpoint_parts.file_name(rank)
+            assert re.search(rf"sending {name} to node \d \({host.name}\), where it is missing", output), output
+            assert len(list(checkpoint_parts.folders(folders[rank])[0].glob("*.safetensors"))) == 2
+        (newest,) = (folder for folder in checkpoint_parts.folders(folders[1]) if folder.name.startswith("4-"))
+        (newest / checkpoint_parts.file_name(1)).unlink()
+        output = train_epochs(3)
+        assert re.search(rf"checkpoint_1.pth is skipped: no node has an intact copy: .*written by {other.name}\)", output)
+        assert f"resuming from {folders[0]}/checkpoint_0.pth" in output
+        # Nothing that is left of the newer checkpoint is lost.
+        assert [len(list((folder / "superseded").rglob("*.safetensors"))) for folder in folders] == [1, 0]
+        steps = {folder.name.partition("-")[0] for path in folders for folder in checkpoint_parts.folders(path)}
+        assert steps == {"2", "4", "6"} and [row["step"] for row in read_jsonl(folders[0] / "log.jsonl")] == list(range(6))
