@@ -60,8 +60,9 @@ def test_a_run_resumes_from_an_earlier_checkpoint_if_no_node_has_a_part_of_the_n
     first, second = resume(ranks, folders)
     assert [first[:2], second] == [("", 1), ("", 1, [])]
     (warning,) = first[2]
-    start = f"checkpoint_1.pth is skipped: no node has an intact copy: {folders[0]}/checkpoint_1.pth is a sharded checkpoint, and"
-    assert warning.startswith(f"{start} its file {part(folders[0], 2)} (") and "written by host1) is missing" in warning
+    path = folders[0] / "checkpoint_1.pth"
+    start = f"{path} is skipped: no node has an intact copy: {path} is a sharded checkpoint, and its file"
+    assert warning.startswith(f"{start} {part(folders[0], 2)} (") and "written by host1) is missing" in warning
 
 
 def test_files_of_a_checkpoint_that_was_skipped_are_moved_on_all_nodes(ranks, folders):
@@ -98,7 +99,7 @@ def test_a_damaged_checkpoint_of_one_node_is_skipped_for_an_earlier_one_of_anoth
     write(folders[1], 3, "checkpoint_2.pth")
     damage(folders[1] / "checkpoint_2.pth")
     first, second = resume(ranks, folders)
-    assert (first[:2], second[:2]) == (("", 2), ("", 2)) and first[2][0].startswith("checkpoint_2.pth is skipped: ")
+    assert (first[:2], second[:2]) == (("", 2), ("", 2)) and first[2][0].startswith(f"{folders[1]}/checkpoint_2.pth is skipped: ")
     assert (folders[1] / "superseded/1_checkpoint_2.pth").is_file()
 
 

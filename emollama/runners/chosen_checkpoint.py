@@ -107,12 +107,12 @@ def _newest(folder: Path, world: World) -> _Chosen | None:
             break
         if world.rank == chosen.source:
             problems[Path(chosen.path)] = problem
-    skipped = [text for texts in world.gather([(path.name, problem) for path, problem in problems.items()]) for text in texts]
+    skipped = [text for texts in world.gather([*problems.items()]) for text in texts]
     if chosen is None:
         world.on_rank_zero(lambda: _require_new_run(folder, skipped))
     elif world.is_main:
-        for name, problem in skipped:
-            get_logger().warning("%s is skipped: %s", name, problem)
+        for path, problem in skipped:
+            get_logger().warning("%s is skipped: %s", path, problem)
         get_logger().info("resume_ckpt_path: auto: resuming from %s", chosen.path)
     return chosen
 
@@ -165,14 +165,14 @@ def _read_on(
     return _Chosen(path, source, here, contents[0], parts, copies_of_parts(parts, world))
 
 
-def _require_new_run(folder: Path, skipped: list[tuple[str, str]]) -> None:
+def _require_new_run(folder: Path, skipped: list[tuple[Path, str]]) -> None:
     """Check that a run without a usable checkpoint is a new one.
 
     Raises:
         UserError: If it is not.
     """
     if skipped:
-        reasons = abbreviated((f"{name}: {problem}" for name, problem in skipped), "; ")
+        reasons = abbreviated((f"{path.name}: {problem}" for path, problem in skipped), "; ")
         raise UserError(
             f"run.resume_ckpt_path: auto: no checkpoint in {folder} can be used ({reasons}). Copy a checkpoint of this run there,"
             " or choose another run.job_id to start a new run."
