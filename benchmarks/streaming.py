@@ -43,11 +43,15 @@ class LocalFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._lock = folder, threading.Lock()
-        self.requests = self.bytes = 0
+        self.requests = self.bytes = self.questions = 0
         self.delay = 0.0
 
     def version(self, url: str) -> Version:
         """Return the size of a file."""
+        self.questions += 1
+        return self._version(url)
+
+    def _version(self, url: str) -> Version:
         return Version("1", None, self._path(url).stat().st_size)
 
     def read(self, url: str, begin: int, size: int) -> tuple[bytes, Version]:
@@ -57,13 +61,14 @@ class LocalFiles:
             self.requests, self.bytes = self.requests + 1, self.bytes + size
         with open(self._path(url), "rb") as file:
             file.seek(begin)
-            return file.read(size), self.version(url)
+            return file.read(size), self._version(url)
 
     def download(self, url: str, earlier: Version | None, file: BinaryIO) -> Version | None:
         """Copy a file."""
         with open(self._path(url), "rb") as source:
             shutil.copyfileobj(source, file)
-        return self.version(url)
+        self.requests += 1
+        return self._version(url)
 
     def _path(self, url: str) -> Path:
         return self._folder / url.partition("://")[2]
@@ -92,6 +97,21 @@ def opened(folder: Path) -> list[StreamedTarStore]:
         assert isinstance(store, StreamedTarStore)
         stores.append(store)
     return stores
+
+
+def requests_at_start(folder: Path, files: LocalFiles, processes: int) -> list[int]:
+    """Return how many requests each of several processes makes to open the stores, the first one before the others."""
+    counts = []
+    for _ in range(processes):
+        reader, writer = os.pipe()
+        # The processes of a run start together, so that each began before the first one has asked the server.
+        if os.fork() == 0:
+            opened(folder)
+            os.write(writer, str(files.requests + files.questions).encode())
+            os._exit(0)
+        os.wait()
+        counts.append(int(os.read(reader, 20)))
+    return counts
 
 
 def order(names: list[str], store: StreamedTarStore) -> list[str]:
@@ -153,6 +173,8 @@ def main() -> None:
         files = LocalFiles(root)
         PATHS.register_handler(RemoteFiles(["counted"], Downloads(files, lambda: cache_folder() / "downloads")))
         names = write(root)
+        fresh(256)
+        report(f"requests of four processes of a machine at the start: {requests_at_start(root, files, 4)}")
         fresh(0)
         clips = order(names, opened(root)[0])
         least = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in SHAPES.values())

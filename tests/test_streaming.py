@@ -124,6 +124,15 @@ def test_only_indexes_and_one_array_are_read_when_a_store_opens(server):
     assert [(path, begin) for path, begin, _ in server.parts] == [("/shard-00000.tar", 0)]
 
 
+def test_of_the_processes_that_start_together_the_first_asks_for_the_version_of_a_file(server):
+    url = f"{server.url}/shard-00000.tar"
+    first, second = (Downloads(Http(pause=0), lambda: cache_folder() / "downloads") for _ in range(2))
+    version = first.version(url)
+    assert second.exists(url) and second.version(url) == version and len(server.requests) == 1
+    later = Downloads(Http(pause=0), lambda: cache_folder() / "downloads")
+    assert later.version(url) == version and len(server.requests) == 2
+
+
 def test_the_cache_is_never_larger_than_its_limit(server, monkeypatch, tmp_path):
     monkeypatch.setattr(streaming, "MIN_BLOCKS", 1)
     set_cache(monkeypatch, tmp_path / "cache", 16)

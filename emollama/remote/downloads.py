@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -24,6 +24,7 @@ from emollama.errors import DownloadError, FileAbsent, ServerFailure
 from emollama.heartbeat import beat
 from emollama.remote.transport import Transport, Version, shown
 
+_ANSWER = "version.json"  # the version that the server last stated, for the other processes of a run
 _STATE = "state.json"  # what the server said about the copy; written last, so that a copy without it is not complete
 _OTHER_FOLDER = "set the environment variable XDG_CACHE_HOME to another folder"
 _KEPT = 30 * 24 * 3600.0  # seconds for which a replaced version is kept, because runs may still read it
@@ -66,7 +67,7 @@ class Downloads:
                 raise self._not_tried(url)
             return True
         try:
-            self.transport.version(url)
+            self.version(url)
         except FileAbsent:
             return False
         except ServerFailure as error:
@@ -76,6 +77,22 @@ class Downloads:
             return True
         self._present.add(url)
         return True
+
+    def version(self, url: str) -> Version:
+        """Return the version of a file, which is not downloaded. Of the processes of a run, the first one asks the server.
+
+        Raises:
+            FileAbsent, ServerFailure, DownloadError: As for :meth:`emollama.remote.transport.Transport.version`.
+        """
+        path = self._copy_folder(url) / _ANSWER
+        if (version := _read_answer(path, self._start)) is not None:
+            return version
+        version = self.transport.version(url)
+        # If it cannot be written, the other processes ask, too.
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"version": asdict(version), "checked": time.time()}), encoding="utf-8")
+        return version
 
     def local_path(self, url: str) -> str:
         """Return the path of a complete copy, which is downloaded if there is none, or if the file has changed.
@@ -200,6 +217,15 @@ class _Copy:
     path: Path
     version: Version
     checked: float
+
+
+def _read_answer(path: Path, since: float) -> Version | None:
+    """Return the version that a server has stated since then; None if no process has asked, or is just writing the answer."""
+    try:
+        answer = json.loads(path.read_text(encoding="utf-8"))
+        return Version(**answer["version"]) if answer["checked"] >= since else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _read_state(folder: Path) -> _Copy | None:

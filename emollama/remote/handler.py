@@ -12,7 +12,7 @@ from emollama.errors import UserError
 from emollama.remote.downloads import Downloads
 from emollama.remote.http import Http
 from emollama.remote.object_stores import PACKAGES, ObjectStores
-from emollama.remote.transport import shown
+from emollama.remote.transport import Version, shown
 
 
 class RemoteFiles(PathHandler):  # type: ignore[misc]
@@ -30,6 +30,10 @@ class RemoteFiles(PathHandler):  # type: ignore[misc]
         super().__init__()
         self._schemes, self._downloads = schemes, downloads
         self.transport = downloads.transport
+
+    def version(self, path: str) -> Version:
+        """Return the version of a file; see :meth:`emollama.remote.downloads.Downloads.version`."""
+        return self._downloads.version(path)
 
     def _get_supported_prefixes(self) -> list[str]:
         return [f"{scheme}://" for scheme in self._schemes]

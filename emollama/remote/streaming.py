@@ -23,7 +23,7 @@ from emollama.heartbeat import beat
 from emollama.remote.block_cache import BlockCache
 from emollama.remote.handler import RemoteFiles
 from emollama.remote.manager import PATHS, cache_folder
-from emollama.remote.transport import RESTART, Transport, Version, shown
+from emollama.remote.transport import RESTART, Version, shown
 from emollama.variables import STREAM_CACHE
 
 BLOCK = 1 << 20  # bytes: requests for less would cost more time than their content, and small arrays share a block
@@ -166,7 +166,7 @@ def download_temporarily(url: str, file: BinaryIO) -> Version:
     Raises:
         DownloadError: If it cannot be read.
     """
-    version = _transport(url).download(url, None, file)
+    version = _remote_files(url).transport.download(url, None, file)
     assert version is not None
     return version
 
@@ -177,18 +177,18 @@ def file_version(url: str) -> Version:
     Raises:
         DownloadError: If the server does not state what shows a change.
     """
-    version = _transport(url).version(url)
+    version = _remote_files(url).version(url)
     if not version.is_reliable or version.size is None:
         text = "the server does not state size and ETag (or date) of the file, so a change would not be noticed"
         raise DownloadError(f"'{shown(url)}': {text}. Set stream: False, or use another server.")
     return version
 
 
-def _transport(url: str) -> Transport:
+def _remote_files(url: str) -> RemoteFiles:
     handler = _handler(url)
     if not isinstance(handler, RemoteFiles):
         raise DownloadError(f"'{shown(url)}': a handler of your own cannot index a streamed tar. Set stream: False.")
-    return handler.transport
+    return handler
 
 
 def _handler(url: str) -> object:
