@@ -41,9 +41,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from allocator import bytes_of_tensors
 from gpu_check_files import FULL, make_runner, write_files
 from step_variants import HFOptions, ImageEncoder, Step, hf_step, packed_step, without_dropout
-from torch.profiler import ProfilerActivity, profile
 
 from emollama.data.batch import IGNORED, Sample
 from emollama.optim import trainable
@@ -207,15 +207,7 @@ def peak_bytes(step: Step) -> int:
         before = torch.cuda.memory_allocated()
         step.run()
         return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step.run()
-    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    used = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        used += event.nbytes()
-        peak = max(peak, used)
-    return peak
+    return bytes_of_tensors(step.run)[0]
 
 
 # The minimum

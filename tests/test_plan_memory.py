@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import GOLDEN, golden_tree, loaded
-from ranks import environment
-from torch.profiler import ProfilerActivity, profile
+from ranks import ROOT, environment
 
+from emollama.decoding.running_batch import RunningBatch
+from emollama.decoding.sampling_params import SamplingParams, SequenceParams
 from emollama.models import kernels
 from emollama.planning import samples
 from emollama.planning.estimate import plan
@@ -46,22 +47,40 @@ def configured(path, folder, **keys):
     return loaded(path, tree)
 
 
-def allocated(config, batch):
-    """The largest number of bytes that the tensors of two micro-batches have at a time, as the allocator reports them."""
-    precision = Precision.of_run(config.run)
-    model = config.model_class(config.model, device=torch.device("cpu"), frozen_dtype=precision.frozen_dtype).train()
-    task = config.task_class()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        for _ in range(2):
-            with precision.autocast():
-                loss = task.loss(model, batch)
-            loss.backward()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    used = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        used += event.nbytes()
-        peak = max(peak, used)
-    return peak
+@pytest.fixture
+def bytes_of_tensors(monkeypatch):
+    """The measurement of benchmarks/step.py."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import allocator
+
+    return allocator.bytes_of_tensors
+
+
+@pytest.fixture
+def allocated(bytes_of_tensors):
+    """Function: (configuration, batch) -> the largest number of bytes that the tensors of two micro-batches have at a time."""
+
+    def measured(config, batch):
+        model, precision, task = with_weights(config), Precision.of_run(config.run), config.task_class()
+
+        def run():
+            for _ in range(2):
+                with precision.autocast():
+                    loss = task.loss(model, batch)
+                loss.backward()
+
+        return bytes_of_tensors(run)[0]
+
+    return measured
+
+
+def with_weights(config):
+    dtype = Precision.of_run(config.run).frozen_dtype
+    return config.model_class(config.model, device=torch.device("cpu"), frozen_dtype=dtype).train()
+
+
+def with_values(batch):
+    return batch.mapped(lambda tensor: torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor)
 
 
 def case(train, recompute, *, amp, kernels, slow=True):
@@ -90,13 +109,12 @@ PADDED = [
 
 
 @pytest.mark.parametrize("keys", [*CASES, *PADDED])
-def test_the_counted_bytes_are_those_that_a_step_allocates(keys, folder, tmp_path):
+def test_the_counted_bytes_are_those_that_a_step_allocates(keys, folder, tmp_path, allocated):
     config = configured(tmp_path, folder, **keys)
     planner = Planner(config, gpus=1, device="cpu")
     size = planner.micro_batch
     parts = planner.needed(planner.every, size, "ddp")
-    meta = samples.example_batch(config, planner.model, planner.sample, size)
-    batch = meta.mapped(lambda tensor: torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor)
+    batch = with_values(samples.example_batch(config, planner.model, planner.sample, size))
     names = ("gradients (float32)", "activations", "logits at the answers", "temporary tensors")
     counted = sum(parts[name] for name in names)
     assert counted == pytest.approx(allocated(config, batch), rel=0.05)
@@ -130,7 +148,7 @@ def test_a_process_grows_by_the_sum_of_the_plan(train, folder, tmp_path):
 def gradients(config, batch):
     """Name -> gradient of a micro-batch with mixed precision."""
     torch.manual_seed(0)
-    model = config.model_class(config.model, device=torch.device("cpu"), frozen_dtype=torch.bfloat16).train()
+    model = with_weights(config)
     with Precision.of_run(config.run).autocast():
         loss = config.task_class().loss(model, batch)
     loss.backward()
@@ -138,14 +156,32 @@ def gradients(config, batch):
 
 
 @pytest.mark.slow
-def test_autocast_keeps_no_copies_of_trained_weights_and_gradients_stay_equal(folder, tmp_path, monkeypatch):
+def test_autocast_keeps_no_copies_of_trained_weights_and_gradients_stay_equal(folder, tmp_path, monkeypatch, allocated):
     config = configured(tmp_path, folder, train_llm="full", use_grad_checkpoint=True, amp=True, lora_dropout=0.0)
     planner = Planner(config, gpus=1, device="cpu")
-    meta = samples.example_batch(config, planner.model, planner.sample, planner.micro_batch)
-    batch = meta.mapped(lambda tensor: torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor)
+    batch = with_values(samples.example_batch(config, planner.model, planner.sample, planner.micro_batch))
     needed, own = allocated(config, batch), gradients(config, batch)
     monkeypatch.setattr(kernels, "uncached_autocast", lambda *_: nullcontext())
     expected = gradients(config, batch)
     assert own.keys() == expected.keys() and all(own[name].equal(gradient) for name, gradient in expected.items())
     copies = 2 * sum(parameter.numel() for layer in planner.model.llama_model.model.layers for parameter in layer.parameters())
     assert allocated(config, batch) - needed > copies / 2
+
+
+@pytest.mark.slow
+def test_decoding_under_autocast_keeps_no_copies_of_trained_weights(folder, tmp_path, bytes_of_tensors):
+    config = configured(tmp_path, folder, train_llm="full", amp=True)
+    planner = Planner(config, gpus=1, device="cpu")
+    batch = with_values(samples.example_batch(config, planner.model, planner.sample, planner.micro_batch))
+    model = with_weights(config).eval()
+
+    def answer():
+        running = RunningBatch([model], lambda ids: False)
+        running.add(batch, [SequenceParams(SamplingParams(max_new_tokens=4), seed=0)] * len(batch.lengths))
+        running.step()
+
+    with Precision.of_run(config.run).autocast():
+        _, left = bytes_of_tensors(answer)
+    copies = 2 * sum(parameter.numel() for layer in planner.model.llama_model.model.layers for parameter in layer.parameters())
+    # The keys and values of the prompts are freed with the batch; copies would stay until the end of autocast.
+    assert left < copies / 10
