@@ -32,7 +32,7 @@ from emollama.datasets.configs import ImageTextTarsConfig
 from emollama.datasets.image_text_tars import ImageTextTars
 from emollama.errors import UserError
 from emollama.paths import PATHS, cache_folder
-from emollama.remote import block_cache, manager, streaming
+from emollama.remote import block_cache, direct, manager, streaming
 from emollama.remote.block_cache import BlockCache
 from emollama.remote.downloads import Downloads
 from emollama.remote.handler import RemoteFiles
@@ -444,7 +444,7 @@ def test_a_failing_server_is_an_error_with_key_url_and_attempts_but_without_the_
     assert "5 attempts failed." in message
     assert server.requests.count("GET /shard-00001.tar 500") == 5, "the second read does not try again"
     with pytest.raises(UserError) as error:
-        streaming.read_part(f"{server.url}/gone.tar?X-Signature=secret", 0, 5)
+        direct.read_part(f"{server.url}/gone.tar?X-Signature=secret", 0, 5)
     assert "secret" not in str(error.value) and "/gone.tar'" in str(error.value)
 
 

@@ -31,8 +31,8 @@ from emollama.errors import DownloadError, UserError
 from emollama.media.image_files import EXTENSIONS, probe_image
 from emollama.media.source import UnusableMedia
 from emollama.paths import PATHS, atomic_write, cache_folder
+from emollama.remote.direct import download_temporarily, file_version
 from emollama.remote.manager import is_remote
-from emollama.remote.streaming import download_temporarily, file_version
 from emollama.remote.transport import RESTART, Version, shown
 from emollama.stores.tar_members import open_complete_tar, unsafe_member
 from emollama.stores.tar_paths import is_local

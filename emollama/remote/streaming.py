@@ -14,15 +14,14 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import BinaryIO
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from emollama.disk import reason, remedy
 from emollama.errors import DownloadError, UserError
 from emollama.heartbeat import beat
-from emollama.remote.block_cache import BlockCache
-from emollama.remote.handler import RemoteFiles
-from emollama.remote.manager import PATHS, cache_folder
+from emollama.remote.block_cache import BlockCache, Claim
+from emollama.remote.direct import read_part
+from emollama.remote.manager import cache_folder
 from emollama.remote.transport import RESTART, Version, shown
 from emollama.variables import STREAM_CACHE
 
@@ -61,7 +60,7 @@ class StreamedFile:
         parts: dict[int, bytes] = {}
         deadline = time.monotonic() + _PATIENCE
         while missing := [block for block in blocks if block not in parts]:
-            new_parts = self._claim_and_read(missing, cache)
+            new_parts = self._available(missing, cache)
             parts |= new_parts
             if not new_parts:
                 # Other processes are reading the blocks.
@@ -91,20 +90,25 @@ class StreamedFile:
 
     def fetch(self, blocks: Iterable[int], cache: BlockCache) -> None:
         """Read blocks into the cache that are neither there nor being read by another process or thread."""
-        self._claim_and_read(list(blocks), cache, only_missing=True)
+        self._request_reserved(self._claims(blocks, cache), cache)
 
-    def _claim_and_read(self, blocks: Sequence[int], cache: BlockCache, only_missing: bool = False) -> dict[int, bytes]:
+    def _available(self, blocks: Iterable[int], cache: BlockCache) -> dict[int, bytes]:
         """Return the content of those blocks that are in the cache, or that no other process or thread is reading."""
+        claims = self._claims(blocks, cache)
+        complete = {block: claim.slot for block, claim in claims.items() if claim.is_complete}
+        cached = {block: cache.read(slot, self._key(block), self._length(block)) for block, slot in complete.items()}
+        requested = self._request_reserved(claims, cache)
+        return requested | {block: content for block, content in cached.items() if content is not None}
+
+    def _claims(self, blocks: Iterable[int], cache: BlockCache) -> dict[int, Claim]:
+        """Return the slots of blocks, except of those that another process or thread is reading."""
+        claims = {block: cache.claim(self._key(block)) for block in blocks}
+        return {block: claim for block, claim in claims.items() if claim is not None}
+
+    def _request_reserved(self, claims: Mapping[int, Claim], cache: BlockCache) -> dict[int, bytes]:
+        """Read the blocks into the cache that it does not have yet, and return their content."""
+        reserved = {block: claim.slot for block, claim in claims.items() if not claim.is_complete}
         parts: dict[int, bytes] = {}
-        reserved: dict[int, int] = {}
-        for block in blocks:
-            claim = cache.claim(self._key(block))
-            if claim is None or (claim.is_complete and only_missing):
-                continue
-            if not claim.is_complete:
-                reserved[block] = claim.slot
-            elif (content := cache.read(claim.slot, self._key(block), self._length(block))) is not None:
-                parts[block] = content
         try:
             for run in _consecutive(sorted(reserved)):
                 begin, end = run.start * BLOCK, min(run.stop * BLOCK, self._size)
@@ -138,61 +142,6 @@ class StreamedFile:
         """Return the key of a block in the cache, which is not 0, the key of an empty slot."""
         digest = hashlib.blake2b(self._identity + block.to_bytes(8, "little"), digest_size=8).digest()
         return int.from_bytes(digest, "little") or 1
-
-
-def read_part(url: str, begin: int, size: int) -> tuple[bytes, Version]:
-    """Return a part of a remote file, and the version of the file as far as the server states it.
-
-    Raises:
-        DownloadError: If it cannot be read.
-    """
-    handler = _handler(url)
-    if isinstance(handler, RemoteFiles):
-        return handler.transport.read(url, begin, size)
-    try:
-        with PATHS.open(url, "rb") as file:
-            file.seek(begin)
-            content = file.read(size)
-    except Exception as error:  # a handler of the user may raise anything
-        raise DownloadError(f"'{shown(url)}' cannot be read ({type(error).__name__}: {error}). Correct the path.") from None
-    if len(content) != size:
-        raise DownloadError(f"'{shown(url)}': the file ends before byte {begin + size:,}. {RESTART}")
-    return content, Version(None, None, None)
-
-
-def download_temporarily(url: str, file: BinaryIO) -> Version:
-    """Write the whole content of a remote file to ``file``, and return its version.
-
-    Raises:
-        DownloadError: If it cannot be read.
-    """
-    version = _remote_files(url).transport.download(url, None, file)
-    assert version is not None
-    return version
-
-
-def file_version(url: str) -> Version:
-    """Return the version of a remote file.
-
-    Raises:
-        DownloadError: If the server does not state what shows a change.
-    """
-    version = _remote_files(url).version(url)
-    if not version.is_reliable or version.size is None:
-        text = "the server does not state size and ETag (or date) of the file, so a change would not be noticed"
-        raise DownloadError(f"'{shown(url)}': {text}. Set stream: False, or use another server.")
-    return version
-
-
-def _remote_files(url: str) -> RemoteFiles:
-    handler = _handler(url)
-    if not isinstance(handler, RemoteFiles):
-        raise DownloadError(f"'{shown(url)}': a handler of your own cannot index a streamed tar. Set stream: False.")
-    return handler
-
-
-def _handler(url: str) -> object:
-    return next((handler for prefix, handler in PATHS._path_handlers.items() if url.startswith(prefix)), None)
 
 
 def cache_gib() -> float:
