@@ -54,12 +54,12 @@ def step_unless(optimizer: torch.optim.AdamW, skipped: Tensor) -> None:
     optimizer.step()
 
 
-def whole_state(optimizer: torch.optim.AdamW, *, kept: bool) -> dict[str, Any]:
+def whole_state(optimizer: torch.optim.AdamW, *, is_rank_zero: bool) -> dict[str, Any]:
     """Return the state of the optimizer with whole tensors. Every rank must call it.
 
     Args:
         optimizer: the result of :func:`adamw`.
-        kept: whether this process needs them; if False, tensors that are sharded are left out.
+        is_rank_zero: whether this process saves them; if False, tensors that are sharded are left out.
     """
     content = optimizer.state_dict()
     state: dict[int, dict[str, Any]] = {}
@@ -68,7 +68,7 @@ def whole_state(optimizer: torch.optim.AdamW, *, kept: bool) -> dict[str, Any]:
         for name, value in values.items():
             # One tensor at a time, so that the device holds only one whole tensor.
             tensor = whole(value).cpu() if is_sharded(value) else value
-            if kept or not is_sharded(value):
+            if is_rank_zero or not is_sharded(value):
                 state[index][name] = tensor
     return content | {"state": state}
 

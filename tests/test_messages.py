@@ -30,9 +30,9 @@ from emollama.logs.log_files import WriteFailures
 from emollama.models.minigpt4 import MiniGPT4
 from emollama.paths import require_file, require_folder
 from emollama.registry import ENCODERS, MODELS
-from emollama.runners.build import missing_files
 from emollama.runners.datasets import build_datasets, training_blocks
 from emollama.runners.evaluation import Outcome, build_blocks
+from emollama.runners.model_ckpt import missing_files
 from emollama.runners.run_config import RunnerConfig
 from emollama.runners.validation import Validation
 

@@ -10,7 +10,7 @@ from helpers import GOLDEN, golden_tree, loaded
 from emollama.distributed import sharding
 from emollama.distributed.nodes import Nodes
 from emollama.errors import UserError
-from emollama.runners import build, sharding_check
+from emollama.runners import sharding_check
 
 
 def configuration(folder, run, **model):
@@ -103,16 +103,16 @@ def test_a_language_model_without_separate_layers_is_rejected_by_its_type(tmp_pa
     model = types.SimpleNamespace(llama_model=llm.model.layers[0].mlp, llm_config=llm.config)
     config = configuration(tmp_path, {"parallel": "fsdp"})
     with pytest.raises(UserError, match="run.parallel: fsdp does not work with models of the type 'llama', because it has no"):
-        build.require_shardable(model, config)
+        sharding_check.require_model(model, config)
 
 
 def test_samples_that_run_one_at_a_time_do_not_go_with_a_number_of_tokens(tmp_path, llm):
     packing = types.SimpleNamespace(is_packed=False, batched=False)
     model = types.SimpleNamespace(llama_model=llm, llm_config=llm.config, packing=packing)
-    build.require_shardable(model, configuration(tmp_path, {"parallel": "fsdp"}))
+    sharding_check.require_model(model, configuration(tmp_path, {"parallel": "fsdp"}))
     config = configuration(tmp_path, {"parallel": "fsdp", "max_tokens": 4096})
     with pytest.raises(UserError, match="run.max_tokens does not work with run.parallel: fsdp and models of the type 'llama'"):
-        build.require_shardable(model, config)
+        sharding_check.require_model(model, config)
 
 
 def test_the_memory_of_gathered_weights_is_that_of_two_layers_and_the_tables(monkeypatch, llm):

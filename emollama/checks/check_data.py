@@ -19,8 +19,8 @@ from emollama.data.slots import PIXELS
 from emollama.errors import UserError
 from emollama.remote.manager import is_remote
 from emollama.runners import provenance
-from emollama.runners.build import missing_files
 from emollama.runners.datasets import batch_size, slot_shapes_of_run, unfilled_slot_problems
+from emollama.runners.model_ckpt import missing_files
 from emollama.runners.step_layout import samples_per_step
 
 

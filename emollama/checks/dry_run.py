@@ -13,8 +13,9 @@ from emollama.listing import abbreviated
 from emollama.logs.console import dry_run_summary
 from emollama.logs.logger import get_logger, set_up
 from emollama.planning.estimate import Plan, plan
-from emollama.runners.build import checkpoint_paths, checkpoint_tensors
+from emollama.runners.build import checkpoint_tensors
 from emollama.runners.datasets import batch_size
+from emollama.runners.model_ckpt import checkpoint_paths
 from emollama.runners.preparation import Preparation
 from emollama.runners.step_layout import samples_per_step
 from emollama.runners.summary import feature_rows

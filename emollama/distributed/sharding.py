@@ -116,14 +116,14 @@ def tables(llm: Any) -> list[nn.Module]:
     return list({id(module): module for module in ends if module is not None}.values())
 
 
-def _shard_language_model(llm: Any, fully_shard: Callable[..., object], kept: set[nn.Parameter]) -> None:
-    """Shard the decoder layers, the embedding table and the output layer, except for the parameters to keep whole."""
+def _shard_language_model(llm: Any, fully_shard: Callable[..., object], ignored_params: set[nn.Parameter]) -> None:
+    """Shard the decoder layers, the embedding table and the output layer, except for parameters that stay whole."""
     for layer in layers_to_gather(llm):
-        fully_shard(layer, ignored_params=kept)
+        fully_shard(layer, ignored_params=ignored_params)
     ends = tables(llm)
     tied = len({id(parameter) for table in ends for parameter in table.parameters()}) < len(ends)
     for group in [ends] if tied and len(ends) > 1 else [[table] for table in ends]:
-        fully_shard(group if len(group) > 1 else group[0], ignored_params=kept)
+        fully_shard(group if len(group) > 1 else group[0], ignored_params=ignored_params)
 
 
 def shard(root: Any, mesh: DeviceMesh, reduce_dtype: ReduceDtype) -> None:

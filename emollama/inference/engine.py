@@ -36,7 +36,7 @@ from emollama.inference.requests import EMOTION, Answer, Checkpoint, EngineClose
 from emollama.inference.videos import VideoSources
 from emollama.media.source import DEFAULT_LIMITS, MediaLimits, Source
 from emollama.paths import sha256
-from emollama.runners.build import checkpoint_paths, require_checkpoint
+from emollama.runners.model_ckpt import checkpoint_paths, require_checkpoint
 from emollama.runners.preparation import Preparation
 
 

@@ -17,7 +17,8 @@ from emollama.inference.videos import plan_extraction, require_videos
 from emollama.logs.console import dry_run_summary
 from emollama.logs.logger import get_logger, set_up
 from emollama.precision import Precision
-from emollama.runners.build import checkpoint_paths, checkpoint_tensors
+from emollama.runners.build import checkpoint_tensors
+from emollama.runners.model_ckpt import checkpoint_paths
 
 
 def predict(

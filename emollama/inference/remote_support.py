@@ -6,7 +6,7 @@ from emollama.config import RunConfig
 from emollama.errors import UserError
 from emollama.inference.prediction_block import prediction_blocks
 from emollama.models.packed_llm import PackedLLM
-from emollama.runners.build import is_ensemble
+from emollama.runners.model_ckpt import is_ensemble
 
 KEY = "--engine-url"
 NO_LIKELIHOODS = (

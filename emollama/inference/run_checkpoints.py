@@ -14,7 +14,7 @@ from emollama.paths import read_text
 from emollama.reporting.checkpoint_table import CheckpointRow
 from emollama.reporting.configuration import parse_config
 from emollama.run_folder import CONFIG
-from emollama.runners.build import checkpoint_paths
+from emollama.runners.model_ckpt import checkpoint_paths
 
 PRETRAINED, UNTRAINED = "pretrained", "untrained"
 

@@ -9,7 +9,7 @@ from emollama import checkpoint
 from emollama.config import RunConfig
 from emollama.inference.remote_support import require_supported
 from emollama.inference.videos import require_encoders
-from emollama.runners.build import checkpoint_paths, require_checkpoint
+from emollama.runners.model_ckpt import checkpoint_paths, require_checkpoint
 
 
 def checked_checkpoints(config: RunConfig, *, is_remote: bool = False) -> list[Mapping[str, Any]]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from emollama import checkpoint, checkpoint_average, checkpoint_parts
-from emollama.checkpoint_files import require_checkpoint_file, require_language_model
 from emollama.components import Model
 from emollama.config import RunConfig
 from emollama.distributed import sharding
@@ -22,7 +20,9 @@ from emollama.logs.logger import get_logger
 from emollama.optim import trainable
 from emollama.precision import Precision
 from emollama.runners import provenance
+from emollama.runners.model_ckpt import checkpoint_paths, is_ensemble, require_checkpoint
 from emollama.runners.resume import FEATURE_TOKENS, as_block, reordered_outputs
+from emollama.runners.sharding_check import require_model
 
 # Which weights of the language model a process has: all, only the embedding table of a model that runs elsewhere, or what
 # run.parallel says.
@@ -134,7 +134,7 @@ def checkpoint_tensors(
             " model.ensemble: weights to start from their mean."
         )
     shapes = config.model_class(cfg, device=torch.device("meta"), frozen_dtype=precision.frozen_dtype)
-    require_shardable(shapes, config)
+    require_model(shapes, config)
     if not training:
         require_checkpoint(cfg)
     sources, allowed = _sources(config, resumed)
@@ -168,44 +168,6 @@ def _sources(config: RunConfig, resumed: dict[str, Any] | None) -> tuple[list[st
     return checkpoint_paths(config.model.ckpt), config.model.ckpt_allow_missing
 
 
-def require_checkpoint(cfg: Any) -> None:
-    """Check that the checkpoint of a ``model`` block exists, before expensive work starts.
-
-    Raises:
-        UserError: If ``ckpt`` is null or not a file.
-    """
-    if not cfg.ckpt and not cfg.ckpt_allow_missing:
-        raise UserError(
-            "model.ckpt is null, so no trained weights are loaded. Specify a checkpoint, or set model.ckpt_allow_missing: ['*']"
-            " to evaluate random projections and adapters."
-        )
-    for path in checkpoint_paths(cfg.ckpt):
-        require_checkpoint_file(path, "model.ckpt")
-
-
-def missing_files(cfg: Any) -> list[str]:
-    """Return error messages for the paths ``model.llama_model`` and ``model.ckpt`` that do not exist."""
-    checks = [partial(require_language_model, cfg.llama_model)]
-    checks += [partial(require_checkpoint_file, path, "model.ckpt") for path in checkpoint_paths(cfg.ckpt)]
-    problems = []
-    for check in checks:
-        try:
-            check()
-        except UserError as error:
-            problems.append(str(error))
-    return problems
-
-
-def checkpoint_paths(ckpt: str | list[str] | None) -> list[str]:
-    """Return the value of ``model.ckpt`` as a list of files."""
-    return [ckpt] if isinstance(ckpt, str) else list(ckpt or [])
-
-
-def is_ensemble(cfg: Any) -> bool:
-    """Return whether a ``model`` block configures an ensemble that averages predictions."""
-    return len(checkpoint_paths(cfg.ckpt)) > 1 and cfg.ensemble == "predictions"
-
-
 def _compare_keys(content: dict[str, Any], config: RunConfig, source: str) -> None:
     """Warn about everything that differs from the checkpoint's training and that a tensor-shape check cannot detect."""
     cfg, fields = config.model, content.get(checkpoint.RESUME_FIELDS_KEY)
@@ -221,31 +183,3 @@ def _compare_keys(content: dict[str, Any], config: RunConfig, source: str) -> No
         if as_block(trained_value) != as_block(value):
             text = "%s was trained with %s %r, but this run has %r: %s"
             get_logger().warning(text, source, key, trained_value, value, effect)
-
-
-def require_shardable(model: Model, config: RunConfig) -> None:
-    """Check that the language model of a run can be sharded.
-
-    Args:
-        model: the model, on the meta device.
-        config: the resolved configuration.
-
-    Raises:
-        UserError: If it cannot.
-    """
-    run = config.run
-    if run.parallel == "ddp":
-        return
-    family, llm = model.llm_config.model_type, model.llama_model
-    assert isinstance(llm, nn.Module)  # a Protocol cannot require a base class
-    if problem := sharding.unsupported(llm):
-        raise UserError(
-            f"run.parallel: {run.parallel} does not work with models of the type '{family}', because {problem}. Set run.parallel:"
-            " ddp."
-        )
-    packing: Any = getattr(model, "packing", None)
-    if run.max_tokens is not None and packing is not None and not packing.is_packed and not packing.batched:
-        raise UserError(
-            f"run.max_tokens does not work with run.parallel: {run.parallel} and models of the type '{family}', which run one"
-            " sample at a time: the processes would run different numbers of forward passes. Set run.max_tokens: null."
-        )

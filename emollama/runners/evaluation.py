@@ -29,8 +29,8 @@ from emollama.listing import abbreviated, listing
 from emollama.logs.log_files import WriteFailures
 from emollama.logs.logger import get_logger
 from emollama.run_folder import PredictionRecord, metrics_file, predictions_file
-from emollama.runners.build import is_ensemble
 from emollama.runners.datasets import build_datasets
+from emollama.runners.model_ckpt import is_ensemble
 from emollama.runners.partial_answers import PartialAnswers, file_stamps, identity_of, input_stamps
 from emollama.runners.prediction_runner import PredictionRunner
 

@@ -1,12 +1,17 @@
-"""Check the folder of a run before anything expensive starts."""
+"""Choose, lock and check the folder of a run before anything expensive starts."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 from emollama.disk import require_no_folder, require_readable
+from emollama.folder_lock import FolderLock, new_run_folder
+from emollama.logs.logger import get_logger
 from emollama.paths import require_writable
 from emollama.run_folder import CONFIG, EVALUATIONS, LOG, RESULT
+from emollama.variables import JOB_ID
 
 KEY = "run.output_dir"
 # The files that training or an evaluation reads or replaces, as glob patterns.
@@ -15,6 +20,34 @@ FILES = (
     *(f"{RESULT}/{name}" for name in (CONFIG, "metrics_*.json", "predictions_*")),
     *(f"{RESULT}/epoch_*/{name}" for name in ("metrics_*.json", "predictions_*")),
 )
+
+
+def lock_run_folder(run: Any, *, training: bool) -> tuple[Path, FolderLock]:
+    """Choose the folder of a run, which is new if the run has no name, and lock what the run writes.
+
+    Args:
+        run: the ``run`` block.
+        training: whether the run trains; an evaluation only writes the results in the folder.
+
+    Returns:
+        The folder of the run, and the lock.
+
+    Raises:
+        UserError: If the folder cannot be written, or another process has locked it.
+    """
+    created: list[Path] = []
+    job_id = run.job_id or os.environ.get(JOB_ID)
+    if not job_id:
+        job_id, created = new_run_folder(run.output_dir)
+    folder = Path(run.output_dir) / job_id
+    require_writable(folder, KEY)
+    # A run that evaluates checkpoints can do so while the training still writes others.
+    lock = FolderLock(folder if training else folder / RESULT, "run.job_id", created)
+    if lock.previous:
+        get_logger().info("%s was locked by %s, which has ended", lock.folder, lock.previous)
+    if not lock.supported:
+        get_logger().warning("the file system of %s has no locks. Never start two runs in this folder at a time", lock.folder)
+    return folder, lock
 
 
 def check_run_folder(folder: Path) -> None:

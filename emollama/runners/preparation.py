@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -24,15 +23,13 @@ from emollama.decoding.answer_generator import AnswerGenerator
 from emollama.distributed.process_group import World
 from emollama.distributed.worker_variables import integer
 from emollama.errors import ErrorCollector, final_errors
-from emollama.folder_lock import FolderLock, new_run_folder, released_after_error
+from emollama.folder_lock import released_after_error
 from emollama.logs import tracking
 from emollama.logs.logger import get_logger
-from emollama.paths import require_writable
 from emollama.planning.uses import uses_of
 from emollama.precision import Precision
-from emollama.run_folder import RESULT
 from emollama.runners import provenance
-from emollama.runners.build import WeightsToLoad, build_models, checkpoint_paths, checkpoint_tensors
+from emollama.runners.build import WeightsToLoad, build_models, checkpoint_tensors
 from emollama.runners.chosen_checkpoint import resume_content
 from emollama.runners.datasets import (
     batch_size,
@@ -43,9 +40,10 @@ from emollama.runners.datasets import (
     warn_of_untrained_slots,
 )
 from emollama.runners.evaluation import EvaluationSet, build_blocks, warn_of_training_samples
-from emollama.runners.folder_check import check_run_folder
+from emollama.runners.folder_check import check_run_folder, lock_run_folder
 from emollama.runners.longest_samples import SampleLengths
 from emollama.runners.memory_choice import recompute_as_needed
+from emollama.runners.model_ckpt import checkpoint_paths
 from emollama.runners.node_checks import compare_datasets, compare_settings, compare_weights
 from emollama.runners.prediction_runner import PredictionRunner
 from emollama.runners.restarts import record_attempt, require_progress
@@ -53,7 +51,6 @@ from emollama.runners.resume import require_job_id, run_fields, sampling_fields
 from emollama.runners.sharding_check import require_keys
 from emollama.runners.step_layout import step_layout
 from emollama.runners.validation import monitored_metric
-from emollama.variables import JOB_ID
 
 NEW_RUN = "new run"  # stands for the name of a run without a name in a dry run, which creates no folder
 
@@ -122,26 +119,14 @@ class Preparation:
                 world.on_rank_zero(lambda: require_job_id(config.run))
         if problems is None and clips is None:
             # On another node, run.output_dir can be another folder.
-            self.folder = Path(config.run.output_dir) / world.on_rank_zero(self._lock_folder).name
+            self.folder = Path(config.run.output_dir) / world.on_rank_zero(self._lock_folder)
         with released_after_error(self.lock):
             self._check(problems)
 
-    def _lock_folder(self) -> Path:
-        """Choose and lock the folder of the run, or that of its results for an evaluation. Return the folder of the run."""
-        run = self.config.run
-        created: list[Path] = []
-        job_id = run.job_id or os.environ.get(JOB_ID)
-        if not job_id:
-            job_id, created = new_run_folder(run.output_dir)
-        folder = Path(run.output_dir) / job_id
-        require_writable(folder, "run.output_dir")
-        # A run that evaluates checkpoints can do so while the training still writes others.
-        self.lock = lock = FolderLock(folder if self.training else folder / RESULT, "run.job_id", created)
-        if lock.previous:
-            get_logger().info("%s was locked by %s, which has ended", lock.folder, lock.previous)
-        if not lock.supported:
-            get_logger().warning("the file system of %s has no locks. Never start two runs in this folder at a time", lock.folder)
-        return folder
+    def _lock_folder(self) -> str:
+        """Choose and lock the folder that the run writes. Return the name of the folder of the run."""
+        folder, self.lock = lock_run_folder(self.config.run, training=self.training)
+        return folder.name
 
     def _check(self, problems: ErrorCollector | None) -> None:
         """Build and check everything."""

@@ -30,9 +30,9 @@ from emollama.heartbeat import beat
 from emollama.logs.logger import get_logger, log_metrics, set_up
 from emollama.logs.run_log import RunLog
 from emollama.runners import out_of_memory, summary
-from emollama.runners.build import checkpoint_paths
 from emollama.runners.checkpoints import resume_optimizer
 from emollama.runners.evaluation import Evaluation, answer_settings
+from emollama.runners.model_ckpt import checkpoint_paths
 from emollama.runners.preparation import Preparation
 from emollama.runners.run_checkpoints import RunCheckpoints
 from emollama.runners.run_config import RunnerConfig, hang_seconds
@@ -266,10 +266,10 @@ class RunnerBase:
 
     def _checkpoint_content(self, completed_steps: int) -> dict[str, Any]:
         """Return the content of a checkpoint after this number of steps. Every rank calls it."""
-        gathered = not self.cfg.sharded_checkpoints
+        gathered, is_main = not self.cfg.sharded_checkpoints, self.world.is_main
         return {
             "model": {self.model.stored_name(key): value for key, value in self.parallel.trainable_state(gathered).items()},
-            "optimizer": optim.whole_state(self.optimizer, kept=self.world.is_main) if gathered else self.optimizer.state_dict(),
+            "optimizer": optim.whole_state(self.optimizer, is_rank_zero=is_main) if gathered else self.optimizer.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
             "step": completed_steps,
             "epoch": (completed_steps - 1) // self.cfg.iters_per_epoch,

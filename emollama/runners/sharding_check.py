@@ -1,13 +1,18 @@
-"""Checks of the keys that ``run.parallel: fsdp`` and ``hsdp`` restrict."""
+"""Checks of what ``run.parallel: fsdp`` and ``hsdp`` restrict: the keys of a run, and its language model."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import nn
+
 from emollama.checkpoint_files import require_mappable
+from emollama.components import Model
 from emollama.config import RunConfig
 from emollama.distributed import sharding
 from emollama.distributed.nodes import ONE_NODE, Nodes
 from emollama.errors import UserError
-from emollama.runners.build import is_ensemble
+from emollama.runners.model_ckpt import is_ensemble
 
 
 def require_keys(config: RunConfig, processes: int, nodes: Nodes = ONE_NODE, *, training: bool) -> None:
@@ -42,3 +47,31 @@ def require_keys(config: RunConfig, processes: int, nodes: Nodes = ONE_NODE, *, 
     if unsupported:
         key, text = unsupported[0]
         raise UserError(f"{key} does not work with run.parallel: {run.parallel}, because {text}, or run.parallel: ddp.")
+
+
+def require_model(model: Model, config: RunConfig) -> None:
+    """Check that the weights of the language model can be divided, and that all processes can run it together.
+
+    Args:
+        model: the model, on the meta device.
+        config: the resolved configuration.
+
+    Raises:
+        UserError: If it cannot.
+    """
+    run = config.run
+    if run.parallel == "ddp":
+        return
+    family, llm = model.llm_config.model_type, model.llama_model
+    assert isinstance(llm, nn.Module)  # a Protocol cannot require a base class
+    if problem := sharding.unsupported(llm):
+        raise UserError(
+            f"run.parallel: {run.parallel} does not work with models of the type '{family}', because {problem}. Set run.parallel:"
+            " ddp."
+        )
+    packing: Any = getattr(model, "packing", None)
+    if run.max_tokens is not None and packing is not None and not packing.is_packed and not packing.batched:
+        raise UserError(
+            f"run.max_tokens does not work with run.parallel: {run.parallel} and models of the type '{family}', which run one"
+            " sample at a time: the processes would run different numbers of forward passes. Set run.max_tokens: null."
+        )

@@ -28,8 +28,8 @@ from emollama.parallel_modes import ParallelMode
 from emollama.paths import PACKAGE, SHIPPED, packaged_copy, read_text
 from emollama.planning.parameters import group_title, parameter_groups
 from emollama.precision import Precision
-from emollama.runners.build import checkpoint_paths
 from emollama.runners.evaluation import EvaluationSet
+from emollama.runners.model_ckpt import checkpoint_paths
 
 # The next step after training with a shipped configuration: a command and its configuration.
 NEXT = {
