@@ -113,7 +113,13 @@ def merge_layer(block: ConfigBlock, layer: Layer, blocks: list[ConfigBlock]) -> 
 
 def _hints(block: ConfigBlock) -> dict[str, Any]:
     """Return key -> type of the fields of a block's Config classes."""
-    return {key: hint for config_class in block.configs for key, hint in typing.get_type_hints(config_class).items()}
+    return _hints_of(tuple(block.configs))
+
+
+@functools.lru_cache(maxsize=256)
+def _hints_of(config_classes: tuple[type, ...]) -> dict[str, Any]:
+    """Return key -> type of the fields of Config classes. Evaluating the annotations takes a fifth of the time of a load."""
+    return {key: hint for config_class in config_classes for key, hint in typing.get_type_hints(config_class).items()}
 
 
 def _with_earlier_keys(block: ConfigBlock, name: str, value: dict[str, Any]) -> dict[str, Any]:
@@ -135,10 +141,13 @@ def _deep_merge(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any
 
 def _assign(node: DictConfig, name: str, value: Any) -> bool:
     """Assign a value if the result is that of merging it, in a fraction of the time; return whether it was assigned."""
-    if isinstance(value, dict) and (OmegaConf.is_missing(node, name) or OmegaConf.is_interpolation(node, name) or node[name]):
+    is_open = OmegaConf.is_missing(node, name) or OmegaConf.is_interpolation(node, name)
+    if isinstance(value, dict) and (is_open or node[name]):
         return False
     if not is_plain(value):
         return False
+    if not is_open and type(node[name]) is type(value) and node[name] == value:
+        return True  # as most keys of a stored configuration, which has the default values, too
     with warnings.catch_warnings():
         # OmegaConf warns about a value that is converted when it is assigned, but not about one that is merged.
         warnings.simplefilter("error", FutureWarning)
