@@ -6,8 +6,11 @@ The ``Config`` of a dataset implements :class:`emollama.data.dataset.DatasetConf
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
+
+from emollama.errors import UserError
 
 
 class ModelConfig(Protocol):
@@ -158,3 +161,19 @@ class PromptFormatConfig(Protocol):
     def layout_names(self) -> Sequence[str]:
         """The values that ``prompt_layout`` of an evaluation block can have."""
         ...
+
+
+def quantized_bits(cfg: ModelConfig) -> Literal[4, 8] | None:
+    """Return the bits of the language model's frozen weights; None if they are not quantized."""
+    return 8 if cfg.low_resource else 4 if cfg.load_in_4bit else None
+
+
+def require_quantizer(bits: Literal[4, 8] | None) -> None:
+    """Check that the package for quantized weights is installed, if they are needed.
+
+    Raises:
+        UserError: If it is not.
+    """
+    if bits is not None and importlib.util.find_spec("bitsandbytes") is None:
+        key = "load_in_4bit" if bits == 4 else "low_resource"
+        raise UserError(f"model.{key} needs the package bitsandbytes: pip install bitsandbytes (or set {key}: False)")

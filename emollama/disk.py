@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,3 +141,9 @@ def require_no_folder(*paths: Path) -> None:
     for path in paths:
         if path.is_dir():
             raise UserError(f"{path}: this folder has the name of a file that the command reads or writes. Move it away.")
+
+
+def usage(path: str | Path) -> shutil._ntuple_diskusage:
+    """Return the size and free space in bytes of the disk of a path, which may not exist yet."""
+    folder = Path(path).absolute()
+    return shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.is_dir()))

@@ -2,6 +2,8 @@
 
 DATA = "EMOLLAMA_DATA"  # the data folder, which shipped configurations use as paths.root
 LAUNCHER = "EMOLLAMA_LAUNCHER"  # process id of the launcher, which sets it for its workers
+# The smallest number of nodes that --nnodes allows, which the launcher sets for its workers.
+LEAST_NODES = "EMOLLAMA_LEAST_NODES"
 # The name of the run's folder if run.job_id is null, which emollama train sets for itself and its workers.
 JOB_ID = "EMOLLAMA_JOB_ID"
 # Set by a command for the commands that it runs, so that only the outer command prints a message after an interrupt.

@@ -356,6 +356,15 @@ def test_an_evaluation_on_a_full_disk_does_not_end_the_training(tmp_path, emolla
         assert (disk / "out/run/checkpoint_0.pth").is_file() and not (disk / "out/run/eval.jsonl").exists()
 
 
+def test_a_disk_without_space_for_a_checkpoint_is_reported_before_weights_are_loaded(tmp_path, emollama):
+    with small_disk("8m") as disk:
+        fill(disk, leave=100_000)
+        completed = emollama("train", "--cfg-path", write(tmp_path, training(tmp_path, output_dir=str(disk / "out"))))
+        assert completed.returncode == 1 and "loading the language model" not in completed.stderr
+        text = f"error: run.output_dir: the disk of '{disk}/out/run' has 0.000 GiB of free space, but a checkpoint"
+        assert re.search(rf"^{text} of this run needs about 0.00\d GiB there", completed.stderr, re.MULTILINE), completed.stderr
+
+
 def test_a_checkpoint_that_does_not_fit_ends_the_run_and_leaves_the_earlier_one(tmp_path, emollama, during):
     with small_disk("8m") as disk:
         path = write(tmp_path, training(tmp_path, output_dir=str(disk / "out"), iters_per_epoch=3, max_epoch=2, evaluate=False))

@@ -19,7 +19,9 @@ from running import golden_config
 from emollama import entry, variables
 from emollama.cli import main, parse_run
 from emollama.commands import eval_checkpoints, extract, predict, running
+from emollama.config import load
 from emollama.distributed import launcher, process_group, worker_errors, worker_variables
+from emollama.distributed.node_launch import NodeOptions
 from emollama.distributed.worker_errors import CRASH, USER, WorkerCrash, first_failure
 from emollama.errors import RemoteCrash, RemoteUserError, UserError
 
@@ -260,6 +262,30 @@ def test_configuration_errors_are_reported_before_the_launch(command, config, no
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) <= 5 and "run.init_lrr" in lines[-1] and lines[-1].startswith("error: ")
     assert no_launch == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["run.parallel=hsdp", "run.shard_size=3"], "run.shard_size is 3, which does not divide the 4 processes"),
+        (["run.parallel=fsdp", "model.low_resource=True"], "model.low_resource needs the package bitsandbytes"),
+        (["run.parallel=fsdp", "model.frozen_dtype=fp8"], "model.frozen_dtype: fp8 does not work with run.parallel: fsdp"),
+    ],
+)
+def test_keys_that_need_no_weights_are_checked_before_torch_counts_gpus(options, message, config, no_launch, monkeypatch, capfd):
+    monkeypatch.setattr(launcher, "visible_gpus", lambda: pytest.fail("it imports torch"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    assert status_of("train", "--nproc", "4", "--cfg-path", str(config), "--options", "run.device=auto", *options) == 1
+    assert capfd.readouterr().err.splitlines()[-1].startswith(f"error: {message}")
+    assert no_launch == []
+
+
+def test_a_run_whose_number_of_nodes_can_change_needs_one_that_fits_its_groups(config):
+    sizes = golden_config(config.parent, run={"parallel": "hsdp", "shard_size": 6})
+    loaded = load(str(sizes))
+    running._require_start(loaded, 2, NodeOptions(2, 4), training=True)
+    with pytest.raises(UserError, match="run.shard_size is 6, which does not divide the 10 processes"):
+        running._require_start(loaded, 2, NodeOptions(4, 5), training=True)
 
 
 @pytest.mark.parametrize("command", ["train", "eval"])

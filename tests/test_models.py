@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+import sys
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from emollama.data.slots import SlotShape
 from emollama.decoding.generate import generate
 from emollama.decoding.sampling_params import SamplingParams
 from emollama.errors import UserError
-from emollama.models import llm, llm_weights
+from emollama.models import llm
 from emollama.models.fusion.feature_tokens import joined_feature_tokens
 from emollama.models.fusion.linear import LinearFusion
 from emollama.optim import trainable
@@ -484,6 +485,6 @@ def test_an_llm_folder_without_a_usable_tokenizer_is_reported_with_the_key(llama
 
 
 def test_quantization_without_bitsandbytes_names_the_key_and_the_package(build, monkeypatch):
-    monkeypatch.setattr(llm_weights.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match=r"model.load_in_4bit needs the package bitsandbytes: pip install"):
         build(load_in_4bit=True)

@@ -10,20 +10,27 @@ import socket
 import subprocess
 import threading
 from argparse import ArgumentParser
+from contextlib import nullcontext
 from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from running import GOLDEN, ROOT, golden_config
 from workers import node_functions as worker
 
 from emollama.cli import main
+from emollama.config import load
 from emollama.distributed import launcher, node_launch, nodes, process_group, watchdog, worker_errors, worker_variables
 from emollama.distributed.node_launch import NodeOptions
 from emollama.distributed.nodes import Member, Nodes
+from emollama.distributed.process_group import World
 from emollama.errors import NoProgress, Stopped, UserError
-from emollama.runners import restarts
+from emollama.optim import trainable
+from emollama.precision import Precision
+from emollama.runners import folder_check, restarts
+from emollama.runners.build import model_without_weights
 
 FOUR = [Member(group, f"host{group}", {"torch": "2.15.0"}) for group in ("0", "0", "1", "1")]
 
@@ -78,6 +85,41 @@ def test_a_device_that_only_another_node_lacks_is_reported_by_all_before_they_fo
     with pytest.raises(UserError, match=r"^node 1 \(b\): no GPU$") as caught:
         process_group.start("cpu")
     assert caught.value.is_final
+
+
+def test_fewer_nodes_than_required_are_reported_even_if_one_process_is_left(monkeypatch):
+    """torch starts the processes of the other nodes if it considers one dead, for example because its clock is behind."""
+    options = NodeOptions(2, 3, ("a", 1))
+    for name, value in (node_launch.node_variables(options) | {"WORLD_SIZE": "1", "GROUP_WORLD_SIZE": "1"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        UserError, match=r"^--nnodes requires 2 nodes, but only 1 takes part, .* synchronize the clocks"
+    ) as caught:
+        process_group.start("cpu")
+    assert caught.value.is_final
+
+
+@pytest.mark.parametrize(
+    ("run", "train_llm", "rank", "parts"),
+    [
+        ({}, "lora", 0, (1, 1)),
+        ({}, "lora", 2, (0, 1)),
+        ({"parallel": "fsdp"}, "lora", 2, (0, 1)),
+        ({"parallel": "fsdp"}, "full", 2, (1, 3)),
+        ({"parallel": "fsdp", "sharded_checkpoints": False}, "full", 2, (0, 1)),
+        ({"parallel": "hsdp", "shard_size": 1}, "full", 0, (1, 1)),
+        ({"parallel": "hsdp", "shard_size": 1}, "full", 2, (0, 1)),
+    ],
+)
+def test_a_node_needs_space_for_what_it_writes_of_a_checkpoint(run, train_llm, rank, parts, tmp_path, monkeypatch):
+    config = load(str(golden_config(tmp_path, run=run, model={"ckpt": None, "train_llm": train_llm})))
+    model = model_without_weights(config, Precision(torch.device("cpu"), False, "auto"))
+    world = World(rank, 3, torch.device("cpu"), Nodes((0, 0, 1), ("a", "b")))
+    needed = sum(weight.numel() for weight in trainable(model).values()) * 12 * parts[0] // parts[1]
+    for free in {needed, max(0, needed - 1)}:
+        monkeypatch.setattr(folder_check.disk, "usage", lambda _, free=free: SimpleNamespace(total=2**40, free=free))
+        with pytest.raises(UserError, match=r"^run\.output_dir: the disk of") if free < needed else nullcontext():
+            folder_check.require_space(config, tmp_path, model, world)
 
 
 def test_the_source_code_is_part_of_the_software(tmp_path, monkeypatch):

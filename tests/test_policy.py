@@ -24,13 +24,13 @@ IMPORTS = {
     "parallel_modes": "",
     "recomputation": "",
     "__init__": "",
-    "component_configs": "",
     "data.int8_vectors": "",
     "data.batch": "data.int8_vectors",
     "decoding_state": "",
     "distributed": "",
     "dtypes": "",
     "errors": "",
+    "component_configs": "errors",
     "field_texts": "",
     "text_encoding": "errors",
     "json_io": "text_encoding",
@@ -56,11 +56,12 @@ IMPORTS = {
     "demo.folder": "disk errors paths",
     "listing": "paths",
     "distributed.nodes": "__init__ distributed.worker_variables errors listing",
-    "distributed.node_launch": "distributed.nodes distributed.worker_variables errors logs.console",
+    "distributed.node_launch": "distributed.nodes distributed.worker_variables errors logs.console variables",
     "distributed.process_group": "distributed.nodes distributed.worker_variables errors heartbeat",
+    "distributed.groups": "distributed.nodes distributed.worker_variables errors parallel_modes",
     "distributed.parallel": "distributed.process_group dtypes optim sharded_tensors",
-    "distributed.sharding": "distributed.nodes distributed.process_group distributed.worker_variables dtypes errors"
-    " parallel_modes recomputation sharded_tensors weight_parts",
+    "distributed.sharding": "distributed.groups distributed.process_group dtypes parallel_modes recomputation sharded_tensors"
+    " weight_parts",
     "distributed.stop_requests": "distributed.process_group distributed.worker_variables errors variables",
     "distributed.worker_errors": "distributed.worker_variables errors variables",
     "distributed.watchdog": "distributed.worker_errors distributed.worker_variables errors heartbeat",
@@ -97,21 +98,24 @@ IMPORTS = {
     "demo": "data demo.folder encoders errors logs logs.console media paths run_folder tensor_files variables",
     "extraction": "__init__ config data datasets disk distributed.process_group encoders errors field_texts folder_lock listing"
     " logs logs.console media paths stores",
-    "models": "checkpoint_files component_errors config data data.batch decoding_state dtypes encoders errors field_texts"
+    "models": "checkpoint_files component_configs component_errors config data data.batch decoding_state dtypes"
+    " encoders errors field_texts"
     " json_io listing paths recomputation registry stores suggestions tensor_files weight_parts",
     "convert": "__init__ checkpoint checkpoint_average checkpoint_parts"
     " config data errors file_digests json_io listing logs models paths"
     " registry replaced_file run_folder stores tensor_files",
-    "planning": "components config data data.batch errors logs.console memory models parallel_modes precision recomputation",
+    "planning": "component_configs components config data data.batch errors logs.console memory models parallel_modes"
+    " precision recomputation",
     "decoding": "components data data.batch decoding_state",
     "runners": "__init__ checkpoint checkpoint_average checkpoint_files checkpoint_parts"
     " component_configs component_errors components config data"
-    " data.batch data.int8_vectors decoding disk distributed.nodes distributed.parallel distributed.process_group"
+    " data.batch data.int8_vectors decoding disk distributed.groups distributed.nodes distributed.parallel"
+    " distributed.process_group"
     " distributed.sharding distributed.stop_requests distributed.worker_variables dtypes encoders errors evaluation field_texts"
     " file_digests folder_lock heartbeat"
     " interface_check listing logs logs.console lr_schedules memory optim parallel_modes paths planning precision recomputation"
     " registry run_folder sharded_tensors stores suggestions variables",
-    "checks": "config data distributed.process_group errors listing logs logs.console memory optim planning remote runners",
+    "checks": "config data disk distributed.process_group errors listing logs logs.console memory optim planning remote runners",
     "tasks": "components data data.batch decoding errors evaluation field_texts run_folder",
     "inference": "__init__ checkpoint checkpoint_files component_configs config data data.batch decoding"
     " distributed.process_group encoders errors evaluation extraction file_digests folder_lock json_io listing logs logs.console"
@@ -262,6 +266,8 @@ TORCH_FREE |= {
     "component_configs",
     "lr_schedules",
     "runners.run_config",
+    "runners.sharding_check",
+    "distributed.groups",
     "datasets.clip_config",
     "encoders.shapes",
 }

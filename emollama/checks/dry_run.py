@@ -13,7 +13,7 @@ from emollama.listing import abbreviated
 from emollama.logs.console import dry_run_summary
 from emollama.logs.logger import get_logger, set_up
 from emollama.planning.estimate import Plan, plan
-from emollama.runners.build import checkpoint_tensors
+from emollama.runners.build import checkpoint_tensors, model_without_weights
 from emollama.runners.datasets import batch_size
 from emollama.runners.model_ckpt import checkpoint_paths
 from emollama.runners.preparation import Preparation
@@ -48,7 +48,8 @@ def dry_run(config: RunConfig, *, training: bool, processes: int = 1, other_chec
     rows = _training(preparation, problems) if preparation.datasets else []
     for other in other_checkpoints if not problems else ():
         with problems:
-            checkpoint_tensors(other, preparation.precision, None, preparation.features, training=False)
+            shapes = model_without_weights(other, preparation.precision)
+            checkpoint_tensors(other, shapes, None, preparation.features, training=False)
     if not problems:
         with problems:
             planned = plan(config, gpus=processes, device=world.device.type)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from emollama import disk
 from emollama.checks.findings import Finding, TrainingForecast
 from emollama.config import RunConfig
 from emollama.data.dataset import SampleDataset
@@ -40,7 +40,7 @@ def training_forecast(config: RunConfig, datasets: Mapping[str, SampleDataset], 
         checkpoint_bytes=None if parameters is None else parameters * BYTES_PER_PARAMETER,
         checkpoints=checkpoint_files(config),
         output_dir=run.output_dir,
-        free_bytes=shutil.disk_usage(_existing(run.output_dir)).free,
+        free_bytes=disk.usage(run.output_dir).free,
     )
 
 
@@ -76,9 +76,3 @@ def disk_finding(training: TrainingForecast) -> Finding | None:
     text = f"run.output_dir ({training.output_dir}): the checkpoints need about {needed / GIB:,.1f} GiB"
     remedy = "Free some space, or set run.keep_last to keep fewer checkpoints"
     return Finding("problem", "disk", f"{text}, but only {training.free_bytes / GIB:,.1f} GiB are free. {remedy}")
-
-
-def _existing(folder: str) -> Path:
-    """Return the folder, or its nearest parent that exists."""
-    path = Path(folder).absolute()
-    return next(parent for parent in (path, *path.parents) if parent.is_dir())

@@ -16,7 +16,7 @@ from emollama.distributed.launcher import add_launch_arguments, launch, processe
 from emollama.distributed.node_launch import NodeOptions, add_node_arguments
 from emollama.distributed.stop_requests import STOP_REQUESTS
 from emollama.distributed.watchdog import LOST_SHARE, watching
-from emollama.distributed.worker_variables import integer
+from emollama.distributed.worker_variables import integer, is_worker
 from emollama.errors import Interrupted, NoProgress, Stopped, UserError
 from emollama.folder_lock import new_run_folder, remove_if_empty
 from emollama.logs.console import write
@@ -58,7 +58,12 @@ def _run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
 
     config = load(arguments.cfg_path, arguments.options)
     training = not (evaluate or config.run.evaluate_only)
-    processes, nodes = processes_for(arguments, config.run.device), NodeOptions.of(arguments)
+    nodes, stated = NodeOptions.of(arguments), arguments.nproc or arguments.gpus
+    if stated and not arguments.dry_run:
+        _require_start(config, stated, nodes, training=training)
+    processes = processes_for(arguments, config.run.device)
+    if not (stated or arguments.dry_run):
+        _require_start(config, processes, nodes, training=training)
     require_names(config.run, nodes, training=training)
     if arguments.dry_run:
         from emollama.checks.dry_run import dry_run
@@ -66,6 +71,31 @@ def _run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
         write(dry_run(config, training=training, processes=processes * nodes.most))
         return
     run_config(config, arguments, processes, training=training)
+
+
+def _require_start(config: RunConfig, processes: int, nodes: NodeOptions, *, training: bool) -> None:
+    """Check keys before torch is imported or processes are started, which takes many seconds.
+
+    Args:
+        config: the resolved configuration.
+        processes: number of processes on this machine, if this is not one of them.
+        nodes: how many machines there can be. The keys must allow one of these numbers.
+        training: True to train, False to evaluate.
+    """
+    from emollama.runners.sharding_check import require_start
+
+    numbers = [processes * number for number in range(nodes.least, nodes.most + 1)]
+    if is_worker():
+        numbers = [integer("WORLD_SIZE", 1)]
+        if numbers[0] % integer("LOCAL_WORLD_SIZE", 1):
+            return  # the nodes have different numbers of processes
+    errors = []
+    for number in numbers:
+        try:
+            return require_start(config, number, training=training)
+        except UserError as error:
+            errors.append(error)
+    raise errors[-1]
 
 
 def run_config(config: RunConfig, arguments: argparse.Namespace, processes: int, *, training: bool) -> Path:

@@ -23,6 +23,7 @@ from emollama.distributed.nodes import interface_address, is_this_node
 from emollama.distributed.worker_variables import is_worker, require_no_other_launcher
 from emollama.errors import Interrupted, UserError
 from emollama.logs import console
+from emollama.variables import LEAST_NODES
 
 CONNECT_SECONDS = 600  # how long a launcher waits for the store of the first node, as torchrun does for its nodes
 MAX_PORT = 65535
@@ -191,7 +192,7 @@ def no_rendezvous(options: NodeOptions, error: Exception) -> UserError:
 def node_variables(options: NodeOptions) -> dict[str, str]:
     """Return environment variables for the workers."""
     # Otherwise torch keeps one store for all attempts, whose nodes can differ.
-    variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", LEAST_NODES: str(options.least)}
     # Hosts without a name cause a warning of each process.
     variables["TORCH_CPP_LOG_LEVEL"] = os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")
     if options.interface is not None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 
 from emollama.distributed.nodes import ONE_NODE, Member, Nodes, disagreement, meet, meet_again, open_store
-from emollama.distributed.worker_variables import attempt, integer, require_group
+from emollama.distributed.worker_variables import attempt, integer, require_group, require_nodes
 from emollama.errors import RemoteCrash, RemoteUserError, Stopped, UserError, final_errors
 from emollama.heartbeat import beat, note_all_joined
 
@@ -221,11 +221,15 @@ def start(device: str = "auto", key: str = "run.device") -> World:
 
     Raises:
         UserError: If ``device`` is cuda but no GPU is available, if there are fewer GPUs than processes, if the environment
-            variables of the launcher are incomplete, if processes do not connect, or if nodes have different devices or software.
+            variables of the launcher are incomplete, if processes do not connect, if nodes have different devices or software, or
+            if there are fewer of them than ``--nnodes`` requires.
     """
     size, rank, local_rank = integer("WORLD_SIZE", 1), integer("RANK", 0), integer("LOCAL_RANK", 0)
-    if size > 1 and not dist.is_initialized():
-        require_group()
+    if not dist.is_initialized():
+        with final_errors():
+            require_nodes()
+        if size > 1:
+            require_group()
     problem = _device_problem(device, key)
     if problem and (integer("LOCAL_WORLD_SIZE", 1) == size or dist.is_initialized()):
         raise UserError(problem)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from emollama.errors import UserError
-from emollama.variables import LAUNCHER
+from emollama.variables import LAUNCHER, LEAST_NODES
 
 GROUP = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # a process needs all of them to join a process group
 NAMES = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", *GROUP)
@@ -66,6 +66,23 @@ def require_group() -> None:
         raise UserError(
             "torchrun with several nodes and --max-restarts keeps a store in which restarted processes would not find each other."
             " Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, or use emollama train --nnodes, which sets it."
+        )
+
+
+def require_nodes() -> None:
+    """Check that the launchers have started the processes of as many nodes as ``--nnodes`` requires.
+
+    torch removes a node whose messages appear to be old, even if too few are left.
+
+    Raises:
+        UserError: If they have not.
+    """
+    least, nodes = integer(LEAST_NODES, 1), integer("GROUP_WORLD_SIZE", 1)
+    if nodes < least:
+        raise UserError(
+            f"--nnodes requires {least} nodes, but only {nodes} {'takes' if nodes == 1 else 'take'} part, because the rendezvous"
+            " of torch considers the others dead. Their clocks are probably behind by more than 15 seconds: synchronize the"
+            " clocks of all nodes (NTP), and start the command again on all of them."
         )
 
 

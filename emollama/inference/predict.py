@@ -17,7 +17,7 @@ from emollama.inference.videos import plan_extraction, require_videos
 from emollama.logs.console import dry_run_summary
 from emollama.logs.logger import get_logger, set_up
 from emollama.precision import Precision
-from emollama.runners.build import checkpoint_tensors
+from emollama.runners.build import checkpoint_tensors, model_without_weights
 from emollama.runners.model_ckpt import checkpoint_paths
 
 
@@ -82,7 +82,8 @@ def dry_run(
         with tempfile.TemporaryDirectory(prefix="emollama-") as folder:
             jobs = plan_extraction(config, set(block.slots), Path(folder))
         require_language_model(config.model.llama_model)
-        checkpoint_tensors(config, Precision(world.device, config.run.amp, config.run.amp_dtype), None, {}, training=False)
+        shapes = model_without_weights(config, Precision(world.device, config.run.amp, config.run.amp_dtype))
+        checkpoint_tensors(config, shapes, None, {}, training=False)
         entries = [["videos", f"{len(videos):,}"], ["processes", f"{processes} on {world.device.type}"]]
         entries += [["block", block.key]]
         entries += [["task", block.task]] if question is None or task is not None else []

@@ -6,7 +6,6 @@ so that parameters can be counted before weights are loaded.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import warnings
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from emollama import weight_parts
+from emollama.component_configs import quantized_bits, require_quantizer
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
 from emollama.models import dropout, fp8_linear, lora_targets
@@ -68,7 +68,7 @@ def options_of(cfg: LLMConfig, attention: str, weights: Weights = "all") -> LLMO
         lora_alpha=cfg.lora_alpha,
         lora_dropout=cfg.lora_dropout,
         lora_targets=cfg.lora_target_modules,
-        quantize=8 if cfg.low_resource else 4 if cfg.load_in_4bit else None,
+        quantize=quantized_bits(cfg),
         recompute_every=recomputed_every(cfg.use_grad_checkpoint),
         attention=attention,
         plain_adapters=cfg.kernels == "plain",
@@ -259,9 +259,7 @@ def merged(llm: Any) -> Any:
 def _quantization(options: LLMOptions, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     if options.quantize is None:
         return None
-    if importlib.util.find_spec("bitsandbytes") is None:
-        key = "load_in_4bit" if options.quantize == 4 else "low_resource"
-        raise UserError(f"model.{key} needs the package bitsandbytes: pip install bitsandbytes (or set {key}: False)")
+    require_quantizer(options.quantize)
     if options.quantize == 4:
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     return BitsAndBytesConfig(load_in_8bit=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from emollama.component_configs import quantized_bits
 from emollama.config import RunConfig
 from emollama.models import fp8_linear
 from emollama.models.planned_gpu import planned_gpu
@@ -66,7 +67,7 @@ class Planner:
     def _prepare_weights(self) -> None:
         """Give the weights the dtypes that they have in a run."""
         cfg = self.config.model
-        self._bits = 8 if cfg.low_resource else 4 if cfg.load_in_4bit else None
+        self._bits = quantized_bits(cfg)
         if self._bits:
             parameters.prepare_quantized(self.model)
         if cfg.frozen_dtype == "fp8":

@@ -99,9 +99,14 @@ def _read_parts(model: Model, source: str, resumed: dict[str, Any] | None) -> No
     parts.fill(content, {"model": {model.stored_name(name): tensor for name, tensor in trainable(model).items()}})
 
 
+def model_without_weights(config: RunConfig, precision: Precision) -> Model:
+    """Build the model on the meta device: its tensors have names, shapes and dtypes, but no values."""
+    return config.model_class(config.model, device=torch.device("meta"), frozen_dtype=precision.frozen_dtype)
+
+
 def checkpoint_tensors(
     config: RunConfig,
-    precision: Precision,
+    shapes: Model,
     resumed: dict[str, Any] | None,
     features: Mapping[str, provenance.ProvenanceFields],
     *,
@@ -110,11 +115,11 @@ def checkpoint_tensors(
 ) -> list[dict[str, Tensor]]:
     """Read the tensors of the checkpoints and compare them with the model.
 
-    Names and shapes are compared with a model on the meta device; no weights of the language model are read.
+    No weights of the language model are read.
 
     Args:
         config: the resolved configuration.
-        precision: precision of the run, which defines the dtype of frozen weights.
+        shapes: the result of :func:`model_without_weights`, with whose names and shapes the tensors are compared.
         resumed: content of the checkpoint to resume from; if None, ``model.ckpt`` is read.
         features: slot -> provenance of the run's features, for slots with a manifest.
         training: False for an evaluation, which needs a checkpoint and can have an ensemble.
@@ -133,7 +138,6 @@ def checkpoint_tensors(
             "model.ckpt lists several checkpoints, but training starts from one. Specify a single checkpoint, or set"
             " model.ensemble: weights to start from their mean."
         )
-    shapes = config.model_class(cfg, device=torch.device("meta"), frozen_dtype=precision.frozen_dtype)
     require_model(shapes, config)
     if not training:
         require_checkpoint(cfg)

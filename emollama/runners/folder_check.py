@@ -6,10 +6,18 @@ import os
 from pathlib import Path
 from typing import Any
 
-from emollama.disk import require_no_folder, require_readable
+from emollama import disk
+from emollama.components import Model
+from emollama.config import RunConfig
+from emollama.distributed.groups import group_size
+from emollama.distributed.process_group import World
+from emollama.errors import UserError
 from emollama.folder_lock import FolderLock, new_run_folder
 from emollama.logs.logger import get_logger
+from emollama.memory import GIB
+from emollama.optim import trainable
 from emollama.paths import require_writable
+from emollama.planning.disk import BYTES_PER_PARAMETER
 from emollama.run_folder import CONFIG, EVALUATIONS, LOG, RESULT
 from emollama.variables import JOB_ID
 
@@ -58,7 +66,36 @@ def check_run_folder(folder: Path) -> None:
     """
     require_writable(folder, KEY)
     if folder.is_dir():
-        require_readable(str(folder), KEY)
+        disk.require_readable(str(folder), KEY)
     for path in (path for pattern in FILES for path in sorted(folder.glob(pattern))):
-        require_no_folder(path)
-        require_readable(str(path), KEY)
+        disk.require_no_folder(path)
+        disk.require_readable(str(path), KEY)
+
+
+def require_space(config: RunConfig, folder: Path, model: Model, world: World) -> None:
+    """Check that the disk of a run's folder has space for the part of one checkpoint that this node writes.
+
+    Args:
+        config: the resolved configuration.
+        folder: folder of the run on this node, which may not exist yet.
+        model: the model; it can be on the meta device.
+        world: the processes.
+
+    Raises:
+        UserError: If it has not.
+    """
+    run = config.run
+    llm: Any = model.llama_model  # a Protocol cannot require a base class
+    is_sharded = run.sharded_checkpoints and run.parallel != "ddp" and all(weight.requires_grad for weight in llm.parameters())
+    # Of processes with the same part, only those of the first group write it.
+    writers = group_size(run.parallel, run.shard_size, world.size, world.nodes) if is_sharded else 1
+    of_ranks = world.nodes.of_ranks if world.several_nodes else (0,) * world.size
+    here = sum(node == of_ranks[world.rank] for node in of_ranks[:writers])
+    needed = sum(weight.numel() for weight in trainable(model).values()) * BYTES_PER_PARAMETER * here // writers
+    usage = disk.usage(folder)
+    # Some network disks do not know their size.
+    if usage.total and usage.free < needed:
+        raise UserError(
+            f"{KEY}: the disk of '{folder}' has {usage.free / GIB:.3f} GiB of free space, but a checkpoint of this run needs"
+            f" about {needed / GIB:.3f} GiB there. Free disk space, or specify another folder."
+        )

@@ -29,7 +29,7 @@ from emollama.logs.logger import get_logger
 from emollama.planning.uses import uses_of
 from emollama.precision import Precision
 from emollama.runners import provenance
-from emollama.runners.build import WeightsToLoad, build_models, checkpoint_tensors
+from emollama.runners.build import WeightsToLoad, build_models, checkpoint_tensors, model_without_weights
 from emollama.runners.chosen_checkpoint import resume_content
 from emollama.runners.datasets import (
     batch_size,
@@ -40,7 +40,7 @@ from emollama.runners.datasets import (
     warn_of_untrained_slots,
 )
 from emollama.runners.evaluation import EvaluationSet, build_blocks, warn_of_training_samples
-from emollama.runners.folder_check import check_run_folder, lock_run_folder
+from emollama.runners.folder_check import check_run_folder, lock_run_folder, require_space
 from emollama.runners.longest_samples import SampleLengths
 from emollama.runners.memory_choice import recompute_as_needed
 from emollama.runners.model_ckpt import checkpoint_paths
@@ -48,7 +48,7 @@ from emollama.runners.node_checks import compare_datasets, compare_settings, com
 from emollama.runners.prediction_runner import PredictionRunner
 from emollama.runners.restarts import record_attempt, require_progress
 from emollama.runners.resume import require_job_id, run_fields, sampling_fields
-from emollama.runners.sharding_check import require_keys
+from emollama.runners.sharding_check import require_start
 from emollama.runners.step_layout import step_layout
 from emollama.runners.validation import monitored_metric
 
@@ -142,7 +142,8 @@ class Preparation:
         if problems:
             return
         with self._collect_errors:
-            self.tensors = self.world.rank_zero_first(self._checkpoint_tensors)
+            will_save = self.training and problems is None
+            self.tensors = self.world.rank_zero_first(partial(self._checkpoint_tensors, will_save=will_save))
         if self.training and problems is None:
             self.world.on_rank_zero(lambda: record_attempt(self.folder, self.first_step))
 
@@ -170,7 +171,7 @@ class Preparation:
 
     def _check_files(self) -> None:
         """Check the run's folder, Weights & Biases, and the language model."""
-        run, model, on_rank_zero = self.config.run, self.config.model, self.world.on_rank_zero
+        run, model, on_rank_zero, nodes = self.config.run, self.config.model, self.world.on_rank_zero, self.world.nodes
         if self.training and run.wandb_log:
             with self._collect_errors:
                 on_rank_zero(tracking.require)
@@ -178,7 +179,7 @@ class Preparation:
             with self._collect_errors:
                 on_rank_zero(lambda: check_run_folder(self.folder))
             with self._collect_errors:
-                on_rank_zero(lambda: require_keys(self.config, self.processes, self.world.nodes, training=self.training))
+                on_rank_zero(partial(require_start, self.config, self.processes, nodes, training=self.training))
             with self._collect_errors:
                 self.world.rank_zero_first(partial(require_weights, model.llama_model))
         with self._collect_errors:
@@ -280,6 +281,9 @@ class Preparation:
         loaded = first_batches(samples, self.layout, self.first_step)
         check_shared_memory(loaded, num_workers=run.num_workers, processes=processes, loads_per_step=self.layout.loads_per_step)
 
-    def _checkpoint_tensors(self) -> list[dict[str, Tensor]]:
-        state = self.config, self.precision, self.resumed, self.features
+    def _checkpoint_tensors(self, *, will_save: bool) -> list[dict[str, Tensor]]:
+        shapes = model_without_weights(self.config, self.precision)
+        if will_save:
+            require_space(self.config, self.folder, shapes, self.world)
+        state = self.config, shapes, self.resumed, self.features
         return checkpoint_tensors(*state, training=self.training, check_parts=self.world.is_first)

@@ -1,18 +1,32 @@
-"""Checks of what ``run.parallel: fsdp`` and ``hsdp`` restrict: the keys of a run, and its language model."""
+"""Checks of what sharded and quantized weights restrict: the keys of a run, and its language model.
+
+A launcher makes the checks of keys before it starts processes, so this module does not import torch.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from emollama.checkpoint_files import require_mappable
-from emollama.components import Model
+from emollama.component_configs import quantized_bits, require_quantizer
 from emollama.config import RunConfig
-from emollama.distributed import sharding
+from emollama.distributed.groups import group_size
 from emollama.distributed.nodes import ONE_NODE, Nodes
 from emollama.errors import UserError
 from emollama.runners.model_ckpt import is_ensemble
+
+if TYPE_CHECKING:
+    from emollama.components import Model
+
+
+def require_start(config: RunConfig, processes: int, nodes: Nodes = ONE_NODE, *, training: bool) -> None:
+    """Check what :func:`require_keys` does, and that the package for quantized weights is installed.
+
+    Raises:
+        UserError: If a check fails.
+    """
+    require_quantizer(quantized_bits(config.model))
+    require_keys(config, processes, nodes, training=training)
 
 
 def require_keys(config: RunConfig, processes: int, nodes: Nodes = ONE_NODE, *, training: bool) -> None:
@@ -28,7 +42,7 @@ def require_keys(config: RunConfig, processes: int, nodes: Nodes = ONE_NODE, *, 
         UserError: If they do not.
     """
     run, model = config.run, config.model
-    sharding.group_size(run.parallel, run.shard_size, processes, nodes)
+    group_size(run.parallel, run.shard_size, processes, nodes)
     if run.parallel == "ddp":
         return
     require_mappable(model.llama_model)
@@ -59,11 +73,13 @@ def require_model(model: Model, config: RunConfig) -> None:
     Raises:
         UserError: If it cannot.
     """
+    from emollama.distributed import sharding
+
     run = config.run
     if run.parallel == "ddp":
         return
-    family, llm = model.llm_config.model_type, model.llama_model
-    assert isinstance(llm, nn.Module)  # a Protocol cannot require a base class
+    family = model.llm_config.model_type
+    llm: Any = model.llama_model  # a Protocol cannot require a base class
     if problem := sharding.unsupported(llm):
         raise UserError(
             f"run.parallel: {run.parallel} does not work with models of the type '{family}', because {problem}. Set run.parallel:"
