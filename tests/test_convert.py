@@ -762,7 +762,7 @@ def test_an_average_can_start_a_run_but_cannot_be_resumed_from(saved_checkpoint,
     assert "contains weights, but not the state of a run" in refusal(config.runner_class, config)
     from emollama.runners import checkpoints
 
-    assert checkpoints.newest(tmp_path)[0] is None
+    assert checkpoints.newest(tmp_path, {}) is None
     tree["run"]["resume_ckpt_path"], tree["model"]["ckpt"] = None, str(tmp_path / "checkpoint_0.pth")
     config = loaded(tmp_path, tree)
     parameters = by_stored_name(config.runner_class(config).model)

@@ -79,10 +79,10 @@ def test_the_weights_after_five_steps_do_not_depend_on_the_batch_layout(splits, 
 
     start = torch.load(GOLDEN / "checkpoint_slim.pth", weights_only=True)["model"]
     reference, weights = tensors(splits["accumulate", average]), tensors(splits[split, average])
-    largest = max((reference[name] - start[name]).abs().max() for name in reference)
-    assert largest > 1e-3
-    for name in reference:
-        assert (weights[name] - reference[name]).abs().max() <= 0.01 * largest, name
+    for name, weight in reference.items():
+        # Adam's first steps are as large for an element whose gradient is nearly 0, so single elements can differ more.
+        change = (weight - start[name]).norm()
+        assert change > 0 and (weights[name] - weight).norm() <= 0.01 * change, name
 
 
 def test_the_two_loss_averages_differ_if_answers_differ_in_length(splits):
