@@ -1,6 +1,6 @@
 """Time saving and loading a checkpoint with its SHA-256, next to torch.save and torch.load and a separate SHA-256.
 
-    python benchmarks/checkpoint.py [--megabytes 400] [--rounds 5] [--background] [--device cpu] [--json]
+    python benchmarks/checkpoint.py [--megabytes 400] [--rounds 5] [--background] [--sharded] [--device cpu] [--json]
 
 The checkpoint has the tensors of LoRA adapters and two moments of their optimizer, with random values. It is written to memory
 (/dev/shm, if there is one) and read from there. One process runs these in turn, several rounds:
@@ -15,7 +15,8 @@ The script prints the time of each, its ratio to "torch + sha256", and the bytes
 Then it saves in the background (run.async_save), in turn with saving while training waits, and prints how long training waits for
 the first and for later copies, relative to the latter. Small training steps, which mostly keep the interpreter busy, run while
 files are written by a thread, as in a training, and by another process, as a control without a common interpreter lock: the
-script prints the ratio of their durations to that of other steps.
+script prints the ratio of their durations to that of other steps. With --sharded, the file in the background is the part that one
+process writes of a sharded checkpoint.
 """
 
 from __future__ import annotations
@@ -30,16 +31,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from emollama import checkpoint
+from emollama import checkpoint, checkpoint_parts
 from emollama.runners.checkpoint_writer import CheckpointWriter
-from emollama.runners.checkpoints import content_to_resume
+from emollama.runners.checkpoints import newest
 
 NAME = "checkpoint_0.pth"
 
@@ -50,13 +56,16 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=400, help="size of the checkpoint (default: 400)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
     parser.add_argument("--background", action="store_true", help="only measure saving in the background")
+    parser.add_argument("--sharded", action="store_true", help="save a part of a sharded checkpoint in the background")
     parser.add_argument("--device", default="cpu", help="device of the tensors and the steps of the second part (default: cpu)")
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         values = content(arguments.megabytes * 1_000_000)
         rows = {} if arguments.background else measure(Path(folder), values, arguments.rounds)
-        background = measure_background(Path(folder), values, arguments.rounds, torch.device(arguments.device))
+        device = torch.device(arguments.device)
+        save = sharded_save(Path(folder), values, device) if arguments.sharded else whole_save(Path(folder), values, device)
+        background = measure_background(save, arguments.rounds, device)
     if arguments.json:
         sys.stdout.write(json.dumps(rows | {"background": background}) + "\n")
         return
@@ -87,7 +96,7 @@ def measure(folder: Path, values: dict[str, Any], rounds: int) -> dict[str, dict
         "load torch": lambda: torch.load(plain, map_location="cpu", weights_only=True),
         "load torch + sha256": lambda: (digest(plain), torch.load(plain, map_location="cpu", weights_only=True)),
         "load emollama": lambda: checkpoint.read(str(ours), "model.ckpt"),
-        "load auto": lambda: content_to_resume("auto", ours.parent),
+        "load auto": lambda: newest(ours.parent, {}),
     }
     seconds: dict[str, list[float]] = {name: [] for name in works}
     read = {}
@@ -105,28 +114,58 @@ def measure(folder: Path, values: dict[str, Any], rounds: int) -> dict[str, dict
     }
 
 
-def measure_background(folder: Path, values: dict[str, Any], rounds: int, device: torch.device) -> dict[str, float]:
+@dataclass(frozen=True)
+class Save:
+    """How a checkpoint is saved.
+
+    Attributes:
+        start: starts to save it with a writer.
+        write: writes the same file without a writer, for another process.
+    """
+
+    start: Callable[[CheckpointWriter], None]
+    write: Callable[[], object]
+
+
+def whole_save(folder: Path, values: dict[str, Any], device: torch.device) -> Save:
+    """Return how a checkpoint in one file is saved."""
+    path, values = folder / NAME, on_device(values, device)
+    return Save(lambda writer: writer.start(path, values), partial(checkpoint.save, path, values))
+
+
+def sharded_save(folder: Path, values: dict[str, Any], device: torch.device) -> Save:
+    """Return how a process saves its part of a sharded checkpoint. It is the only process here, so its part has all values."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    mesh, path = init_device_mesh(device.type, (1,)), folder / "part.safetensors"
+    moments = {f"{key}.{index}": moment for index, state in values["optimizer"]["state"].items() for key, moment in state.items()}
+    tensors = {
+        name: distribute_tensor(tensor.to(device), mesh, [Shard(0)]) for name, tensor in (values["model"] | moments).items()
+    }
+    own, rows = checkpoint_parts.own_values(tensors)
+    return Save(lambda writer: writer.start_part(path, tensors, "host"), partial(checkpoint_parts.write, path, own, rows, "host"))
+
+
+def measure_background(save: Save, rounds: int, device: torch.device) -> dict[str, float]:
     """Return figure -> value of saving in the background, in turn with saving while training waits."""
-    values = on_device(values, device)
     writer, waiting = (CheckpointWriter(in_background=in_background, device=device) for in_background in (True, False))
-    step, path = training_step(device), folder / NAME
+    step = training_step(device)
     seconds: dict[str, list[float]] = {name: [] for name in ("save", "stall", "writing", "step", "thread", "process")}
     for _ in range(rounds + 1):
-        seconds["save"].append(timed(lambda: (waiting.start(path, values), waiting.finish())))
+        seconds["save"].append(timed(lambda: (save.start(waiting), waiting.finish())))
         seconds["step"] += [timed(step) for _ in range(200)]
-        seconds["stall"].append(timed(lambda: writer.start(path, values)))
+        seconds["stall"].append(timed(lambda: save.start(writer)))
         steps = steps_until(writer.is_done, step)
         seconds["writing"].append(sum(steps))
         seconds["thread"] += steps
         writer.finish()
     # Afterwards, because the pages that a fork shares are slow to write. CUDA cannot be used in a fork.
     for _ in range(rounds if device.type == "cpu" else 0):
-        process = multiprocessing.get_context("fork").Process(target=checkpoint.save, args=(path, values))
+        process = multiprocessing.get_context("fork").Process(target=save.write)
         process.start()
         seconds["process"] += steps_until(lambda process=process: not process.is_alive(), step)
     quiet = statistics.mean(seconds["step"])
     stalls, writing = (
-        [part / save for part, save in zip(seconds[name], seconds["save"], strict=True)] for name in ("stall", "writing")
+        [part / whole for part, whole in zip(seconds[name], seconds["save"], strict=True)] for name in ("stall", "writing")
     )
     figures = {
         "seconds of a save for which training waits": statistics.median(seconds["save"]),

@@ -29,7 +29,7 @@ def build(args: argparse.Namespace, checkpointing: bool) -> Any:
         num_hidden_layers=args.layers,
         num_attention_heads=args.hidden_size // 64,
         vocab_size=1000,
-        attn_implementation=attention.NAME,
+        attn_implementation=attention.NAME,  # type: ignore[call-arg]  # a keyword of the base class
         use_cache=False,
     )
     llm: Any = LlamaForCausalLM(config).to(args.device, torch.bfloat16 if args.device == "cuda" else torch.float32)

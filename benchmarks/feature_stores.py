@@ -88,7 +88,7 @@ def tar_index_of(folder: Path, count: int) -> str:
         entries["offset"], entries["check"] = 640 + 5120 * np.arange(each, dtype=np.uint64), zlib.crc32(bytes(640))
         path = folder / f"shard-{shard:05d}.tar"
         tar_index.write(
-            tar_index.TarIndex(None, 5120 * each, (layout,), {"npy": each}, names, entries), f"{path}{tar_index.SUFFIX}"
+            tar_index.TarIndex(None, 5120 * each, (layout,), {"npy": each}, {}, names, entries), f"{path}{tar_index.SUFFIX}"
         )
         with open(path, "wb") as file:
             file.truncate(5120 * each)

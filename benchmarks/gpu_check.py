@@ -32,9 +32,11 @@ import time
 import warnings
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -191,7 +193,7 @@ def measure_matmul(seconds: float) -> float:
 
 def frozen_weights(runner: RunnerBase) -> int:
     """Return the number of weights in the frozen linear layers of the language model, without its head."""
-    named = runner.model.llama_model.named_parameters()
+    named = cast(nn.Module, runner.model.llama_model).named_parameters()
     return sum(value.numel() for name, value in named if not value.requires_grad and "_proj" in name)
 
 
@@ -214,7 +216,7 @@ def profile_step(step: Step, name: str, out: Path) -> str:
     with profile(activities=activities) as profiler:
         step(9)
         synchronize()
-    kernels = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]  # type: ignore[attr-defined]
     busy = sum(event.time_range.elapsed_us() for event in kernels) / 1e3
     order = "self_device_time_total" if kernels else "self_cpu_time_total"
     operators = profiler.key_averages().table(sort_by=order, row_limit=40)

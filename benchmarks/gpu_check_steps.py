@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -101,7 +101,7 @@ def time_variant(runner: RunnerBase, variant: Variant, samples: list[Sample], se
 
 def set_up(runner: RunnerBase, attention: str, checkpointing: bool) -> None:
     """Set the attention implementation and gradient checkpointing of the language model."""
-    llm = runner.model.llama_model
+    llm: Any = runner.model.llama_model
     llm.get_base_model().set_attn_implementation(attention)
     for module in llm.modules():
         if hasattr(module, "gradient_checkpointing"):
@@ -170,7 +170,7 @@ def padded_step(runner: RunnerBase, variant: Variant, samples: list[Sample]) -> 
 def pad(runner: RunnerBase, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Pad a packed batch on the right: return embeddings (B, W, H), attention mask (B, W) and labels (B, W)."""
     lengths = batch.lengths
-    embeddings = pad_sequence(list(runner.model._embed(batch).split(lengths)), batch_first=True)
+    embeddings = pad_sequence(list(cast(Any, runner.model)._embed(batch).split(lengths)), batch_first=True)
     labels = pad_sequence(list(batch.labels.split(lengths)), batch_first=True, padding_value=IGNORED)
     mask = torch.arange(labels.shape[1], device=labels.device) < torch.tensor(lengths, device=labels.device)[:, None]
     return embeddings, mask.long(), labels

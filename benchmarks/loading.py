@@ -41,7 +41,7 @@ if __name__ == "__main__" and SETTING not in os.environ:
 import torch  # noqa: E402
 import torch.distributed.fsdp  # noqa: E402 (its import takes memory)
 from gpu_check_files import CONFIG, LLM_FOLDER, TINY, write_llm  # noqa: E402
-from torch.distributed import TCPStore  # noqa: E402
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # noqa: E402
 
 from emollama.config import load  # noqa: E402
 from emollama.distributed import process_group, sharding  # noqa: E402
@@ -136,7 +136,8 @@ def load_model(folder: Path, trained: str, mode: str, group: tuple[int, int, int
     end.send("ready")
     end.recv()
     weights = "all" if mesh is None else sharding.share_of(mesh)
-    model: Any = config.model_class(config.model, device=world.device, frozen_dtype=TRAINED[trained], weights=weights)
+    model_class: Any = config.model_class  # `weights` is optional for a model
+    model = model_class(config.model, device=world.device, frozen_dtype=TRAINED[trained], weights=weights)
     own = sum(weight.nbytes for name, weight in model.named_parameters() if "llama_model" not in name or "lora_" in name)
     end.send(own)
     end.recv()

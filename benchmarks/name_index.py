@@ -101,7 +101,7 @@ class HashTable:
         self.bytes = self.table.view(np.uint8).data
         self.ends = np.frombuffer(raw, np.uint64, self.count, self.table_bytes)
         self.text = np.frombuffer(raw, np.uint8, offset=self.table_bytes + self.ends.nbytes)
-        entries = self.table[self.bytes.obj.reshape(-1, 64)[:, 43] != 0]
+        entries = self.table[self.table.view(np.uint8).reshape(-1, 64)[:, 43] != 0]
         assert len(entries) == self.count and entries["shard"].max() < SHARDS and entries["offset"].max() < 2**40
 
     def find(self, name: str) -> Any:

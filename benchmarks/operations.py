@@ -112,7 +112,7 @@ def build(hidden: int, layers: int, kernels: str) -> Any:
         num_hidden_layers=layers,
         num_attention_heads=max(1, hidden // 128),
         vocab_size=64,
-        attn_implementation=ATTENTION,
+        attn_implementation=ATTENTION,  # type: ignore[call-arg]  # a keyword of the base class
         use_cache=False,
     )
     torch.manual_seed(0)

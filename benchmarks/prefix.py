@@ -24,8 +24,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -130,14 +132,14 @@ def report_difference(runner: RunnerBase, steps: dict[str, Step], dtype: str, to
 @contextmanager
 def float64(runner: RunnerBase) -> Iterator[None]:
     """Inside ``with``, the model computes in float64, in which rounding does not hide a difference."""
-    to_float = PackedFeatures.float
-    runner.model.double()
+    to_float, model = PackedFeatures.float, cast(nn.Module, runner.model)
+    model.double()
     PackedFeatures.float = lambda packed: PackedFeatures(packed.values.double(), packed.offsets)  # type: ignore[method-assign]
     try:
         yield
     finally:
         PackedFeatures.float = to_float  # type: ignore[method-assign]
-        runner.model.float()
+        model.float()
 
 
 def timed(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:

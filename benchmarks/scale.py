@@ -19,9 +19,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from emollama.config import load
+from emollama.memory import GIB
 from emollama.planning import memory
 from emollama.planning.card import required_bytes
-from emollama.planning.memory import GIB, Sharding
+from emollama.planning.memory import Sharding
 from emollama.planning.planner import Planner
 
 ROOT = Path(__file__).resolve().parent.parent

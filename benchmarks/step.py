@@ -36,6 +36,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -218,9 +219,9 @@ def minimum_flops(runner: RunnerBase, samples: list[Sample]) -> float:
     lengths = [len(sample.input_ids) for sample in samples]
     tokens, labelled = sum(lengths), sum(int((sample.labels != IGNORED).sum()) for sample in samples)
     config = runner.model.llm_config
-    weights = runner.model.llama_model.named_parameters()
+    model: Any = runner.model  # a Protocol cannot require a base class
     frozen = trained = 0
-    for name, weight in weights:
+    for name, weight in model.llama_model.named_parameters():
         if "_proj" in name:
             trained += weight.numel() * weight.requires_grad
             frozen += weight.numel() * (not weight.requires_grad)
@@ -229,7 +230,7 @@ def minimum_flops(runner: RunnerBase, samples: list[Sample]) -> float:
     pairs = sum(length * (length + 1) / 2 for length in lengths)
     attention = 4 * pairs * config.hidden_size * config.num_hidden_layers * 3
     # The feature vectors of each slot are multiplied by the weights of its projection, whose input needs no gradient.
-    fusion = sum(4 * weight.numel() for weight in runner.model.fusion.parameters()) * len(samples)
+    fusion = sum(4 * weight.numel() for weight in model.fusion.parameters()) * len(samples)
     return tokens * (4 * frozen + 6 * trained) + labelled * 4 * head + attention + fusion
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -125,7 +126,8 @@ class ImageEncoder:
 
     def __init__(self, runner: RunnerBase, samples: list[Sample], width: int = 384) -> None:
         tokens = sum(len(sample.input_ids) for sample in samples) / len(samples)
-        frozen = sum(weight.numel() for name, weight in runner.model.llama_model.named_parameters() if "_proj" in name)
+        llm = cast(nn.Module, runner.model.llama_model)  # a Protocol cannot require a base class
+        frozen = sum(weight.numel() for name, weight in llm.named_parameters() if "_proj" in name)
         patches = samples[0].slots["image"].shape[0]
         block = 2 * patches * 12 * width**2 + 4 * patches**2 * width
         depth = max(1, round(ENCODER_SHARE * 4 * frozen * tokens / block))
@@ -143,7 +145,7 @@ class ImageEncoder:
 @contextmanager
 def without_dropout(runner: RunnerBase) -> Iterator[None]:
     """Inside ``with``, nothing is dropped, although the model is in training mode, which recomputation needs."""
-    modules = [module for module in runner.model.modules() if isinstance(module, nn.Dropout)]
+    modules = [module for module in cast(nn.Module, runner.model).modules() if isinstance(module, nn.Dropout)]
     before = [module.p for module in modules]
     for module in modules:
         module.p = 0.0
