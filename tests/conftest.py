@@ -25,6 +25,7 @@ import ranks as forks
 from helpers import GOLDEN, golden_tree, loaded, loaded_shipped_configs
 from launches import Launches, group_of, is_fast
 from ranks import ROOT
+from registrations import restored_registries
 
 from emollama.config import RunConfig
 from emollama.logs.logger import set_up
@@ -109,6 +110,13 @@ def package_log() -> None:
     """The package's log goes to standard error and to ``caplog`` in every test, also after tests that changed it."""
     set_up(is_main=True)
     logging.getLogger("emollama").propagate = True
+
+
+@pytest.fixture(autouse=True)
+def own_registrations() -> Iterator[None]:
+    """Components that a test registers do not exist in later tests."""
+    with restored_registries():
+        yield
 
 
 @pytest.fixture

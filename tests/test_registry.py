@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import pytest
 from helpers import golden_tree, loaded
+from registrations import restored_registries
 
 import emollama.registry
 from emollama.encoders.encoder import Encoder
@@ -279,6 +280,20 @@ def test_a_user_module_in_imports_adds_its_component_to_a_yaml(tmp_path, monkeyp
     assert config.dataset_class("datasets.golden") is sys.modules["my_clips"].MyClips
     assert config.datasets["golden"].brightness == 2.0
     del sys.modules["my_clips"]
+
+
+def test_components_of_a_test_and_their_modules_do_not_remain(tmp_path, monkeypatch):
+    (tmp_path / "rates_of_a_test.py").write_text(
+        "from emollama.registry import LR_SCHEDULES\nLR_SCHEDULES.register('of_a_test')(lambda step: 1.0)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = LR_SCHEDULES.names()
+    for _ in range(2):
+        with restored_registries():
+            importlib.import_module("rates_of_a_test")
+            assert set(LR_SCHEDULES.names()) == {*before, "of_a_test"}
+        assert LR_SCHEDULES.names() == before
+        assert "rates_of_a_test" not in sys.modules
 
 
 def test_a_dataset_without_a_method_is_reported_with_the_key_that_selected_it(tmp_path, monkeypatch):
