@@ -7,12 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from helpers import GOLDEN, NINE, golden_block
-from ranks import ROOT, environment, start
+from ranks import ROOT, SERVER, Launched, environment, start
+from workers import host_process
 
 
 def golden_config(folder: Path, *, run: dict | None = None, model: dict | None = None, data: dict | None = None) -> Path:
@@ -66,6 +69,36 @@ def run(script: str, *arguments: str, processes: int = 1, timeout: float = 300) 
     """Run a script to its end in the repository's root and capture its output."""
     line = command(script, *arguments, processes=processes)
     return subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def start_launcher(*arguments: str, env: dict[str, str] | None = None) -> Launched:
+    """Start ``python <arguments>``, a launcher, as a fork whose workers are forks, too: torchrun itself, without three imports.
+
+    The variables that /proc shows are those of the fork server, so ``emollama train`` does not pass signals on to its workers.
+    """
+    folder = tempfile.mkdtemp()
+    for name in ("stdout", "stderr"):
+        Path(folder, name).touch()
+    line = list(arguments)
+    process = SERVER.process(host_process.run, "", line, environment() if env is None else env, str(ROOT), folder)
+    return Launched(line, [process], Path(folder), None)
+
+
+def family_of(pid: int) -> Callable[[], list[int]]:
+    """A function that lists the running processes among this one and all that it has started, also after its end.
+
+    Call it once while the process runs: those that start after its last call are not found once the process has ended.
+    """
+    found = {pid}
+
+    def living() -> list[int]:
+        listed = subprocess.run(["ps", "-eo", "pid=,ppid=,stat="], capture_output=True, text=True, check=True).stdout
+        running = {int(child): int(parent) for child, parent, state in map(str.split, listed.splitlines()) if state[0] != "Z"}
+        while more := {child for child, parent in running.items() if parent in found} - found:
+            found.update(more)
+        return sorted(found & running.keys())
+
+    return living
 
 
 def kill_after_step(step: int, config: Path, *options: str) -> None:

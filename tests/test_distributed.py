@@ -12,7 +12,7 @@ import time
 
 import pytest
 from ranks import HANG, start
-from running import GOLDEN, ROOT, command, environment, golden_config, read_jsonl
+from running import GOLDEN, ROOT, command, environment, family_of, golden_config, read_jsonl, start_launcher
 from workers import splits as worker
 
 FORKING_LAUNCHER = str(ROOT / "tests/workers/forking_launcher.py")
@@ -148,17 +148,12 @@ def test_workers_end_when_the_launcher_is_killed(tmp_path, fork_server):
 
 
 @pytest.mark.slow
-def test_workers_end_when_torchrun_is_killed(tmp_path):
+def test_workers_end_when_torchrun_is_killed(tmp_path, fork_server):
     path = golden_config(tmp_path, run={"iters_per_epoch": 100_000})
     line = command("train.py", "--cfg-path", str(path), processes=2)
-    launcher = subprocess.Popen(line, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL, start_new_session=True)
-
-    def kill():
-        launcher.send_signal(signal.SIGKILL)
-        launcher.wait()
-
+    launcher = start_launcher(*line[1:])
     # torchrun starts each process in its own session.
-    ended_with_its_launcher(lambda: started_with(str(path)), tmp_path / "out/run/log.jsonl", kill)
+    ended_with_its_launcher(family_of(launcher.pids[0]), tmp_path / "out/run/log.jsonl", launcher.kill_alone)
 
 
 def ended_with_its_launcher(living, log, kill):
@@ -176,11 +171,6 @@ def ended_with_its_launcher(living, log, kill):
 def in_session(session: int) -> list[int]:
     """Running processes of a session."""
     return [int(pid) for pid, state, own, _ in processes() if own == str(session) and not state.startswith("Z")]
-
-
-def started_with(argument: str) -> list[int]:
-    """Running processes with this argument on their command line."""
-    return [int(pid) for pid, state, _, line in processes() if argument in line.split() and not state.startswith("Z")]
 
 
 def processes() -> list[list[str]]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 
 import pytest
-from running import ROOT, command, environment, golden_config, read_jsonl
+from running import ROOT, command, golden_config, read_jsonl, start_launcher
 from torch.utils.data import DataLoader
 
 from emollama.data.workers import WorkerReports, worker_errors
@@ -64,12 +63,11 @@ def test_a_killed_process_is_reported_without_a_traceback_of_the_network(tmp_pat
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_TWO_GPUS])])
-def test_torchrun_restarts_a_killed_process_and_the_run_resumes(device, tmp_path):
+def test_torchrun_restarts_a_killed_process_and_the_run_resumes(device, tmp_path, fork_server):
     settings = {"iters_per_epoch": 4, "save_every_iters": 1, "resume_ckpt_path": "auto", "device": device}
     config = golden_config(tmp_path, run=settings)
     line = command(SCRIPT, "kill@0", "1", "2", "--cfg-path", str(config), processes=2)
-    line.insert(3, "--max-restarts=1")
-    completed = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    completed = start_launcher(*line[1:3], "--max-restarts=1", *line[3:]).wait()
     assert completed.returncode == 0, completed.stderr
     assert f"resuming from {tmp_path / 'out/run/checkpoint_last.pth'}" in completed.stderr
     assert [row["step"] for row in read_jsonl(tmp_path / "out/run/log.jsonl")] == [0, 1, 2, 3]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from functools import cache
@@ -13,8 +12,8 @@ from functools import cache
 import pytest
 import torch
 from ranks import HANG, start
-from running import ROOT, command, environment, golden_config, read_jsonl
-from test_distributed import FORKING_LAUNCHER, in_session, started_with
+from running import ROOT, environment, family_of, golden_config, read_jsonl, start_launcher
+from test_distributed import FORKING_LAUNCHER, in_session
 from test_faults_folders import assert_equal_tensors
 
 from emollama import file_digests
@@ -169,14 +168,18 @@ def test_a_run_that_is_killed_while_it_saves_a_sharded_checkpoint_continues_from
     assert used == {folder.name for folder in (run / "checkpoint_parts").iterdir()}
 
 
-def test_emollama_train_reports_a_rank_that_is_killed_while_it_writes_and_leaves_no_process(tmp_path):
+def test_emollama_train_reports_a_rank_that_is_killed_while_it_writes_and_leaves_no_process(tmp_path, fork_server):
     config = configured(tmp_path)
-    line = [*command("-m", "emollama", "train"), "--cfg-path", str(config), "--nproc", "2", "--options", KILLER]
-    variables = environment() | {"EMOLLAMA_TEST_KILL": "rank save"}
-    completed = subprocess.run(line, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=HANG, check=False)
+    line = ["-m", "emollama", "train", "--cfg-path", str(config), "--nproc", "2", "--options", KILLER]
+    launcher = start_launcher(*line, env=environment() | {"EMOLLAMA_TEST_KILL": "rank save"})
+    living = family_of(launcher.pids[0])
+    while launcher.poll() is None:
+        living()
+        time.sleep(0.1)
+    completed = launcher.wait()
     assert completed.returncode == 128 + signal.SIGKILL, completed.stderr
     assert "error: process 0 of 2 was ended by SIGKILL" in completed.stderr
-    assert_ended(lambda: started_with(str(config)))
+    assert_ended(living)
     assert_usable(tmp_path / "out/run", 2)
 
 

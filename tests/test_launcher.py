@@ -10,11 +10,10 @@ import sys
 import threading
 from argparse import ArgumentParser, Namespace
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from running import golden_config
+from running import command, golden_config, start_launcher
 
 from emollama import entry, variables
 from emollama.cli import main, parse_run
@@ -587,13 +586,11 @@ def test_the_command_exits_with_the_status_of_the_failed_worker(faulty, tmp_path
 
 
 @pytest.mark.slow
-def test_the_summary_of_torchrun_contains_the_message(faulty, capfd):
-    import subprocess
-
+def test_the_summary_of_torchrun_contains_the_message(faulty, fork_server):
     path = faulty('raise UserError("only rank 1 has this problem")')
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "emollama"]
-    completed = subprocess.run([*line, "eval", "--cfg-path", path], cwd=Path(__file__).parent.parent, check=False)
-    err = capfd.readouterr().err
+    line = command("-m", "emollama", "eval", "--cfg-path", path, processes=2)
+    completed = start_launcher(*line[1:]).wait()
     assert completed.returncode == 1
-    assert [text for text in err.splitlines() if text.startswith("error: ")] == ["error: only rank 1 has this problem"]
-    assert "traceback : only rank 1 has this problem" in err.partition("FAILED")[2]
+    lines = completed.stderr.splitlines()
+    assert [text for text in lines if text.startswith("error: ")] == ["error: only rank 1 has this problem"]
+    assert "traceback : only rank 1 has this problem" in completed.stderr.partition("FAILED")[2]
