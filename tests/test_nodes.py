@@ -138,6 +138,22 @@ def test_processes_that_do_not_connect_are_named(monkeypatch):
         nodes.meet(HashStore(), 1, 3, FOUR[1], timedelta(milliseconds=1))
 
 
+def test_a_node_that_waits_for_processes_names_them_once(monkeypatch, capsys):
+    """The launcher of a node whose clock is ahead can end with an error while the other nodes wait for its processes."""
+    from torch.distributed import HashStore
+
+    store, sleeps = HashStore(), iter(range(3))
+
+    def sleep(_):
+        if next(sleeps) == 2:
+            store.set("process 1", json.dumps(dataclasses.asdict(FOUR[1])))
+
+    monkeypatch.setattr(nodes, "REPORT_SECONDS", -1)
+    monkeypatch.setattr(nodes.time, "sleep", sleep)
+    assert nodes.meet(store, 0, 2, FOUR[0]) == FOUR[:2]
+    assert capsys.readouterr().out.count("still waiting for rank 1: look for an error in the output of their nodes") == 1
+
+
 def test_a_process_that_waits_for_others_reacts_to_signals(monkeypatch):
     from torch.distributed import HashStore
 

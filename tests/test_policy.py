@@ -55,7 +55,7 @@ IMPORTS = {
     "precision": "dtypes",
     "demo.folder": "disk errors paths",
     "listing": "paths",
-    "distributed.nodes": "__init__ distributed.worker_variables errors listing",
+    "distributed.nodes": "__init__ distributed.worker_variables errors listing logs.console",
     "distributed.node_launch": "distributed.nodes distributed.worker_variables errors logs.console variables",
     "distributed.process_group": "distributed.nodes distributed.worker_variables errors heartbeat",
     "distributed.groups": "distributed.nodes distributed.worker_variables errors parallel_modes",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from emollama.commands.arguments import add_dry_run, add_run_arguments
 from emollama.distributed.launcher import add_launch_arguments, launch, processes_for
-from emollama.distributed.node_launch import NodeOptions, add_node_arguments
+from emollama.distributed.node_launch import NodeOptions, add_node_arguments, hide_warnings_of_torch
 from emollama.distributed.stop_requests import STOP_REQUESTS
 from emollama.distributed.watchdog import LOST_SHARE, watching
 from emollama.distributed.worker_variables import integer, is_worker
@@ -59,6 +59,8 @@ def _run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
     config = load(arguments.cfg_path, arguments.options)
     training = not (evaluate or config.run.evaluate_only)
     nodes, stated = NodeOptions.of(arguments), arguments.nproc or arguments.gpus
+    if nodes.several:
+        hide_warnings_of_torch()
     if stated and not arguments.dry_run:
         _require_start(config, stated, nodes, training=training)
     processes = processes_for(arguments, config.run.device)

@@ -184,17 +184,23 @@ def no_rendezvous(options: NodeOptions, error: Exception) -> UserError:
     if type(error).__name__ == "RendezvousClosedError":
         return UserError(f"the run at {host}:{port} has ended, because the launcher of another node has failed or was stopped.")
     return UserError(
-        f"{text} they can reach this address, and choose their network with --interface. To wait longer, add --rdzv-conf"
-        f" join_timeout=SECONDS. ({type(error).__name__}: {cause})"
+        f"{text} they can reach this address, choose their network with --interface, and synchronize their clocks (NTP). To wait"
+        f" longer, add --rdzv-conf join_timeout=SECONDS. ({type(error).__name__}: {cause})"
     )
+
+
+def hide_warnings_of_torch() -> None:
+    """Hide the warnings of torch's C++ code in this process, unless it has imported torch, and in its workers.
+
+    Hosts without a name cause one in each process, and the end of another launcher causes several, with C++ stack traces.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def node_variables(options: NodeOptions) -> dict[str, str]:
     """Return environment variables for the workers."""
     # Otherwise torch keeps one store for all attempts, whose nodes can differ.
     variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", LEAST_NODES: str(options.least)}
-    # Hosts without a name cause a warning of each process.
-    variables["TORCH_CPP_LOG_LEVEL"] = os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")
     if options.interface is not None:
         # For nccl, eth1 would also be eth10.
         variables |= {"GLOO_SOCKET_IFNAME": options.interface, "NCCL_SOCKET_IFNAME": f"={options.interface}"}

@@ -27,7 +27,9 @@ import emollama
 from emollama.distributed.worker_variables import integer, keeps_store
 from emollama.errors import UserError
 from emollama.listing import abbreviated
+from emollama.logs import console
 
+REPORT_SECONDS = 60  # after which a node says for which processes it waits
 JOIN = timedelta(minutes=15)  # time for all processes to connect; they start together, and have only imported libraries by then
 RESOLVE_SECONDS = 60  # how long the name of a host may be unknown
 PACKAGES = ("torch", "transformers", "peft", "liger_kernel")
@@ -130,19 +132,31 @@ def meet(store: Any, rank: int, size: int, member: Member, wait: timedelta = JOI
             " changed. Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, or use emollama train --nnodes, which sets it."
         )
     store.set(keys[rank], json.dumps(asdict(member)))
-    deadline = time.monotonic() + wait.total_seconds()
+    start, is_reported = time.monotonic(), False
     # A process that waits inside the store would not react to signals.
     while not store.check(keys):
-        if time.monotonic() < deadline:
-            time.sleep(0.1)
-            continue
-        missing = [str(number) for number, key in enumerate(keys) if not store.check([key])]
-        raise UserError(
-            f"{len(missing)} of {size} processes have not connected within {wait.total_seconds() / 60:g} minutes:"
-            f" rank{'s' * (len(missing) > 1)} {abbreviated(missing)}. Look for an error in the output of their nodes, and check"
-            " that no firewall separates the nodes."
-        )
+        seconds = time.monotonic() - start
+        if seconds > wait.total_seconds():
+            missing = _missing(store, keys)
+            raise UserError(
+                f"{len(missing)} of {size} processes have not connected within {wait.total_seconds() / 60:g} minutes:"
+                f" {_ranks(missing)}. Look for an error in the output of their nodes, check that no firewall separates the nodes,"
+                " and synchronize their clocks."
+            )
+        if seconds > REPORT_SECONDS and not is_reported and integer("LOCAL_RANK", 0) == 0:
+            is_reported = True
+            console.write(f"still waiting for {_ranks(_missing(store, keys))}: look for an error in the output of their nodes\n")
+        time.sleep(0.1)
     return [Member(**json.loads(text)) for text in store.multi_get(keys)]
+
+
+def _missing(store: Any, keys: Sequence[str]) -> list[str]:
+    """Return the ranks whose keys are not in the store."""
+    return [str(number) for number, key in enumerate(keys) if not store.check([key])]
+
+
+def _ranks(ranks: Sequence[str]) -> str:
+    return f"rank{'s' * (len(ranks) > 1)} {abbreviated(ranks)}"
 
 
 def meet_again(store: Any, rank: int, size: int) -> None:
