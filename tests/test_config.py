@@ -16,7 +16,9 @@ from omegaconf import OmegaConf
 
 from emollama import config
 from emollama.commands import config as show
+from emollama.config import key_hints
 from emollama.config.layers import leaves
+from emollama.config.other_libraries import EQUIVALENTS
 from emollama.errors import UserError
 
 SMALL = {
@@ -125,6 +127,28 @@ def test_an_unknown_key_of_a_labelled_block_is_reported_with_the_label(tmp_path)
     tree = small()
     tree["datasets"]["mine"] = {"type": "feature_face_caption", "annotation_fil": "x"}
     assert "unknown key 'datasets.mine.annotation_fil'. Did you mean 'annotation_file'?" in refusal(tmp_path, tree)
+
+
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        ("model.load_in_8bit=True", "model.low_resource"),
+        ("run.learning_rate=1e-4", "run.init_lr"),
+        ("learning_rate=1e-4", "run.init_lr"),
+        ("run.per_device_train_batch_size=4", "datasets.feature_face_caption.batch_size"),
+        ("datasets.feature_face_caption.per_device_train_batch_size=4", "datasets.feature_face_caption.batch_size"),
+    ],
+)
+def test_a_key_of_another_library_is_reported_with_its_name_here(tmp_path, option, name):
+    tree = small(datasets={"feature_face_caption": {"annotation_file": "x"}})
+    text = refusal(tmp_path, tree, option)
+    assert f"unknown key '{option.partition('=')[0]}'. Its name here is '{name}'." in text
+
+
+def test_the_equivalents_of_keys_of_other_libraries_are_keys():
+    keys = {f"{where.path}.{where.name}".replace(".LABEL", "") for where in key_hints._of_registered("")}
+    keys |= {f"evaluation_datasets.{key.removeprefix('datasets.')}" for key in keys if key.startswith("datasets.")}
+    assert set(EQUIVALENTS.values()) <= keys and not set(EQUIVALENTS) & {key.rpartition(".")[2] for key in keys}
 
 
 def test_an_unknown_top_level_key_is_reported_with_the_nearest_key_and_all_keys(tmp_path):

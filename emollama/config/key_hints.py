@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from emollama.config import aliases, compat
 from emollama.config.blocks import ConfigBlock
 from emollama.config.layers import GROUPS, TOP_LEVEL
+from emollama.config.other_libraries import EQUIVALENTS
 from emollama.config.sections import sections
 from emollama.suggestions import did_you_mean, nearest
 
@@ -43,8 +44,8 @@ class KeyLocation:
 def key_hint(key: str, block: ConfigBlock, blocks: Iterable[ConfigBlock]) -> str:
     """Return a sentence (with a leading space) that suggests the key that was probably meant, or "".
 
-    The first match counts: the same key in another block of the configuration, the same key of another component, a similar
-    key of the same block, a similar key of another block.
+    The first match counts: the same key in another block of the configuration, the same key of another component, an old key, a
+    key that has this name in another library, a similar key of the same block, a similar key of another block.
 
     Args:
         key: the unknown key as written in the file, without the path of its block.
@@ -61,8 +62,8 @@ def key_hint(key: str, block: ConfigBlock, blocks: Iterable[ConfigBlock]) -> str
         location = _nearest(block.path, same)
         own = location.choices and location.path.partition(".")[0] == block.kind and "." not in location.path.partition(".")[2]
         return f" It is a key of {location.components()}." if own else location.suggestion()
-    if old := _old_key(key, block.kind, paths):
-        return old
+    if known := _old_key(key, block.kind, paths) or _equivalent(key, paths | {block.kind: block.path}):
+        return known
     names = [*map(str, block.node), *compat.old_names(block.kind), *aliases.alias_names([*map(str, block.node)])]
     if own_key := did_you_mean(key, names):
         return own_key
@@ -74,7 +75,7 @@ def top_level_hint(key: str) -> str:
     possible = list(_of_registered(""))
     if exact := [location for location in possible if location.name == key]:
         return exact[0].suggestion()
-    return did_you_mean(key, TOP_LEVEL) or _old_key(key, "", {}) or _similar(key, possible)
+    return _equivalent(key, {}) or did_you_mean(key, TOP_LEVEL) or _old_key(key, "", {}) or _similar(key, possible)
 
 
 def _similar(key: str, locations: list[KeyLocation]) -> str:
@@ -87,6 +88,18 @@ def _nearest(path: str, locations: list[KeyLocation]) -> KeyLocation:
     """Return the first location in the same group of blocks as ``path``, or else the first location."""
     group = path.partition(".")[0]
     return next((location for location in locations if location.path.partition(".")[0] == group), locations[0])
+
+
+def _equivalent(key: str, paths: Mapping[str, str]) -> str:
+    """Return a sentence with the name that a key of another library has here, or "".
+
+    Args:
+        key: the unknown key.
+        paths: kind -> path of the first such block in the configuration.
+    """
+    kind, _, name = EQUIVALENTS.get(key, "").partition(".")
+    path = paths.get(kind, f"{kind}.{LABEL}" if kind in GROUPS else kind)
+    return f" Its name here is '{path}.{name}'." if name else ""
 
 
 def _old_key(key: str, kind: str, paths: Mapping[str, str]) -> str:

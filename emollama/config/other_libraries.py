@@ -1,0 +1,42 @@
+"""Keys of other training libraries that have an equivalent here under another name: they are suggested, but not read."""
+
+from __future__ import annotations
+
+# Key of transformers' Trainer, peft, bitsandbytes or LLaMA-Factory -> block and key here, without the label of a dataset.
+EQUIVALENTS = {
+    "adam_beta2": "run.beta2",
+    "bf16": "run.amp_dtype",
+    "cutoff_len": "model.max_txt_len",
+    "dataloader_num_workers": "run.num_workers",
+    "deepspeed": "run.parallel",
+    "do_sample": "evaluation_datasets.temperature",
+    "eval_batch_size": "evaluation_datasets.batch_size",
+    "eval_strategy": "run.evaluate",
+    "finetuning_type": "model.train_llm",
+    "fp16": "run.amp_dtype",
+    "fsdp": "run.parallel",
+    "gradient_accumulation_steps": "run.accum_grad_iters",
+    "gradient_checkpointing": "model.use_grad_checkpoint",
+    "learning_rate": "run.init_lr",
+    "load_in_8bit": "model.low_resource",
+    "logging_steps": "run.log_freq",
+    "lora_rank": "model.lora_r",
+    "lr": "run.init_lr",
+    "lr_scheduler_type": "run.lr_sched",
+    "max_seq_length": "model.max_txt_len",
+    "model_name_or_path": "model.llama_model",
+    "num_train_epochs": "run.max_epoch",
+    "per_device_eval_batch_size": "evaluation_datasets.batch_size",
+    "per_device_train_batch_size": "datasets.batch_size",
+    "quantization_bit": "model.load_in_4bit",
+    "r": "model.lora_r",
+    "report_to": "run.wandb_log",
+    "resume_from_checkpoint": "run.resume_ckpt_path",
+    "run_name": "run.job_id",
+    "save_steps": "run.save_every_iters",
+    "save_total_limit": "run.keep_last",
+    "target_modules": "model.lora_target_modules",
+    "torch_compile": "model.compile",
+    "train_batch_size": "datasets.batch_size",
+    "warmup_ratio": "run.warmup_steps",
+}
