@@ -62,8 +62,8 @@ def key_hint(key: str, block: ConfigBlock, blocks: Iterable[ConfigBlock]) -> str
         location = _nearest(block.path, same)
         own = location.choices and location.path.partition(".")[0] == block.kind and "." not in location.path.partition(".")[2]
         return f" It is a key of {location.components()}." if own else location.suggestion()
-    if known := _old_key(key, block.kind, paths) or _equivalent(key, paths | {block.kind: block.path}):
-        return known
+    if hint := _old_key(key, block.kind, paths) or _equivalent(key, paths | {block.kind: block.path}):
+        return hint
     names = [*map(str, block.node), *compat.old_names(block.kind), *aliases.alias_names([*map(str, block.node)])]
     if own_key := did_you_mean(key, names):
         return own_key
