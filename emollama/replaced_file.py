@@ -39,10 +39,15 @@ def put_in_place(path: Path, temporary: Path, sha256: str) -> None:
         lines.write(line)
 
 
+def temporary_path(path: Path) -> Path:
+    """Return the path of the temporary file for a file. A process that is killed leaves it behind."""
+    return path.with_name(f".{path.name}.new")
+
+
 @contextmanager
 def temporary_file(path: Path) -> Iterator[Path]:
     """Return the path of the temporary file for a checkpoint, and turn errors of writing into user errors."""
-    temporary = path.with_name(f".{path.name}.new")
+    temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

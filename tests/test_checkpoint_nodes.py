@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from running import golden_config, read_jsonl
 from small_disks import small_disk
 from test_checkpoint_parts import damage, part, write
 from workers import node_functions as worker
 
 from emollama import checkpoint, checkpoint_parts, file_digests
-from emollama.runners.checkpoints import step_of
+from emollama.distributed.process_group import World
+from emollama.runners.checkpoints import read_to_resume, step_of
+from emollama.runners.run_checkpoints import remove_interrupted
 
 
 @pytest.fixture
@@ -101,6 +105,49 @@ def test_a_damaged_checkpoint_of_one_node_is_skipped_for_an_earlier_one_of_anoth
     first, second = resume(ranks, folders)
     assert (first[:2], second[:2]) == (("", 2), ("", 2)) and first[2][0].startswith(f"{folders[1]}/checkpoint_2.pth is skipped: ")
     assert (folders[1] / "superseded/1_checkpoint_2.pth").is_file()
+
+
+def test_parts_beside_the_checkpoint_of_another_run_are_used_on_a_node_without_the_checkpoint(ranks, folders, tmp_path):
+    new_run = [tmp_path / name / "new" for name in "ab"]
+    for folder in new_run:
+        folder.mkdir()
+    assert resume(ranks, new_run, "../checkpoint_1.pth") == [("", 2, [])] * 2
+    assert all(part(folder, 2, rank).is_file() for folder in folders for rank in (0, 1))
+    assert files(tmp_path / "b/new") == []
+
+
+def test_a_new_run_keeps_parts_that_it_resumes_from_until_they_are_read(tmp_path):
+    used, unused = (write(tmp_path, step, f"checkpoint_{step}.pth") for step in (1, 2))
+    (other := tmp_path / "other").mkdir()
+    content = read_to_resume(used)
+    for path in (used, unused):
+        path.rename(other / path.name)
+    left = tmp_path / ".checkpoint_last.pth.new"
+    left.touch()
+    remove_interrupted(tmp_path, World(0, 1, torch.device("cpu")), content)
+    assert not left.exists() and [path.name for path in checkpoint_parts.folders(tmp_path)] == ["1-0"]
+    remove_interrupted(tmp_path, World(0, 1, torch.device("cpu")), None)
+    assert checkpoint_parts.folders(tmp_path) == []
+
+
+@pytest.mark.faults
+def test_a_node_without_space_for_the_checkpoint_is_named_and_keeps_no_incomplete_file(ranks, folders):
+    with small_disk("1m") as disk:
+        shutil.copytree(folders[1], folder := disk / "run")
+        (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free))
+        (error, *_), (same, *_) = resume(ranks, [folders[0], folder])
+        copy = folder / ".fetched/checkpoint_1.pth"
+        assert error == same and error.startswith(f"node 1 (b) cannot store {copy}, the checkpoint to resume from: No space left")
+        assert files(folder) == files(folders[1])
+        (disk / "filler").unlink()
+        assert resume(ranks, [folders[0], folder]) == [("", 2, [])] * 2
+
+
+def test_a_node_that_cannot_store_a_part_is_named(ranks, folders):
+    part(folders[1], 2, 0).mkdir()
+    (error, *_), (same, *_) = resume(ranks, folders)
+    start = f"node 1 (b) cannot store {part(folders[1], 2, 0)}, the checkpoint to resume from: Is a directory. Move this folder"
+    assert error == same and error.startswith(start)
 
 
 # Runs whose second node has a small disk. Its part takes 2.7 MB, and a new part is written before the old one is deleted.

@@ -365,6 +365,21 @@ def test_a_disk_without_space_for_a_checkpoint_is_reported_before_weights_are_lo
         assert re.search(rf"^{text} of this run needs about 0.00\d GiB there", completed.stderr, re.MULTILINE), completed.stderr
 
 
+def test_only_space_that_a_run_needs_is_checked(tmp_path, emollama):
+    """What an interrupted save has left is deleted first, and a run that has ended writes no checkpoint."""
+    with small_disk("8m") as disk:
+        options = {"iters_per_epoch": 1, "max_epoch": 1, "evaluate": False, "resume_ckpt_path": "auto"}
+        path = write(tmp_path, training(tmp_path, output_dir=str(disk / "out"), **options))
+        (disk / "out/run").mkdir(parents=True)
+        left = disk / "out/run/.checkpoint_last.pth.new"
+        left.write_bytes(bytes(shutil.disk_usage(disk).free - 100_000))
+        completed = emollama("train", "--cfg-path", path)
+        assert completed.returncode == 0 and not left.exists(), completed.stderr
+        fill(disk, leave=100_000)
+        completed = emollama("train", "--cfg-path", path)
+        assert completed.returncode == 0, completed.stderr
+
+
 def test_a_checkpoint_that_does_not_fit_ends_the_run_and_leaves_the_earlier_one(tmp_path, emollama, during):
     with small_disk("8m") as disk:
         path = write(tmp_path, training(tmp_path, output_dir=str(disk / "out"), iters_per_epoch=3, max_epoch=2, evaluate=False))

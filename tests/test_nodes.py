@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
 import signal
@@ -29,7 +30,7 @@ from emollama.distributed.process_group import World
 from emollama.errors import NoProgress, Stopped, UserError
 from emollama.optim import trainable
 from emollama.precision import Precision
-from emollama.runners import folder_check, restarts
+from emollama.runners import fetching, folder_check, restarts
 from emollama.runners.build import model_without_weights
 
 FOUR = [Member(group, f"host{group}", {"torch": "2.15.0"}) for group in ("0", "0", "1", "1")]
@@ -399,6 +400,18 @@ def test_a_node_that_cannot_store_the_checkpoint_is_named_on_both(ranks, folders
     (tmp_path / "b/.fetched").write_text("a file")
     (_, text), (_, same) = ranks(worker.failed_fetch, folders)
     assert text == same and text.startswith(f"node 1 (b) cannot store {folders[1]}/.fetched/checkpoint_0.pth, the checkpoint")
+
+
+def test_a_disk_that_reports_only_at_the_end_that_it_is_full_keeps_no_incomplete_file(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(fetching.os, "fsync", full)
+    writer = fetching._Writer(tmp_path / "part")
+    writer.write(bytearray(b"content"))
+    with pytest.raises(UserError, match=r"^node 1 cannot store \S+/part, .*: Disk quota exceeded\. Free disk space, because"):
+        writer.close("node 1")
+    assert not (tmp_path / "part").exists()
 
 
 @pytest.mark.parametrize(("steps", "rank"), [((4, 2), 0), ((2, 4), 1), ((4, 4), 0), ((None, 4), 1), ((None, None), None)])

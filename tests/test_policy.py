@@ -114,7 +114,7 @@ IMPORTS = {
     " distributed.sharding distributed.stop_requests distributed.worker_variables dtypes encoders errors evaluation field_texts"
     " file_digests folder_lock heartbeat"
     " interface_check listing logs logs.console lr_schedules memory optim parallel_modes paths planning precision recomputation"
-    " registry run_folder sharded_tensors stores suggestions variables",
+    " registry replaced_file run_folder sharded_tensors stores suggestions variables",
     "checks": "config data disk distributed.process_group errors listing logs logs.console memory optim planning remote runners",
     "tasks": "components data data.batch decoding errors evaluation field_texts run_folder",
     "inference": "__init__ checkpoint checkpoint_files component_configs config data data.batch decoding"

@@ -159,9 +159,10 @@ def _read_on(
     here = configured or str(folder / Path(path).name)
     if parts is None or not world.several_nodes:
         return _Chosen(path, source, here, contents[0], None, {})
-    # A node that does not have the checkpoint keeps its parts in the folder of the run.
-    parent = Path(here).resolve().parent if os.path.isfile(here) else folder
-    parts = replace(parts, path=here, folder=parent / checkpoint_parts.FOLDER / parts.folder.name)
+    beside = Path(here).resolve().parent / checkpoint_parts.FOLDER / parts.folder.name
+    # A node that has neither the checkpoint nor parts of it stores its copies of the parts in the folder of the run.
+    place = beside if os.path.isfile(here) or beside.is_dir() else folder / checkpoint_parts.FOLDER / parts.folder.name
+    parts = replace(parts, path=here, folder=place)
     return _Chosen(path, source, here, contents[0], parts, copies_of_parts(parts, world))
 
 

@@ -6,6 +6,7 @@ The nodes keep the parts of a sharded checkpoint that they receive, as if they h
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -157,8 +158,14 @@ class _Writer:
             UserError: If the file could not be written.
         """
         if self._file is not None:
-            with suppress(OSError):  # it flushes again what could not be written
+            try:
+                # Network disks can report only here that they are full.
+                os.fsync(self._file.fileno())
                 self._file.close()
+            except OSError as error:
+                self._error = self._error or error
+                with suppress(OSError):  # it flushes again what could not be written
+                    self._file.close()
         if self._error is not None:
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)

@@ -48,6 +48,7 @@ from emollama.runners.node_checks import compare_datasets, compare_settings, com
 from emollama.runners.prediction_runner import PredictionRunner
 from emollama.runners.restarts import record_attempt, require_progress
 from emollama.runners.resume import require_job_id, run_fields, sampling_fields
+from emollama.runners.run_checkpoints import remove_interrupted
 from emollama.runners.sharding_check import require_start
 from emollama.runners.step_layout import step_layout
 from emollama.runners.validation import monitored_metric
@@ -142,7 +143,10 @@ class Preparation:
         if problems:
             return
         with self._collect_errors:
-            will_save = self.training and problems is None
+            total = self.config.run.max_epoch * self.config.run.iters_per_epoch
+            will_save = self.training and problems is None and self.first_step < total
+            if will_save:
+                remove_interrupted(self.folder, self.world, self.resumed)
             self.tensors = self.world.rank_zero_first(partial(self._checkpoint_tensors, will_save=will_save))
         if self.training and problems is None:
             self.world.on_rank_zero(lambda: record_attempt(self.folder, self.first_step))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Set
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -14,6 +15,7 @@ from emollama.checkpoint_parts import CheckpointPart
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.logs.logger import get_logger
+from emollama.replaced_file import temporary_path
 from emollama.runners.checkpoint_writer import CheckpointWriter
 from emollama.runners.checkpoints import drop_old, folders_of_parts, has_later, set_aside_later, step_of
 
@@ -29,6 +31,37 @@ class _Save(NamedTuple):
     required: bool
     content: dict[str, Any]
     parts_folder: str | None
+
+
+def remove_interrupted(folder: Path, world: World, resumed: dict[str, Any] | None) -> None:
+    """Delete what interrupted saves have left on the disk of each node, which can take the space of the next one.
+
+    Every rank calls it.
+
+    Args:
+        folder: folder of the run.
+        world: the processes.
+        resumed: the content of the checkpoint to resume from, whose parts are still read; None for a new run.
+    """
+    if world.is_first:
+        for path in folder.glob(temporary_path(Path("checkpoint_*.pth")).name):
+            with suppress(OSError):  # another node has deleted it from a shared folder
+                path.unlink()
+    parts = resumed and checkpoint_parts.parts_of(resumed, resumed["path"])
+    _drop_old_parts(folder, world, {parts.folder.name} if parts else set())
+
+
+def _drop_old_parts(folder: Path, world: World, needed: Set[str] = frozenset()) -> None:
+    """Delete the parts of checkpoints that no longer exist on any node, except for folders of these names, on all nodes."""
+    if not world.any(bool(checkpoint_parts.folders(folder))):
+        return
+    used = set(needed)
+    for names in world.gather(folders_of_parts(folder) if world.is_first else set()):
+        if names is None:  # a file cannot be read
+            return
+        used |= names
+    if world.is_first:
+        checkpoint_parts.remove_other_folders(folder, used)
 
 
 class RunCheckpoints:
@@ -60,7 +93,7 @@ class RunCheckpoints:
             # A checkpoint in another folder is not one of this run, whose folder must have a checkpoint when it stops.
             is_own = Path(resumed["path"]).resolve().parent == folder.resolve()
             self._saved_step = world.on_rank_zero(lambda: resumed["step"] if is_own else None)
-        self._drop_old_parts()  # of a checkpoint that was interrupted
+        self._drop_old_parts()  # which were copied only to resume
 
     def _set_aside_later(self, step: int) -> None:
         """Move the checkpoints of later steps away on all nodes. With auto, they are damaged, but some files may be intact."""
@@ -208,17 +241,7 @@ class RunCheckpoints:
         return False
 
     def _drop_old_parts(self) -> None:
-        """Delete the parts of checkpoints that no longer exist on any node, on the disk of each node."""
-        world = self._world
-        if not world.any(bool(checkpoint_parts.folders(self._folder))):
-            return
-        used: set[str] = set()
-        for names in world.gather(folders_of_parts(self._folder) if world.is_first else set()):
-            if names is None:  # a file cannot be read
-                return
-            used |= names
-        if world.is_first:
-            checkpoint_parts.remove_other_folders(self._folder, used)
+        _drop_old_parts(self._folder, self._world)
 
     def _path_of_epoch(self, completed_steps: int) -> Path:
         return self._folder / f"checkpoint_{completed_steps // self._cfg.iters_per_epoch - 1}.pth"
