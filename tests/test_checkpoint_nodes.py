@@ -107,6 +107,14 @@ def test_a_damaged_checkpoint_of_one_node_is_skipped_for_an_earlier_one_of_anoth
     assert (folders[1] / "superseded/1_checkpoint_2.pth").is_file()
 
 
+def test_the_next_checkpoint_after_a_damaged_one_can_be_on_another_node(ranks, folders):
+    write(folders[0], 4, "checkpoint_3.pth")
+    damage(folders[0] / "checkpoint_3.pth")
+    write(folders[1], 3, "checkpoint_2.pth")
+    first, second = resume(ranks, folders)
+    assert (first[:2], second) == (("", 3), ("", 3, [])) and "checkpoint_3.pth is skipped" in first[2][0]
+
+
 def test_parts_beside_the_checkpoint_of_another_run_are_used_on_a_node_without_the_checkpoint(ranks, folders, tmp_path):
     new_run = [tmp_path / name / "new" for name in "ab"]
     for folder in new_run:

@@ -88,7 +88,9 @@ def require_own_start(folder: Path) -> None:
         )
 
 
-def newest(folder: Path, problems: dict[Path, str], *, check_parts: bool = True) -> dict[str, Any] | None:
+def newest(
+    folder: Path, problems: dict[Path, str], *, step: int | None = None, check_parts: bool = True
+) -> dict[str, Any] | None:
     """Read the checkpoint with the highest step in a run's folder, unless it cannot be used.
 
     A checkpoint without a digest can be used, because copying a run often leaves the digests behind.
@@ -97,12 +99,13 @@ def newest(folder: Path, problems: dict[Path, str], *, check_parts: bool = True)
         folder: the folder of the run.
         problems: path -> why a file cannot be used. Those files are not read. This function adds files that cannot be read, and
             damaged checkpoints of later steps.
+        step: read only checkpoints of this step, if it is not None.
         check_parts: as in :func:`read_to_resume`.
 
     Returns:
         The content with its ``path``, or None.
     """
-    paths = [path for path in folder.glob("checkpoint_*.pth") if path not in problems]
+    paths = [path for path in folder.glob("checkpoint_*.pth") if path not in problems and step in (None, step_of(path))]
     content, others = _newest_of(paths, partial(read_to_resume, check_parts=check_parts))
     problems |= others
     if content is not None and not os.path.lexists(file_digests.digest_path(content["path"])):

@@ -99,10 +99,12 @@ def _newest(folder: Path, world: World) -> _Chosen | None:
     problems: dict[Path, str] = {}  # of checkpoints on this node
     read = partial(newest, folder, problems, check_parts=not world.several_nodes)
     while True:
-        source = _rank_with_newest(folder, world, problems)
-        chosen = _read_on(source or 0, read, None, folder, world)
-        if chosen is None and source is not None:
-            continue  # all of its checkpoints are damaged
+        highest = _rank_with_newest(folder, world, problems)
+        source, step = highest or (0, None)
+        # If it is damaged, another node may have a newer one than the next one of this node.
+        chosen = _read_on(source, partial(read, step=step), None, folder, world)
+        if chosen is None and highest is not None:
+            continue
         if chosen is None or not (problem := chosen.problem()):
             break
         if world.rank == chosen.source:
@@ -117,8 +119,8 @@ def _newest(folder: Path, world: World) -> _Chosen | None:
     return chosen
 
 
-def _rank_with_newest(folder: Path, world: World, problems: dict[Path, str]) -> int | None:
-    """Return the rank whose node has the checkpoint of the highest step; None if there is none, or only one node.
+def _rank_with_newest(folder: Path, world: World, problems: dict[Path, str]) -> tuple[int, int] | None:
+    """Return the rank whose node has the checkpoint of the highest step, and this step; None without one, or for one node.
 
     Args:
         folder: the folder of the run.
@@ -131,7 +133,7 @@ def _rank_with_newest(folder: Path, world: World, problems: dict[Path, str]) -> 
     own = {path: step_of(path) for path in paths}
     problems |= {path: NO_STEP for path, step in own.items() if step < 0}
     steps = world.gather(max(own.values(), default=-1))
-    return steps.index(max(steps)) if max(steps) >= 0 else None
+    return (steps.index(max(steps)), max(steps)) if max(steps) >= 0 else None
 
 
 def _read_on(

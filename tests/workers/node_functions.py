@@ -121,7 +121,8 @@ def failed_fetch(folders: list[str]) -> tuple[str, str]:
 def rank_with_newest(folders: list[str]) -> int | None:
     """The rank whose node has the checkpoint of the highest step; None if there is none."""
     world = two_nodes()
-    return _rank_with_newest(Path(folders[world.rank]), world, {})
+    highest = _rank_with_newest(Path(folders[world.rank]), world, {})
+    return highest and highest[0]
 
 
 def resume(folders: list[str], configured: str) -> tuple[str, int, list[str]]:
