@@ -132,8 +132,10 @@ def test_a_new_run_keeps_parts_that_it_resumes_from_until_they_are_read(tmp_path
         path.rename(other / path.name)
     left = tmp_path / ".checkpoint_last.pth.new"
     left.touch()
+    (tmp_path / ".fetched").mkdir()
     remove_interrupted(tmp_path, World(0, 1, torch.device("cpu")), content)
-    assert not left.exists() and [path.name for path in checkpoint_parts.folders(tmp_path)] == ["1-0"]
+    assert [path.name for path in checkpoint_parts.folders(tmp_path)] == ["1-0"]
+    assert not left.exists() and not (tmp_path / ".fetched").exists()
     remove_interrupted(tmp_path, World(0, 1, torch.device("cpu")), None)
     assert checkpoint_parts.folders(tmp_path) == []
 

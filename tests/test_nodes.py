@@ -402,6 +402,13 @@ def test_a_node_that_cannot_store_the_checkpoint_is_named_on_both(ranks, folders
     assert text == same and text.startswith(f"node 1 (b) cannot store {folders[1]}/.fetched/checkpoint_0.pth, the checkpoint")
 
 
+def test_a_checkpoint_that_becomes_shorter_while_it_is_sent_is_reported_on_both_with_its_node(ranks, folders, tmp_path):
+    (tmp_path / "a/checkpoint_0.pth").write_bytes(bytes(2**18))
+    (_, text), (_, same) = ranks(worker.fetch_of_a_file_that_shrinks, folders)
+    assert text == same and text.startswith(f"node 0 (a) cannot read {folders[0]}/checkpoint_0.pth, the checkpoint to resume")
+    assert "it has become shorter" in text and not (tmp_path / "b/.fetched").exists()
+
+
 def test_a_disk_that_reports_only_at_the_end_that_it_is_full_keeps_no_incomplete_file(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
@@ -410,7 +417,7 @@ def test_a_disk_that_reports_only_at_the_end_that_it_is_full_keeps_no_incomplete
     writer = fetching._Writer(tmp_path / "part")
     writer.write(bytearray(b"content"))
     with pytest.raises(UserError, match=r"^node 1 cannot store \S+/part, .*: Disk quota exceeded\. Free disk space, because"):
-        writer.close("node 1")
+        writer.close("node 1", keep=True)
     assert not (tmp_path / "part").exists()
 
 

@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -107,27 +107,67 @@ def _send(path: Path, target: Path | None, world: World, source: int) -> None:
     """Send a file from one rank to all others; those with a target write it."""
     size = world.on_rank(source, lambda: path.stat().st_size)
     digest = hashlib.sha256()
+    reader = _Reader(path) if world.rank == source else None
     writer = None if target is None else _Writer(target)
-    with path.open("rb") if world.rank == source else nullcontext() as file:
-        for start in range(0, size, CHUNK):
-            chunk = bytearray(min(CHUNK, size - start))
-            if file is not None:
-                file.readinto(chunk)
-            world.broadcast(torch.frombuffer(chunk, dtype=torch.uint8), source)
-            digest.update(chunk)
-            if writer is not None:
-                writer.write(chunk)
-            beat()
-    expected = world.on_rank(source, digest.hexdigest)
+    for start in range(0, size, CHUNK):
+        chunk = bytearray(min(CHUNK, size - start))
+        if reader is not None:
+            reader.read(chunk)
+        world.broadcast(torch.frombuffer(chunk, dtype=torch.uint8), source)
+        digest.update(chunk)
+        if writer is not None:
+            writer.write(chunk)
+        beat()
+    expected = world.gather(digest.hexdigest() if reader is not None and reader.error is None else None)[source]
 
     def check() -> None:
         place = world.nodes.place(world.rank)
+        is_complete = digest.hexdigest() == expected
+        if reader is not None:
+            reader.close(place)
         if writer is not None:
-            writer.close(place)
-        if digest.hexdigest() != expected:
+            writer.close(place, keep=is_complete)
+        if expected is not None and not is_complete:
             raise UserError(f"{path.name} was damaged on its way to {place}. Start the run again.")
 
     world.on_all_ranks(check)
+
+
+class _Reader:
+    """The file to send. An error is raised at the end, because until then the other nodes need this process to take part.
+
+    Attributes:
+        error: the first error.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.error: OSError | None = None
+        self._path = path
+        self._file: IO[bytes] | None = None
+
+    def read(self, chunk: bytearray) -> None:
+        """Fill a buffer with the next bytes, unless there was an error."""
+        if self.error is not None:
+            return
+        try:
+            if self._file is None:
+                self._file = self._path.open("rb")
+            if self._file.readinto(chunk) != len(chunk):  # type: ignore[attr-defined]
+                raise OSError("it has become shorter while it was read")
+        except OSError as error:
+            self.error = error
+
+    def close(self, place: str) -> None:
+        """Close the file, and raise the first error.
+
+        Raises:
+            UserError: If the file could not be read.
+        """
+        if self._file is not None:
+            self._file.close()
+        if self.error is not None:
+            text = f"{place} cannot read {self._path}, the checkpoint to resume from: {disk.reason(self.error)}."
+            raise UserError(f"{text} Start the run again, or resume from another checkpoint.")
 
 
 class _Writer:
@@ -151,8 +191,8 @@ class _Writer:
         except OSError as error:
             self._error = error
 
-    def close(self, place: str) -> None:
-        """Close the file, and raise the first error.
+    def close(self, place: str, *, keep: bool) -> None:
+        """Close the file, delete it if it is incomplete or not to be kept, and raise the first error.
 
         Raises:
             UserError: If the file could not be written.
@@ -166,8 +206,9 @@ class _Writer:
                 self._error = self._error or error
                 with suppress(OSError):  # it flushes again what could not be written
                     self._file.close()
-        if self._error is not None:
+        if self._error is not None or not keep:
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)
+        if self._error is not None:
             text = f"{place} cannot store {self._path}, the checkpoint to resume from: {disk.reason(self._error)}."
             raise UserError(f"{text} {disk.remedy(self._error, 'set another run.output_dir')}")

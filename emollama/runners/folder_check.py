@@ -75,6 +75,8 @@ def check_run_folder(folder: Path) -> None:
 def require_space(config: RunConfig, folder: Path, model: Model, world: World) -> None:
     """Check that the disk of a run's folder has space for the part of one checkpoint that this node writes.
 
+    Nodes with a common disk each look for the space of their own part, because hosts have no common name for a disk.
+
     Args:
         config: the resolved configuration.
         folder: folder of the run on this node, which may not exist yet.

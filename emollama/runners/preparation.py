@@ -83,7 +83,7 @@ class Preparation:
 
     Raises:
         UserError: If files, features, checkpoints or the environment have a problem, or another run writes to the folder.
-            Nothing was written then.
+            Nothing was written then, but files that interrupted saves have left may be deleted.
     """
 
     prompt: PromptFormat

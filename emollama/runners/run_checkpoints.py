@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import socket
 from collections.abc import Callable, Set
 from contextlib import suppress
@@ -16,6 +17,7 @@ from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.logs.logger import get_logger
 from emollama.replaced_file import temporary_path
+from emollama.runners import fetching
 from emollama.runners.checkpoint_writer import CheckpointWriter
 from emollama.runners.checkpoints import drop_old, folders_of_parts, has_later, set_aside_later, step_of
 
@@ -47,6 +49,7 @@ def remove_interrupted(folder: Path, world: World, resumed: dict[str, Any] | Non
         for path in folder.glob(temporary_path(Path("checkpoint_*.pth")).name):
             with suppress(OSError):  # another node has deleted it from a shared folder
                 path.unlink()
+        shutil.rmtree(folder / fetching.FOLDER, ignore_errors=True)
     parts = resumed and checkpoint_parts.parts_of(resumed, resumed["path"])
     _drop_old_parts(folder, world, {parts.folder.name} if parts else set())
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import time
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from emollama.checkpoint_parts import parts_of
 from emollama.config import load
@@ -17,7 +19,7 @@ from emollama.distributed import process_group
 from emollama.distributed.nodes import Nodes
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
-from emollama.runners import chosen_checkpoint, node_checks
+from emollama.runners import chosen_checkpoint, fetching, node_checks
 from emollama.runners.checkpoints import newest
 from emollama.runners.chosen_checkpoint import _rank_with_newest
 from emollama.runners.fetching import on_all_nodes
@@ -116,6 +118,13 @@ def fetch(folders: list[str], source: int) -> tuple[str, bytes, bool]:
 def failed_fetch(folders: list[str]) -> tuple[str, str]:
     """Make a file of the first node available on both, of which the second one cannot store it."""
     return outcome(lambda: fetch(folders, 0))
+
+
+def fetch_of_a_file_that_shrinks(folders: list[str]) -> tuple[str, str]:
+    """Make a file of the first node available on both, while another program shortens it."""
+    path = Path(folders[0]) / "checkpoint_0.pth"
+    with patch.object(fetching, "CHUNK", 2**16), patch.object(fetching, "beat", lambda: os.truncate(path, 2**16)):
+        return outcome(lambda: fetch(folders, 0))
 
 
 def rank_with_newest(folders: list[str]) -> int | None:
