@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import inspect
 import json
+import re
 import shutil
 import signal
 import socket
@@ -23,7 +25,16 @@ from workers import node_functions as worker
 
 from emollama.cli import main
 from emollama.config import load
-from emollama.distributed import launcher, node_launch, nodes, process_group, watchdog, worker_errors, worker_variables
+from emollama.distributed import (
+    launcher,
+    node_launch,
+    nodes,
+    process_group,
+    torchrun_options,
+    watchdog,
+    worker_errors,
+    worker_variables,
+)
 from emollama.distributed.node_launch import NodeOptions
 from emollama.distributed.nodes import Member, Nodes
 from emollama.distributed.process_group import World
@@ -255,12 +266,49 @@ def test_malformed_options_are_refused(argv, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["--rdzv-conf", "join_timout=9"], "unknown key 'join_timout'. Did you mean 'join_timeout'? Keys: join_timeout, "),
+        (["--rdzv-conf", "store_type=file"], "unknown key 'store_type'."),
+        (["--rdzv-conf", "join_timeout=soon"], "join_timeout must be a whole number of seconds above 0"),
+        (["--rdzv-conf", "join_timeout=0"], "join_timeout must be a whole number of seconds above 0"),
+        (["--rdzv-conf", "read_timeout=1.5"], "read_timeout must be a whole number of seconds above 0"),
+        (["--rdzv-conf", "close_timeout=99999999999999"], "close_timeout must be a whole number of seconds above 0"),
+        (["--rdzv-conf", "keep_alive_max_attempt=no"], "keep_alive_max_attempt must be a whole number above 0"),
+        (["--rdzv-conf", "is_host=2"], "is_host must be true or false, not '2'"),
+        (["--rdzv-conf", "join_timeout=9,join_timeout=8"], "join_timeout occurs twice, with '9' and '8'"),
+        (["--node-rank", "1"], "nodes are numbered in the order of their addresses"),
+        (["--node_rank=1"], "nodes are numbered in the order of their addresses"),
+        (["--nproc-per-node", "4"], "use --nproc N, or --gpus N"),
+        (["--rdzv-endpoint=host:1"], "use --rdzv HOST:PORT"),
+    ],
+)
+def test_rendezvous_settings_and_other_options_of_torchrun_are_checked_before_the_start(argv, message, capsys):
+    with pytest.raises(SystemExit):
+        parsed(*argv)
+    assert message in capsys.readouterr().err
+
+
+def test_torch_reads_the_accepted_rendezvous_settings():
+    from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend, dynamic_rendezvous
+
+    source = inspect.getsource(c10d_rendezvous_backend) + inspect.getsource(dynamic_rendezvous)
+    read = set(re.findall(r'params\.get\w*\(\s*"(\w+)"', source))
+    read |= {f"{name}_timeout" for name in re.findall(r'_get_timeout\(params, "(\w+)"', source)}
+    assert set(torchrun_options.KEYS) <= read
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
         (["--nnodes", "2"], "--nnodes needs --rdzv: nodes meet at --rdzv HOST:PORT"),
         (["--rdzv", "host:1"], "--rdzv needs --nnodes"),
         (["--interface", "lo"], "--interface is about several nodes. Add --nnodes and --rdzv"),
         (["--rdzv-id", "a"], "--rdzv-id is about several nodes."),
         (["--rdzv-conf", "join_timeout=9"], "--rdzv-conf is about several nodes."),
         (["--nnodes", "2", "--rdzv", "host:1", "--master-port", "9"], "--master-port cannot be used with --nnodes"),
+        (
+            ["--nnodes", "2", "--rdzv", "host:1", "--interface", "lo", "--rdzv-conf", "is_host=1"],
+            "--rdzv-conf is_host cannot be used with --interface",
+        ),
         (
             ["--nnodes", "2", "--rdzv", "host:1", "--interface", "eth99"],
             "--interface eth99: this machine has no network interface",

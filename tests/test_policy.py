@@ -56,7 +56,9 @@ IMPORTS = {
     "demo.folder": "disk errors paths",
     "listing": "paths",
     "distributed.nodes": "__init__ distributed.worker_variables errors listing logs.console",
-    "distributed.node_launch": "distributed.nodes distributed.worker_variables errors logs.console variables",
+    "distributed.torchrun_options": "suggestions",
+    "distributed.node_launch": "distributed.nodes distributed.torchrun_options distributed.worker_variables errors logs.console"
+    " variables",
     "distributed.process_group": "distributed.nodes distributed.worker_variables errors heartbeat",
     "distributed.groups": "distributed.nodes distributed.worker_variables errors parallel_modes",
     "distributed.parallel": "distributed.process_group dtypes optim sharded_tensors",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
 import socket
 import threading
@@ -20,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from emollama.distributed.nodes import interface_address, is_this_node
+from emollama.distributed.torchrun_options import IS_HOST, add_other_options, rendezvous_settings
 from emollama.distributed.worker_variables import is_worker, require_no_other_launcher
 from emollama.errors import Interrupted, UserError
 from emollama.logs import console
@@ -84,6 +84,10 @@ class NodeOptions:
         interface = arguments.interface
         if interface is not None:
             interface_address(interface)
+            if IS_HOST in (arguments.rdzv_conf or {}):
+                raise UserError(
+                    "--rdzv-conf is_host cannot be used with --interface, which finds the host of --rdzv. Remove is_host."
+                )
         least, most = nnodes
         return cls(least, most, endpoint, arguments.rdzv_id or cls.run_id, restarts, interface, arguments.rdzv_conf)
 
@@ -91,17 +95,21 @@ class NodeOptions:
 def add_node_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of commands that run on several nodes."""
     add = parser.add_argument
-    text = "number of nodes, or MIN:MAX for a run that continues with fewer; start the command on each of them"
+    text = (
+        "number of nodes, or MIN:MAX for a run that continues with fewer; start the command on each of them. Nodes number"
+        " themselves, so there is no --node-rank"
+    )
     add("--nnodes", type=_number_of_nodes, metavar="N", help=text)
     add("--rdzv", type=_endpoint, metavar="HOST:PORT", help="where the nodes meet: one of them, and a free port there")
     text = "name of the run, if several runs meet at the same HOST:PORT (default: emollama)"
     add("--rdzv-id", metavar="NAME", help=text)
     text = "settings of the rendezvous as for torchrun, such as join_timeout=1200,last_call_timeout=10"
-    add("--rdzv-conf", type=_settings, metavar="KEY=VALUE,...", help=text)
+    add("--rdzv-conf", type=rendezvous_settings, metavar="KEY=VALUE,...", help=text)
     text = "network interface for the communication of the nodes, such as eth1 (default: that of the host name)"
     add("--interface", metavar="NAME", help=text)
     text = "how often the processes are started again after a failure (default: 0)"
     add("--max-restarts", type=_restarts, metavar="N", help=text)
+    add_other_options(parser)
 
 
 def _number_of_nodes(text: str) -> tuple[int, int]:
@@ -117,13 +125,6 @@ def _endpoint(text: str) -> tuple[str, int]:
     if not host or not port.isdecimal() or not 0 < int(port) <= MAX_PORT:
         raise argparse.ArgumentTypeError(f"'{text}' is not an address and a port, such as node1:29500")
     return host.strip("[]"), int(port)
-
-
-def _settings(text: str) -> dict[str, str]:
-    pairs = dict(re.findall(r"(\w+)=(\w+)(?:,|$)", text))
-    if ",".join(f"{key}={value}" for key, value in pairs.items()) != text:
-        raise argparse.ArgumentTypeError(f"'{text}' does not have the form KEY=VALUE,KEY=VALUE")
-    return pairs
 
 
 def _restarts(text: str) -> int:
@@ -154,7 +155,7 @@ def rendezvous(options: NodeOptions, silence: float | None) -> Iterator[dict[str
         stack.enter_context(_connections_closed_after(silence))
         if options.interface and local:
             # torch would listen on every interface, and recognizes this node by its host name only.
-            configs["is_host"] = "false"
+            configs[IS_HOST] = "false"
             if is_this_node(host, options.interface):
                 host, store = local, _listening_store(local, port)
                 stack.callback(lambda: store)  # alive until then
