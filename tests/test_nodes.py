@@ -462,7 +462,7 @@ def test_a_disk_that_reports_only_at_the_end_that_it_is_full_keeps_no_incomplete
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
     monkeypatch.setattr(fetching.os, "fsync", full)
-    writer = fetching._Writer(tmp_path / "part")
+    writer = fetching._ReceivedFile(tmp_path / "part")
     writer.write(bytearray(b"content"))
     with pytest.raises(UserError, match=r"^node 1 cannot store \S+/part, .*: Disk quota exceeded\. Free disk space, because"):
         writer.close("node 1", keep=True)

@@ -107,33 +107,33 @@ def _send(path: Path, target: Path | None, world: World, source: int) -> None:
     """Send a file from one rank to all others; those with a target write it."""
     size = world.on_rank(source, lambda: path.stat().st_size)
     digest = hashlib.sha256()
-    reader = _Reader(path) if world.rank == source else None
-    writer = None if target is None else _Writer(target)
+    sent = _SentFile(path) if world.rank == source else None
+    received = None if target is None else _ReceivedFile(target)
     for start in range(0, size, CHUNK):
         chunk = bytearray(min(CHUNK, size - start))
-        if reader is not None:
-            reader.read(chunk)
+        if sent is not None:
+            sent.read(chunk)
         world.broadcast(torch.frombuffer(chunk, dtype=torch.uint8), source)
         digest.update(chunk)
-        if writer is not None:
-            writer.write(chunk)
+        if received is not None:
+            received.write(chunk)
         beat()
-    expected = world.gather(digest.hexdigest() if reader is not None and reader.error is None else None)[source]
+    expected = world.gather(digest.hexdigest() if sent is not None and sent.error is None else None)[source]
 
     def check() -> None:
         place = world.nodes.place(world.rank)
         is_complete = digest.hexdigest() == expected
-        if reader is not None:
-            reader.close(place)
-        if writer is not None:
-            writer.close(place, keep=is_complete)
+        if sent is not None:
+            sent.close(place)
+        if received is not None:
+            received.close(place, keep=is_complete)
         if expected is not None and not is_complete:
             raise UserError(f"{path.name} was damaged on its way to {place}. Start the run again.")
 
     world.on_all_ranks(check)
 
 
-class _Reader:
+class _SentFile:
     """The file to send. An error is raised at the end, because until then the other nodes need this process to take part.
 
     Attributes:
@@ -170,7 +170,7 @@ class _Reader:
             raise UserError(f"{text} Start the run again, or resume from another checkpoint.")
 
 
-class _Writer:
+class _ReceivedFile:
     """A new file. An error is raised at the end, because until then the other nodes need this process to take part."""
 
     def __init__(self, path: Path) -> None:
