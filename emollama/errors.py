@@ -12,13 +12,21 @@ from typing import Any
 class UserError(ValueError):
     """A problem in the user's files, configuration or environment.
 
-    The message names the file, line or key and the remedy. Entry points print it without a traceback and exit with status 1.
+    The message names the file, line or key and the remedy. Entry points print it without a traceback.
 
     Attributes:
+        STATUS: exit status of the command.
         is_final: whether all processes of the run raise it, and would raise it again if a launcher restarted them.
     """
 
+    STATUS = 1
     is_final = False
+
+
+class Unreachable(UserError):
+    """Another node of the run cannot be reached, has failed or was stopped, so that another attempt can succeed."""
+
+    STATUS = 69  # EX_UNAVAILABLE of sysexits.h
 
 
 class OutputClosed(UserError):

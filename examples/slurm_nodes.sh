@@ -1,6 +1,7 @@
 #!/bin/bash
 # Train on several nodes with Slurm: sbatch examples/slurm_nodes.sh
 # The job saves and requeues itself 5 minutes before its time limit, and when it is preempted, until the training is complete.
+# It also requeues itself after a node or the network has failed.
 #SBATCH --job-name=emollama
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -17,6 +18,8 @@ set -u
 CONFIG=${CONFIG:-train_configs/custom.yaml}
 # The network between the nodes, which must be private: connections between the processes are not authenticated.
 INTERFACE=${INTERFACE:-ib0}
+# A job that was requeued this often, for any reason, ends if a node or the network fails.
+RETRIES=${RETRIES:-50}
 # Secrets such as WANDB_API_KEY come from the environment of sbatch, or from a file that only you can read.
 if [ -f "$HOME/.emollama_secrets" ]; then
     set -a
@@ -50,8 +53,9 @@ while [ "$status" -gt 128 ] && kill -0 "$step" 2> /dev/null; do # a trap ended t
     status=$?
 done
 
-# 75: the run was stopped and saved. srun returns the highest status of its tasks.
-if [ "$status" = 75 ]; then
+# 75: the run was stopped and saved. 69: a node, or the network, has failed. srun returns the highest status of its tasks, so a
+# node can have failed for good then, and only a job that was requeued less than RETRIES times starts again.
+if [ "$status" = 75 ] || { [ "$status" = 69 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$RETRIES" ]; }; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -18,6 +18,7 @@ from two_hosts import Host, statuses, train, two_hosts, wait_until
 from workers import host_process
 
 from emollama import checkpoint_parts, file_digests
+from emollama.errors import Unreachable
 
 pytestmark = pytest.mark.faults
 SIX = {"iters_per_epoch": 6, "save_every_iters": 2, "global_batch": 2, "resume_ckpt_path": "auto", "warmup_steps": 0}
@@ -88,7 +89,7 @@ def test_a_node_whose_network_is_cut_ends_the_run_on_both_and_nothing_is_lost(mo
 
         wait_until(all_cut, *(host for hosts in pairs.values() for host in hosts))
         for mode, (first, other) in pairs.items():
-            assert statuses(*started[mode], hosts=(first, other)) == [1, 1]
+            assert statuses(*started[mode], hosts=(first, other)) == [Unreachable.STATUS] * 2
             text = f"error: node 1 ({other.name}) did not respond for 0.4 minutes (a sixth of run.hang_minutes). The machine"
             assert first.output().count("error: ") == 1 and text in first.output()
             # A node reads the names of the others when it looks for their first sign of life.
@@ -116,7 +117,7 @@ def test_processes_end_with_their_killed_launcher_on_both_nodes(moment, tmp_path
         started = start_both(hosts, f"{moment}:0:pause")
         wait_until(lambda: (first.folder / "paused").exists(), *hosts)
         os.kill(started[1].pid, signal.SIGKILL)
-        assert statuses(*started, hosts=hosts)[0] == 1
+        assert statuses(*started, hosts=hosts)[0] == Unreachable.STATUS
         wait_until(lambda: not first.processes() + other.processes(), *hosts)
         assert "lost its connection to another process" in first.output()
     resumes_alone(first, launch, alone)

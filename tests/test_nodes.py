@@ -11,18 +11,23 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from argparse import ArgumentParser
 from contextlib import nullcontext
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
+import kubernetes_validate
 import pytest
 import torch
 import yaml
 from running import GOLDEN, ROOT, golden_config
+from torch.distributed.elastic import rendezvous
 from workers import node_functions as worker
 
+from emollama import entry
 from emollama.cli import main
 from emollama.config import load
 from emollama.distributed import (
@@ -38,7 +43,7 @@ from emollama.distributed import (
 from emollama.distributed.node_launch import NodeOptions
 from emollama.distributed.nodes import Member, Nodes
 from emollama.distributed.process_group import World
-from emollama.errors import NoProgress, Stopped, UserError
+from emollama.errors import NoProgress, Stopped, Unreachable, UserError
 from emollama.optim import trainable
 from emollama.precision import Precision
 from emollama.runners import fetching, folder_check, restarts
@@ -222,7 +227,34 @@ def test_a_launcher_whose_processes_only_lost_their_connections_says_so_without_
     record = worker_errors.error_record(RuntimeError("[gloo/transport] Connection closed by peer [10.0.0.2]"))
     failure = SimpleNamespace(exitcode=1, error_file_data=record)
     error = worker_errors.first_failure({0: failure}, 4)
+    assert error.status == Unreachable.STATUS
     assert str(error).startswith("error: process 0 of 4 lost its connection to another process, which was probably killed")
+
+
+def test_the_status_of_a_command_tells_that_another_attempt_can_succeed(monkeypatch, tmp_path, capsys):
+    """The launcher reads the error of a worker from its file: as a failure, or after workers that must not be restarted."""
+    path = tmp_path / "attempt_0/0/error.json"
+    path.parent.mkdir(parents=True)
+    monkeypatch.setenv(worker_errors.ERROR_FILE, str(path))
+
+    def launcher_of(error, read):
+        worker_errors.write_error(error)
+        raise read()
+
+    def failed():
+        return worker_errors.first_failure({0: SimpleNamespace(exitcode=1, error_file_data=json.loads(path.read_bytes()))}, 2)
+
+    for error in (Unreachable("node 1 did not respond"), UserError("clip x is broken")):
+        for read in (failed, lambda: worker_errors.read_user_error(tmp_path)):
+            assert entry.run(lambda error=error, read=read: launcher_of(error, read)) == error.STATUS
+            assert capsys.readouterr().err == f"error: {error}\n"
+    assert (UserError.STATUS, Unreachable.STATUS, Stopped.STATUS) == (1, 69, 75)
+
+
+@pytest.mark.parametrize("name", ["RendezvousTimeoutError", "RendezvousConnectionError", "RendezvousClosedError"])
+def test_launchers_that_do_not_meet_or_lose_each_other_can_be_started_again(name):
+    error = getattr(rendezvous, name)("the reason")
+    assert type(node_launch.no_rendezvous(NodeOptions(2, 2, ("a", 1)), error)) is Unreachable
 
 
 # Options
@@ -545,34 +577,62 @@ def test_the_launcher_learns_whether_a_run_can_be_resumed(tmp_path, monkeypatch)
 def test_the_slurm_script_is_valid_and_uses_options_that_exist():
     path = ROOT / "examples/slurm_nodes.sh"
     assert subprocess.run(["bash", "-n", path], capture_output=True, check=False).stderr == b""
-    if shutil.which("shellcheck"):
-        assert subprocess.run(["shellcheck", path], capture_output=True, text=True, check=False).stdout == ""
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    assert subprocess.run([shellcheck, path], capture_output=True, text=True, check=False).stdout == ""
     command = path.read_text().split("emollama train", 1)[1].partition("--options")[0]
     line = command.replace("\\\n", " ").replace('"$ADDRESS:$PORT"', "a:29500").replace('"$SLURM_JOB_NUM_NODES"', "2")
     assert NodeOptions.of(parsed(*line.partition('"$CONFIG"')[2].replace('"$INTERFACE"', "lo").split())).several
 
 
-@pytest.mark.parametrize(("address", "status"), [("2: ib0 inet 10.0.0.1/24 scope", 0), ("", 1)])
-def test_the_slurm_script_passes_address_port_and_cores_or_says_that_the_interface_is_missing(address, status, tmp_path):
-    """The commands of Slurm are replaced by scripts that print their arguments."""
-    for name, text in {"scontrol": "echo node1", "srun": f'case "$*" in *addr*) echo "{address}";; *) echo "$@";; esac'}.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
-        (tmp_path / name).chmod(0o755)
+def run_slurm_script(folder, srun, requeued_before=0):
+    """Run the script with commands of Slurm that are replaced: scontrol prints its arguments below the name of a node."""
+    for name, text in {"scontrol": 'echo node1; echo "$@"', "srun": srun}.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
     numbers = {
         "SLURM_JOB_ID": "123456",
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_CPUS_PER_TASK": "32",
         "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_RESTART_COUNT": str(requeued_before),
     }
-    environ = numbers | {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)}
-    completed = subprocess.run(
-        ["bash", ROOT / "examples/slurm_nodes.sh"], env=environ, capture_output=True, text=True, check=False
-    )
+    environ = numbers | {"PATH": f"{folder}:/usr/bin:/bin", "HOME": str(folder)}
+    script = ROOT / "examples/slurm_nodes.sh"
+    return subprocess.run(["bash", script], env=environ, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("address", "status"), [("2: ib0 inet 10.0.0.1/24 scope", 0), ("", 1)])
+def test_the_slurm_script_passes_address_port_and_cores_or_says_that_the_interface_is_missing(address, status, tmp_path):
+    completed = run_slurm_script(tmp_path, f'case "$*" in *addr*) echo "{address}";; *) echo "$@";; esac')
     assert completed.returncode == status, completed.stderr
     if status:
         assert completed.stderr.startswith("error: node1 has no network interface ib0 with an IPv4 address.")
     else:
         assert "--cpus-per-task=32" in completed.stdout and "--rdzv 10.0.0.1:23456 " in completed.stdout
+
+
+@pytest.mark.parametrize(
+    ("status", "requeued_before", "is_requeued"),
+    [(0, 0, False), (1, 0, False), (Stopped.STATUS, 99, True), (Unreachable.STATUS, 49, True), (Unreachable.STATUS, 50, False)],
+)
+def test_the_slurm_script_requeues_a_job_that_another_attempt_can_complete(status, requeued_before, is_requeued, tmp_path):
+    completed = run_slurm_script(
+        tmp_path, f'case "$*" in *addr*) echo "2: ib0 inet 10.0.0.1/24";; *) exit {status};; esac', requeued_before
+    )
+    assert completed.returncode == status, completed.stderr
+    assert ("requeue 123456" in completed.stdout) == is_requeued
+
+
+def test_the_kubernetes_manifest_has_the_fields_of_the_kubernetes_api():
+    """The fields of a JobSet itself are not checked, because its API is not part of Kubernetes."""
+    jobs, policy = yaml.safe_load_all((ROOT / "examples/kubernetes_jobset.yaml").read_text())
+    (replicated,) = jobs["spec"]["replicatedJobs"]
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "node"}, "spec": replicated["template"]["spec"]}
+    for manifest in (job, policy):
+        kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+    job["spec"]["podFailurePolicie"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError, match="podFailurePolicie"):
+        kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
 
 
 def test_the_kubernetes_manifest_is_safe_and_gives_a_run_time_to_save():
@@ -584,7 +644,7 @@ def test_the_kubernetes_manifest_is_safe_and_gives_a_run_time_to_save():
     (rule,) = job["podFailurePolicy"]["rules"]
     (container_rule,) = jobs["spec"]["failurePolicy"]["rules"]
     assert (rule["action"], rule["onExitCodes"]["containerName"]) == ("FailJob", container["name"])
-    assert rule["onExitCodes"]["values"] == [NoProgress.STATUS]
+    assert rule["onExitCodes"]["operator"] == "In" and rule["onExitCodes"]["values"] == [NoProgress.STATUS] == [UserError.STATUS]
     assert (container_rule["action"], container_rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
     assert pod["securityContext"]["runAsNonRoot"] and not container["securityContext"]["allowPrivilegeEscalation"]
     volumes = {volume["name"]: volume for volume in pod["volumes"]}

@@ -11,6 +11,8 @@ import pytest
 from running import GOLDEN, ROOT, golden_config, read_jsonl
 from two_hosts import MASTER, PORT, statuses, train, two_hosts, wait_until
 
+from emollama.errors import Unreachable
+
 pytestmark = pytest.mark.slow
 RUN = {"iters_per_epoch": 30, "warmup_steps": 0, "evaluate": False}
 
@@ -76,7 +78,7 @@ def test_nodes_with_different_software_are_named_on_both(tmp_path):
 def test_a_launcher_that_waits_in_vain_says_where_and_how_to_wait_longer(tmp_path):
     with two_hosts(tmp_path) as hosts:
         started = hosts[0].fork(*train(golden_config(tmp_path), more=("--rdzv-conf", "join_timeout=5")))
-        assert statuses(started, hosts=hosts) == [1]
+        assert statuses(started, hosts=hosts) == [Unreachable.STATUS]
         assert f"error: the launchers of 2 nodes cannot meet at {MASTER}:{PORT}. Start the same command" in hosts[0].output()
         assert "join_timeout=SECONDS" in hosts[0].output() and "Traceback" not in hosts[0].output()
 

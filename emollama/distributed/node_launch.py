@@ -21,7 +21,7 @@ from typing import Any
 from emollama.distributed.nodes import interface_address, is_this_node
 from emollama.distributed.torchrun_options import IS_HOST, add_other_options, rendezvous_settings
 from emollama.distributed.worker_variables import is_worker, require_no_other_launcher
-from emollama.errors import Interrupted, UserError
+from emollama.errors import Interrupted, Unreachable, UserError
 from emollama.logs import console
 from emollama.variables import LEAST_NODES
 
@@ -176,15 +176,15 @@ def nodes_of(options: NodeOptions) -> str:
     return f"{options.least} nodes" if options.least == options.most else f"{options.least} to {options.most} nodes"
 
 
-def no_rendezvous(options: NodeOptions, error: Exception) -> UserError:
+def no_rendezvous(options: NodeOptions, error: Exception) -> Unreachable:
     """Return the error for launchers that do not find each other, or lose each other."""
     assert options.endpoint is not None
     host, port = options.endpoint
     cause = str(error.__cause__ or error).strip().partition("\n")[0]
     text = f"the launchers of {nodes_of(options)} cannot meet at {host}:{port}. Start the same command on all nodes, check that"
     if type(error).__name__ == "RendezvousClosedError":
-        return UserError(f"the run at {host}:{port} has ended, because the launcher of another node has failed or was stopped.")
-    return UserError(
+        return Unreachable(f"the run at {host}:{port} has ended, because the launcher of another node has failed or was stopped.")
+    return Unreachable(
         f"{text} they can reach this address, choose their network with --interface, and synchronize their clocks (NTP). To wait"
         f" longer, add --rdzv-conf join_timeout=SECONDS. ({type(error).__name__}: {cause})"
     )

@@ -25,7 +25,7 @@ from typing import Any
 
 import emollama
 from emollama.distributed.worker_variables import integer, keeps_store
-from emollama.errors import UserError
+from emollama.errors import Unreachable, UserError
 from emollama.listing import abbreviated
 from emollama.logs import console
 
@@ -123,7 +123,8 @@ def meet(store: Any, rank: int, size: int, member: Member, wait: timedelta = JOI
         The processes in the order of ranks.
 
     Raises:
-        UserError: If processes do not connect, or the store contains those of an earlier attempt.
+        Unreachable: If processes do not connect.
+        UserError: If the store contains those of an earlier attempt.
     """
     keys = [f"process {number}" for number in range(size)]
     if store.check([keys[rank]]):
@@ -138,7 +139,7 @@ def meet(store: Any, rank: int, size: int, member: Member, wait: timedelta = JOI
         seconds = time.monotonic() - start
         if seconds > wait.total_seconds():
             missing = _missing(store, keys)
-            raise UserError(
+            raise Unreachable(
                 f"{len(missing)} of {size} processes have not connected within {wait.total_seconds() / 60:g} minutes:"
                 f" {_ranks(missing)}. Look for an error in the output of their nodes, check that no firewall separates the nodes,"
                 " and synchronize their clocks."
@@ -216,7 +217,7 @@ def open_store(rank: int, wait: timedelta) -> Any:
         )
     except (dist.DistError, OSError) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(
+        raise Unreachable(
             f"process {rank} cannot connect to the first process of the run at {address}:{port}. Check that no firewall separates"
             f" the nodes, and that they use the same network (--interface). ({reason})"
         ) from None
@@ -274,5 +275,5 @@ def _address(host: str) -> str:
         except OSError as error:
             if time.monotonic() > end:
                 text = f"--rdzv: the host '{host}' is unknown: {error.strerror}. Specify a name or address of a node."
-                raise UserError(text) from None
+                raise Unreachable(text) from None
             time.sleep(1.0)

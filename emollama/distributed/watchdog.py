@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from emollama.distributed.worker_errors import should_print, write_error
 from emollama.distributed.worker_variables import attempt, integer
-from emollama.errors import UserError
+from emollama.errors import Unreachable, UserError
 from emollama.heartbeat import all_joined, beats
 
 T = TypeVar("T")
@@ -154,9 +154,9 @@ class _Watchdog:
             self._store, self._unreachable = None, True
             return None
 
-    def _lost_error(self, nodes: list[str]) -> UserError:
+    def _lost_error(self, nodes: list[str]) -> Unreachable:
         names = " and ".join(f"node {node} ({self._hosts.get(node, 'unknown host')})" for node in nodes)
-        return UserError(
+        return Unreachable(
             f"{names} did not respond for {self._limit * LOST_SHARE / 60:g} minutes (a sixth of run.hang_minutes). The"
             " machine or its network has failed. Resume the run with run.resume_ckpt_path=auto."
         )

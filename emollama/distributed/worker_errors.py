@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from emollama.distributed.worker_variables import integer, is_worker
-from emollama.errors import NoProgress, RemoteCrash, RemoteUserError, Stopped, UserError
+from emollama.errors import NoProgress, RemoteCrash, RemoteUserError, Stopped, Unreachable, UserError
 from emollama.variables import LAUNCHER
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # set by torch elastic for each worker
@@ -33,7 +33,8 @@ class WorkerCrash(Exception):
     """A worker process failed with something other than a :class:`UserError`.
 
     Attributes:
-        status: exit status of the command: that of the worker, or 128 + the number of the signal that ended it.
+        status: exit status of the command: that of the worker, 128 + the number of the signal that ended it, or that of
+            :class:`~emollama.errors.Unreachable` if all workers lost their connections to those of another node.
     """
 
     def __init__(self, text: str, status: int) -> None:
@@ -111,7 +112,7 @@ def read_user_error(folder: Path) -> UserError | None:
         with suppress(OSError, ValueError, KeyError, TypeError):
             extra = json.loads(path.read_bytes())["message"]["extraInfo"]
             if extra["kind"] == USER:
-                return UserError(extra["py_callstack"])
+                return _user_error(extra)
     return None
 
 
@@ -121,13 +122,14 @@ def _files_of_last_attempt(folder: Path, name: str) -> list[Path]:
 
 
 def error_record(error: BaseException) -> dict[str, Any]:
-    """Return the content of an error file in torch elastic's format, with the additional keys kind, time_ns and rank."""
+    """Return the content of an error file in torch elastic's format, with the additional keys kind, status, time_ns and rank."""
     kind = USER if isinstance(error, UserError) else LOST_CONNECTION if is_lost_connection(error) else CRASH
     now = time.time_ns()
     extra = {
         "py_callstack": str(error) if kind == USER else printed_text(error),
         "timestamp": str(now // 10**9),
         "kind": kind,
+        "status": getattr(error, "STATUS", 1),
         "time_ns": now,
         "rank": error.rank if isinstance(error, RemoteCrash) else int(os.environ.get("RANK", 0)),
     }
@@ -225,10 +227,10 @@ def first_failure(failures: Mapping[int, ProcessFailure], processes: int) -> Use
     if record is None:
         return WorkerCrash(f"error: process {rank} of {processes} {_ended(failure.exitcode)}", status)
     if record.get("kind") == USER:
-        return UserError(str(record["py_callstack"]))
+        return _user_error(record)
     crashed, trace = record.get("rank", rank), str(record["py_callstack"]).rstrip()
     if record.get("kind") == LOST_CONNECTION:  # the process that caused this is on another node
-        return WorkerCrash(trace, status)
+        return WorkerCrash(trace, Unreachable.STATUS)
     return WorkerCrash(f"process {crashed} of {processes} failed:\n{trace}", status)
 
 
@@ -236,6 +238,11 @@ def _record(failure: ProcessFailure) -> dict[str, Any] | None:
     message = failure.error_file_data.get("message")
     extra = message.get("extraInfo") if isinstance(message, dict) else None
     return extra if isinstance(extra, dict) and "py_callstack" in extra else None
+
+
+def _user_error(record: dict[str, Any]) -> UserError:
+    kind = Unreachable if record.get("status") == Unreachable.STATUS else UserError
+    return kind(str(record["py_callstack"]))
 
 
 def _order(failure: ProcessFailure) -> tuple[int, int]:
