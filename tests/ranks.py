@@ -39,6 +39,7 @@ import plots
 
 ROOT = Path(__file__).parent.parent
 HANG = 600.0  # seconds after which a process is considered hung; a loaded machine takes far less
+OWN_END = 2.0  # seconds in which the other processes can end with an error of their own after one has failed
 GRACE = 30.0  # seconds between SIGTERM and SIGKILL, as in torchrun
 
 
@@ -177,6 +178,7 @@ class Launched:
     folder: Path
     group: Group | None
     _failed: float | None = field(default=None)
+    _terminated: bool = field(default=False)
 
     @property
     def pids(self) -> list[int]:
@@ -184,12 +186,18 @@ class Launched:
         return [process.pid for process in self.processes]
 
     def poll(self) -> int | None:
-        """The exit status once all processes have ended, else None. If one fails, the others are ended, as in torchrun."""
+        """The exit status once all processes have ended, else None. If one fails, the others are ended, as in torchrun.
+
+        Unlike torchrun, it gives them time to end with an error of their own, so that a test does not depend on who is first.
+        """
         codes = [process.exitcode for process in self.processes]
         if any(codes) and self._failed is None:
             self._failed = time.monotonic()
+        since = 0.0 if self._failed is None else time.monotonic() - self._failed
+        if since > OWN_END and not self._terminated:
+            self._terminated = True
             self.send_signal(signal.SIGTERM)
-        if self._failed is not None and time.monotonic() > self._failed + GRACE:
+        if since > GRACE:
             self.send_signal(signal.SIGKILL)
         if None in codes:
             return None

@@ -167,7 +167,7 @@ def test_unknown_labels_are_abbreviated_in_the_text_but_not_with_json(tmp_path, 
         ("run.ann_path=x", "datasets.golden.annotation_file"),  # the name of the key in released code
         ("model.save_path=x", "run.output_dir"),
         ("max_epoch=3", "run.max_epoch"),
-        ("lora_rank=3", "model.lora_r"),
+        ("lora_rr=3", "model.lora_r"),
         ("save_path=x", "run.output_dir"),
         ("modell.arch=minigpt_v2", "model"),
         ("run.random_weights=True", "encoders.LABEL.random_weights"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from dataclasses import dataclass, replace
 
 import av
@@ -320,6 +321,13 @@ def test_an_unusable_configuration_is_refused(world, options, arguments, expecte
 def test_a_dry_run_reports_files_and_shapes_that_do_not_fit(world, options, expected):
     with pytest.raises(UserError, match=expected):
         checked(world, [world / "unseen/happy_1.mp4"], *options)
+
+
+def test_a_missing_package_for_quantized_weights_is_reported_before_an_encoder_is_loaded(world, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setattr("emollama.inference.predict.Engine", None)
+    with pytest.raises(UserError, match="model.load_in_4bit needs the package bitsandbytes"):
+        ask(world, [world / "unseen/happy_1.mp4"], "model.load_in_4bit=True")
 
 
 def test_a_dry_run_names_the_block_the_encoders_and_the_checkpoint(world):
