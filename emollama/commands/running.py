@@ -61,6 +61,7 @@ def _run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
     nodes, stated = NodeOptions.of(arguments), arguments.nproc or arguments.gpus
     if nodes.several:
         hide_warnings_of_torch()
+    # Counting the GPUs imports torch, so a stated number of processes is checked before.
     if stated and not arguments.dry_run:
         _require_start(config, stated, nodes, training=training)
     processes = processes_for(arguments, config.run.device)

@@ -1,4 +1,4 @@
-"""Remote files without a local copy that is kept: their parts, their versions, and temporary copies."""
+"""Parts, versions and temporary copies of remote files: nothing stays on the disk."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ class _ReceivedFile:
             self._error = error
 
     def close(self, place: str, *, keep: bool) -> None:
-        """Close the file, delete it if it is incomplete or not to be kept, and raise the first error.
+        """Close the file and raise the first error. An incomplete file is deleted, and so is any file without ``keep``.
 
         Raises:
             UserError: If the file could not be written.

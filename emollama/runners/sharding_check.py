@@ -1,4 +1,4 @@
-"""Checks of what sharded and quantized weights restrict: the keys of a run, and its language model.
+"""Checks of keys and language models that cannot be combined with sharded or quantized weights.
 
 A launcher makes the checks of keys before it starts processes, so this module does not import torch.
 """
