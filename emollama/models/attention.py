@@ -87,15 +87,21 @@ def packed_attention(
     if _varlen_kernel_runs(query) and not dropout:
         shape = (cu_seqlens, max_length, shared)
         return _varlen(query, key, value, *shape, scaling=scaling, window=sliding_window), None
-    queries, keys, values = (tensor.split(list(lengths), dim=2) for tensor in (query, key, value))
+    queries, keys, values = (_sequences(tensor, lengths) for tensor in (query, key, value))
     parts = zip(queries, _with_prompts(keys, shared), _with_prompts(values, shared), strict=True)
     out = []
     layer = getattr(module, "layer_idx", None) or 0
     for start, part in zip(accumulate(lengths, initial=0), parts, strict=False):
         with sample_generator(start, layer, query.device) if dropout else nullcontext():
-            out.append(_causal(*part, scaling=scaling, dropout=dropout, window=sliding_window))
+            out.append(_causal(*part, scaling=scaling, dropout=dropout, window=sliding_window).transpose(1, 2))
     # Some models call view() on the output, as they can with the functions of transformers.
-    return torch.cat(out, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(out, dim=1).contiguous(), None
+
+
+def _sequences(heads: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """Return the queries, keys or values of each sequence."""
+    # Split as (1, T, H, E), the layout of the projections, so that gradients are joined in it and need not be copied again.
+    return [part.transpose(1, 2) for part in heads.transpose(1, 2).split(list(lengths), dim=1)]
 
 
 def _with_prompts(parts: Sequence[Tensor], shared: SharedPrompts | None) -> Sequence[Tensor]:

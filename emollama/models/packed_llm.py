@@ -12,7 +12,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emollama.data.batch import Batch, PackedFeatures
@@ -23,6 +22,7 @@ from emollama.data.slots import SlotShape, without_pixels
 from emollama.decoding_state import DecodingState
 from emollama.errors import UserError
 from emollama.models import checkpoint_names, dropout, frames, kernels, llm, padded
+from emollama.models.cross_entropy import cross_entropy
 from emollama.models.fusion.build import FusionKey, build_fusion, fusion_layout
 from emollama.models.fusion.feature_tokens import joined_feature_tokens, pad_positions
 from emollama.models.kv_cache import empty_cache, left_padded_state, unpacked_state
@@ -186,10 +186,10 @@ class PackedLLM(nn.Module, ABC):
         # Logits are computed only where a label follows: those of all tokens, (T, V), would need far more memory.
         with dropout.use_keys(dropout.token_keys_of(batch)), kernels.uncached_autocast(self.cfg, self.device):
             if self.packing.is_packed:
-                logits = self._packed_logits(batch, pad_positions(positions) - 1, use_cache=False)[: len(positions)]
+                logits = self._packed_logits(batch, positions - 1, use_cache=False)
             else:
                 logits = self._padded_logits(batch, self._embed(batch), padded.Positions.before_labels(batch))
-        return F.cross_entropy(logits.float(), batch.labels[positions], reduction="none")
+        return cross_entropy(logits, batch.labels[positions])
 
     def prefill(self, batch: Batch) -> tuple[Tensor, DecodingState]:
         """Process B prompts; return next-token logits (B, V) float32 and the decoding state."""
@@ -198,7 +198,7 @@ class PackedLLM(nn.Module, ABC):
             return self._padded_prefill(batch)
         last = batch.cu_seqlens[1:].long() - 1
         cache = empty_cache()
-        logits = self._packed_logits(batch, pad_positions(last), past_key_values=cache, use_cache=True)[: len(last)]
+        logits = self._packed_logits(batch, last, past_key_values=cache, use_cache=True)
         return logits.float(), unpacked_state(cache, batch.lengths)
 
     def decode(self, ids: Tensor, state: DecodingState) -> Tensor:
@@ -255,7 +255,7 @@ class PackedLLM(nn.Module, ABC):
         # Imported here for the same reason as in __init__.
         from emollama.models.attention import unused_mask
 
-        embeddings = self._embed(batch).unsqueeze(0)
+        embeddings, rows = self._embed(batch).unsqueeze(0), pad_positions(positions)
         logits: Tensor = self._llm(
             inputs_embeds=embeddings,
             attention_mask=unused_mask(embeddings),
@@ -264,10 +264,11 @@ class PackedLLM(nn.Module, ABC):
             max_length=batch.max_length,
             lengths=batch.lengths,
             shared=batch.shared,
-            **kernels.selection(positions, in_last_layer=self._fused and not cache["use_cache"]),
+            **kernels.selection(rows, in_last_layer=self._fused and not cache["use_cache"]),
             **cache,
-        ).logits[0]
-        return logits
+        ).logits.squeeze(0)
+        # A slice, also of all rows, would have a gradient of its own, with memory that is filled with zeros.
+        return logits if len(rows) == len(positions) else logits[: len(positions)]
 
     def _padded_logits(self, batch: Batch, embeddings: Tensor, positions: padded.Positions, cache: Any = None) -> Tensor:
         """Return the next-token logits at positions of a packed batch, which the language model reads padded."""
