@@ -53,12 +53,12 @@ def test_the_dropout_kernel_of_the_gpu_gives_the_values_of_the_cpu(dtype):
 
     generator = torch.Generator().manual_seed(0)
     keys = torch.randint(-(2**31), 2**31, (300,), generator=generator).int()
-    values, total = (torch.randn(300, 1500, generator=generator).to(dtype) for _ in range(2))
+    values, total, added = (torch.randn(300, 1500, generator=generator).to(dtype) for _ in range(3))
     mask = (-5, 3277)
     assert dropout_kernel.dropout(values.cuda(), keys.cuda(), *mask).cpu().equal(torch.ops.emollama.dropout(values, keys, *mask))
     on_gpu = total.cuda()
-    dropout_kernel.add_dropout_(on_gpu, values.cuda(), keys.cuda(), *mask)
-    torch.ops.emollama.add_dropout_(total, values, keys, *mask)
+    dropped = dropout_kernel.dropout_and_add_(values.cuda(), on_gpu, added.cuda(), keys.cuda(), *mask)
+    assert dropped.cpu().equal(torch.ops.emollama.dropout_and_add_(values, total, added, keys, *mask))
     assert on_gpu.cpu().equal(total)
 
 

@@ -239,9 +239,9 @@ for channels in (7, 1500):
     values = torch.arange(3.0 * channels).view(3, channels) + 1
     expected = dropout._dropout(values, keys, -12345, 20000)
     assert dropout_kernel.dropout(values, keys, -12345, 20000).equal(expected)
-    total = values.clone()
-    dropout_kernel.add_dropout_(total, values, keys, -12345, 20000)
-    assert total.equal(values + expected)
+    total, added = values.clone(), 2 * values
+    assert dropout_kernel.dropout_and_add_(values, total, added, keys, -12345, 20000).equal(expected)
+    assert total.equal(values + 2 * expected)
 """
 
 

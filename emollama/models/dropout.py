@@ -107,9 +107,11 @@ class DropoutMask:
         output: Tensor = torch.ops.emollama.dropout(values, self.keys, self.module_key, self.threshold)
         return output
 
-    def add_to(self, total: Tensor, values: Tensor) -> None:
-        """Add :meth:`applied_to` to a tensor in place."""
-        torch.ops.emollama.add_dropout_(total, values, self.keys, self.module_key, self.threshold)
+    def applied_to_both(self, values: Tensor, total: Tensor, added: Tensor) -> Tensor:
+        """Return :meth:`applied_to` of ``values``, and add that of ``added`` to ``total``. The mask is computed once."""
+        mask = (self.keys, self.module_key, self.threshold)
+        output: Tensor = torch.ops.emollama.dropout_and_add_(values, total, added, *mask)
+        return output
 
 
 class _Dropout(torch.autograd.Function):
@@ -209,21 +211,27 @@ def scale_of(threshold: int) -> float:
 
 
 def _dropout(values: Tensor, keys: Tensor, module_key: int, threshold: int) -> Tensor:
+    return _without(dropped_elements(keys, values.shape[-1], module_key, threshold), values, threshold)
+
+
+def _dropout_and_add(values: Tensor, total: Tensor, added: Tensor, keys: Tensor, module_key: int, threshold: int) -> Tensor:
     dropped = dropped_elements(keys, values.shape[-1], module_key, threshold)
+    total.add_(_without(dropped, added, threshold))
+    return _without(dropped, values, threshold)
+
+
+def _without(dropped: Tensor, values: Tensor, threshold: int) -> Tensor:
     return values.masked_fill(dropped.view(values.shape), 0.0).mul_(scale_of(threshold))
-
-
-def _add_dropout(total: Tensor, values: Tensor, keys: Tensor, module_key: int, threshold: int) -> None:
-    total.add_(_dropout(values, keys, module_key, threshold))
 
 
 # On a GPU with Triton, dropout_kernel.py has an implementation of both that is a single kernel.
 torch.library.define("emollama::dropout", "(Tensor values, Tensor keys, int module_key, int threshold) -> Tensor")
 torch.library.define(
-    "emollama::add_dropout_", "(Tensor(a!) total, Tensor values, Tensor keys, int module_key, int threshold) -> ()"
+    "emollama::dropout_and_add_",
+    "(Tensor values, Tensor(a!) total, Tensor added, Tensor keys, int module_key, int threshold) -> Tensor",
 )
 torch.library.impl("emollama::dropout", "default", _dropout)
-torch.library.impl("emollama::add_dropout_", "default", _add_dropout)
+torch.library.impl("emollama::dropout_and_add_", "default", _dropout_and_add)
 
 
 def dropped_elements(keys: Tensor, channels: int, module_key: int, threshold: int) -> Tensor:

@@ -30,44 +30,48 @@ def _mixed(values: Any) -> Any:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _kernel(output: Any, values: Any, keys: Any, mask: Any, channels: Any, add: tl.constexpr) -> None:
-    module_key, limit, scale = mask
+def _kernel(copy: Any, addition: Any, keys: Any, mask: Any, channels: Any, add: tl.constexpr) -> None:
+    (output, values), (total, added), (module_key, limit, scale) = copy, addition, mask
     token = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < channels
     # Each hash has 32 bits, the lower half for an even channel and the upper half for the next one.
     words = _mixed(_mixed(tl.load(keys + token) ^ module_key) ^ _mixed(columns // 2 + 1))
-    halves = tl.where(columns % 2 == 0, words << 16, words) >> 16
+    dropped = (tl.where(columns % 2 == 0, words << 16, words) >> 16) < limit
     places = token.to(tl.int64) * channels + columns
     element = tl.load(values + places, mask=inside, other=0.0).to(tl.float32)
     # Rounded where the code for other devices rounds.
-    result = tl.where(halves < limit, 0.0, element * scale).to(output.dtype.element_ty)
+    tl.store(output + places, tl.where(dropped, 0.0, element * scale).to(output.dtype.element_ty), mask=inside)
     if add:
-        before = tl.load(output + places, mask=inside, other=0.0).to(tl.float32)
-        result = (before + result.to(tl.float32)).to(output.dtype.element_ty)
-    tl.store(output + places, result, mask=inside)
+        element = tl.load(added + places, mask=inside, other=0.0).to(tl.float32)
+        result = tl.where(dropped, 0.0, element * scale).to(total.dtype.element_ty).to(tl.float32)
+        before = tl.load(total + places, mask=inside, other=0.0).to(tl.float32)
+        tl.store(total + places, (before + result).to(total.dtype.element_ty), mask=inside)
 
 
 def dropout(values: Tensor, keys: Tensor, module_key: int, threshold: int) -> Tensor:
     """Return a copy with some elements zeroed and the others scaled: (..., C), with T vectors."""
     values = values.contiguous()
     output = torch.empty_like(values)
-    _run(output, values, keys, (module_key, threshold), add=False)
+    _run((output, values), (output, values), keys, (module_key, threshold), add=False)
     return output
 
 
-def add_dropout_(total: Tensor, values: Tensor, keys: Tensor, module_key: int, threshold: int) -> None:
-    """Add the result of :func:`dropout` to a contiguous tensor in place."""
-    _run(total, values.contiguous(), keys, (module_key, threshold), add=True)
+def dropout_and_add_(values: Tensor, total: Tensor, added: Tensor, keys: Tensor, module_key: int, threshold: int) -> Tensor:
+    """Return the result of :func:`dropout` for ``values``, and add that for ``added`` to ``total``, which must be contiguous."""
+    values = values.contiguous()
+    output = torch.empty_like(values)
+    _run((output, values), (total, added.contiguous()), keys, (module_key, threshold), add=True)
+    return output
 
 
-def _run(output: Tensor, values: Tensor, keys: Tensor, mask: tuple[int, int], *, add: bool) -> None:
-    assert output.is_contiguous(), "the kernel writes to contiguous memory"
-    channels, (module_key, threshold) = values.shape[-1], mask
+def _run(copy: tuple[Tensor, Tensor], addition: tuple[Tensor, Tensor], keys: Tensor, mask: tuple[int, int], *, add: bool) -> None:
+    assert addition[0].is_contiguous(), "the kernel writes to contiguous memory"
+    channels, (module_key, threshold) = copy[1].shape[-1], mask
     grid: Any = (keys.numel(), triton.cdiv(channels, BLOCK.value))
     numbers = (module_key, threshold - 2 ** (BITS - 1), scale_of(threshold))
-    _kernel[grid](output, values, keys.contiguous(), numbers, channels, add)
+    _kernel[grid](copy, addition, keys.contiguous(), numbers, channels, add)
 
 
 torch.library.impl("emollama::dropout", "cuda", dropout)
-torch.library.impl("emollama::add_dropout_", "cuda", add_dropout_)
+torch.library.impl("emollama::dropout_and_add_", "cuda", dropout_and_add_)

@@ -112,16 +112,17 @@ class _LoRA(torch.autograd.Function):
         # beta=0: products with a factor, in one operation each.
         grad_inner = torch.addmm(inner, g, b, beta=0, alpha=ctx.scale)
         grad_b = torch.addmm(b, g.T, inner, beta=0, alpha=ctx.scale)
-        grad_a = grad_inner.T @ (rows if ctx.mask is None else ctx.mask.applied_to(rows))
-        grad_x = None
-        if ctx.needs_input_grad[0] and weight is None:
-            grad_x = grad_inner @ a if ctx.mask is None else ctx.mask.applied_to(grad_inner @ a)
-            grad_x = grad_x.view(*grad.shape[:-1], -1)
-        elif ctx.needs_input_grad[0]:
-            grad_x = g @ weight
-            if ctx.mask is None:
-                grad_x.addmm_(grad_inner, a)
-            else:
-                ctx.mask.add_to(grad_x, grad_inner @ a)
-            grad_x = grad_x.view(*grad.shape[:-1], -1)
+        grad_x, mask = None, ctx.mask
+        if ctx.needs_input_grad[0]:
+            # Without a weight, another function adds the gradient of the layer's own product.
+            grad_x = torch.zeros_like(rows) if weight is None else g @ weight
+        if mask is None:
+            dropped = rows
+            grad_x = grad_x if grad_x is None else grad_x.addmm_(grad_inner, a)
+        elif grad_x is None:
+            dropped = mask.applied_to(rows)
+        else:
+            dropped = mask.applied_to_both(rows, grad_x, grad_inner @ a)
+        grad_a = grad_inner.T @ dropped
+        grad_x = grad_x if grad_x is None else grad_x.view(*grad.shape[:-1], -1)
         return grad_x, grad_a.to(ctx.dtypes[0]), grad_b.to(ctx.dtypes[1]), None
