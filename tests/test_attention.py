@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, varlen
 
+from emollama.models import attention
 from emollama.models.attention import packed_attention
+from emollama.models.planned_gpu import planned_gpu
 
 # Letters: T tokens of all sequences, H query heads, K key/value heads, E head width.
 WIDTH = 8
@@ -83,27 +89,69 @@ def test_dropout_is_applied_when_it_is_above_zero():
     assert not packed(*parts, [5, 7], dropout=0.5).equal(packed(*parts, [5, 7]))
 
 
-@pytest.mark.gpu
+def results(function, parts, *args, **kwargs):
+    """Output and gradients of a function of query, key and value, in float64 on the CPU."""
+    parts = [tensor.detach().clone().requires_grad_() for tensor in parts]
+    output = function(*parts, *args, **kwargs)
+    weights = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape).to(output)
+    return [tensor.detach().double().cpu() for tensor in (output, *torch.autograd.grad(output, parts, weights))]
+
+
+# On a CPU, the loop over sequences; on a GPU, the variable-length kernel.
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2)])
-def test_the_variable_length_kernel_equals_masked_softmax(heads, kv_heads, window):
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] < 8:
+def test_outputs_and_gradients_in_bfloat16_are_close_to_masked_softmax(heads, kv_heads, window, device):
+    if device == "cuda" and (not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] < attention.AMPERE):
         pytest.skip("needs a CUDA device of compute capability 8 or more")
-    lengths = [5, 17, 1, 40]
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = (
-        torch.randn(1, count, sum(lengths), 64, generator=generator).cuda().bfloat16() for count in (heads, kv_heads, kv_heads)
+    lengths = [5, 17, 1, 140]
+    parts = [tensor.repeat(1, 1, 1, 64 // WIDTH).bfloat16() for tensor in tensors(heads, kv_heads, sum(lengths))]
+    options = {"cu_seqlens": offsets(lengths).to(device), "max_length": max(lengths), "sliding_window": window, "scaling": 0.1}
+    own = results(
+        lambda *parts: packed_attention(nn.Module(), *parts, None, lengths=lengths, **options)[0],
+        [tensor.to(device) for tensor in parts],
     )
-    output = packed_attention(
-        nn.Module(),
-        query,
-        key,
-        value,
-        None,
-        cu_seqlens=offsets(lengths).cuda(),
-        max_length=max(lengths),
-        sliding_window=window,
-        scaling=0.125,
-    )[0]
-    expected = naive(query.double().cpu(), key.double().cpu(), value.double().cpu(), lengths, window, scaling=0.125)
-    torch.testing.assert_close(output.double().cpu(), expected, atol=2e-2, rtol=2e-2)
+    for value, expected in zip(own, results(naive, [tensor.double() for tensor in parts], lengths, window, 0.1), strict=True):
+        assert (value - expected).norm() <= 1e-2 * expected.norm()
+
+
+@pytest.fixture
+def kernel_calls(monkeypatch):
+    """The (kernel, heads of the keys) of calls of the variable-length attention, as on an H100 with a recent cuDNN."""
+    if not hasattr(varlen, "_select_backend"):
+        pytest.skip("this version of PyTorch has only the flash kernel")
+    calls, select = [], varlen._select_backend
+
+    def recorded(query, key, *args):
+        calls.append((SDPBackend(select(query, key, *args)), key.shape[1]))
+        return calls[-1][0].value
+
+    monkeypatch.setattr(varlen, "_select_backend", recorded)
+    monkeypatch.setattr(varlen, "_cudnn_version_and_major_capability", lambda index: (92600, 9))
+    varlen._should_use_cudnn.cache_clear()
+    yield calls
+    varlen._should_use_cudnn.cache_clear()
+
+
+def attend_on_a_planned_gpu(heads=4, kv_heads=2):
+    with FakeTensorMode(), planned_gpu(True):
+        query, key, value = (torch.empty(1, n, 300, 64, dtype=torch.bfloat16, device="cuda") for n in (heads, kv_heads, kv_heads))
+        seams = torch.empty(3, dtype=torch.int32, device="cuda")
+        return packed_attention(nn.Module(), query, key, value, None, cu_seqlens=seams, max_length=200)[0]
+
+
+def test_cudnn_which_prepares_each_new_shape_is_not_used_for_variable_lengths(kernel_calls, monkeypatch):
+    enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    assert attend_on_a_planned_gpu().shape == (1, 300, 4, 64)
+    assert torch.backends.cuda.cudnn_sdp_enabled() is enabled is True
+    # PyTorch would prefer it.
+    monkeypatch.setattr(attention, "_without_cudnn", nullcontext)
+    attend_on_a_planned_gpu()
+    assert [kernel for kernel, _ in kernel_calls] == [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+
+
+def test_keys_and_values_are_repeated_only_for_versions_that_need_it(kernel_calls, monkeypatch):
+    attend_on_a_planned_gpu()
+    monkeypatch.setattr(attention, "_accepts_gqa", lambda: False)
+    attend_on_a_planned_gpu()
+    assert [heads for _, heads in kernel_calls] == [2, 4]

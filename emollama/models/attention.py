@@ -6,8 +6,9 @@ Shape letters: B = sequences, T = tokens of all sequences, H = query heads, K = 
 E = head_dim.
 
 In training and scoring, ``cu_seqlens`` is passed and the batch is a single row of concatenated sequences: on CUDA in fp16 or
-bf16 this is one call of PyTorch's variable-length flash attention, elsewhere a loop of scaled_dot_product_attention over the
-sequences. Generation pads its sequences and passes no ``cu_seqlens``; then transformers' own sdpa function is called.
+bf16 this is one call of PyTorch's variable-length attention with the flash kernel, elsewhere a loop of
+scaled_dot_product_attention over the sequences. Generation pads its sequences and passes no ``cu_seqlens``; then transformers'
+own sdpa function is called.
 
 A sequence that shares the beginning of a prompt (``shared``) has no queries for it. Its keys and values are those of the shared
 tokens, gathered from the row, followed by its own. As in a key-value cache, the last query belongs to the last key.
@@ -17,6 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cache
+from inspect import signature
 from itertools import accumulate
 from typing import Any
 
@@ -128,28 +131,54 @@ def _varlen(
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    # Without shared tokens, the same tensor twice: only then may PyTorch choose the kernel of cuDNN, which lets the first query
-    # belong to the first key.
     cu_keys = cu_seqlens if shared is None else shared.cu_attended
     if shared is not None:
         key, value = (tensor.index_select(2, shared.attended) for tensor in (key, value))
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        # Because varlen_attn has no enable_gqa in some supported versions of PyTorch.
-        key, value = (tensor.repeat_interleave(groups, 1) for tensor in (key, value))
-    joined = varlen_attn(
-        query[0].transpose(0, 1),  # (T, H, E)
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
-        cu_seq_q=cu_seqlens,
-        cu_seq_k=cu_keys,
-        max_q=max_length,
-        max_k=max_length,
-        scale=scaling,
-        window_size=((window or 0) - 1, 0),  # (-1, 0) is causal attention over the whole sequence
-    )
+    options: dict[str, Any] = {}
+    if (groups := query.shape[1] // key.shape[1]) > 1:
+        if _accepts_gqa():
+            options = {"enable_gqa": True}
+        else:
+            key, value = (tensor.repeat_interleave(groups, 1) for tensor in (key, value))
+    with _without_cudnn():
+        joined = varlen_attn(
+            query[0].transpose(0, 1),  # (T, H, E)
+            key[0].transpose(0, 1),
+            value[0].transpose(0, 1),
+            cu_seq_q=cu_seqlens,
+            cu_seq_k=cu_keys,
+            max_q=max_length,
+            max_k=max_length,
+            scale=scaling,
+            window_size=((window or 0) - 1, 0),  # (-1, 0) is causal attention over the whole sequence
+            **options,
+        )
     assert isinstance(joined, Tensor)
     return joined.unsqueeze(0)
+
+
+@cache
+def _accepts_gqa() -> bool:
+    """Return whether varlen_attn accepts fewer key than query heads, as it does since PyTorch 2.12."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in signature(varlen_attn).parameters
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """Let PyTorch choose the flash kernel of variable-length attention inside ``with``.
+
+    On H100 and H200, PyTorch 2.15 prefers cuDNN, which first builds a plan for each number and maximum length of sequences. This
+    takes tens of milliseconds, and almost every micro-batch has others. The backward pass uses the kernel of the forward pass.
+    """
+    # Not sdpa_kernel, which would also disable the other kernels for other threads, and takes several times as long.
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, dropout: float, window: int | None) -> Tensor:
