@@ -86,15 +86,17 @@ def test_products_in_8_bits_on_the_gpu_are_those_of_the_emulation():
 
 
 @products_in_8_bits
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("rows", [1, 5, 37])
-def test_a_layer_in_8_bits_has_the_outputs_and_gradients_of_the_emulation(rows):
+def test_a_layer_in_8_bits_has_the_outputs_and_gradients_of_the_emulation(rows, dtype):
     torch.manual_seed(0)
     model, x, direction = Frozen(torch.nn.Linear(64, 48)), torch.randn(1, rows, 64), torch.randn(1, rows, 48)
     fp8_linear.use_fp8(model.requires_grad_(False))
 
     def results(device):
-        input_ = x.to(device, torch.bfloat16).requires_grad_()
-        output = model.to(device)(input_)
+        input_ = x.to(device, dtype).requires_grad_()
+        with torch.autocast(device, torch.bfloat16):
+            output = model.to(device)(input_)
         # In the layers of a language model, gradients arrive with other strides, too.
         (gradient,) = torch.autograd.grad(output, input_, direction.to(device, torch.bfloat16).mT.contiguous().mT)
         return output.detach().cpu().float(), gradient.cpu().float()

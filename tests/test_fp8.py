@@ -62,6 +62,17 @@ def test_outputs_and_gradients_are_those_of_the_rounded_matrices():
     torch.testing.assert_close(gradient.flatten(0, 1), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_products_for_a_float32_input_in_autocast_are_in_bfloat16_both_ways(monkeypatch):
+    # A GPU has no others. Norms return float32 in autocast.
+    model, x, dtypes, product = Model(layer(), layer(48, 32)), torch.randn(3, 7, 64, requires_grad=True), [], fp8_linear.product
+    fp8_linear.use_fp8(model)
+    monkeypatch.setattr(fp8_linear, "product", lambda *args: dtypes.append(args[-1]) or product(*args))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model[0](x)
+    (gradient,) = torch.autograd.grad(output.float().square().sum(), x)
+    assert (output.dtype, gradient.dtype, dtypes) == (torch.bfloat16, torch.float32, [torch.bfloat16] * 2)
+
+
 def test_trained_layers_the_output_layer_and_layers_of_other_widths_keep_their_weights():
     model = Model(layer(), layer().requires_grad_(), layer(60, 48), layer())
     fp8_linear.use_fp8(model)

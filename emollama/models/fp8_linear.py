@@ -78,14 +78,15 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, layer: Fp8Linear, dtype: torch.dtype) -> Tensor:
         # Nothing is saved: the gradient of a frozen layer's input depends on the weights only.
-        ctx.layer, ctx.dtype = layer, input.dtype
+        ctx.layer, ctx.dtype, ctx.input_dtype = layer, dtype, input.dtype
         output = product(rounded(input.flatten(0, -2)), Rounded(layer.weight, layer.factors), dtype)
         return output.view(*input.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         weight = Rounded(ctx.layer.transposed, ctx.layer.transposed_factors)
-        result = product(rounded(grad.flatten(0, -2)), weight, ctx.dtype)
+        # In the dtype of the forward pass: a GPU has no such products in float32, which the input may have in autocast.
+        result = product(rounded(grad.flatten(0, -2)), weight, ctx.dtype).to(ctx.input_dtype)
         return result.view(*grad.shape[:-1], -1), None, None
 
 

@@ -31,7 +31,7 @@ HEAD_NORMS = {"q_norm", "k_norm"}  # of each head, as in Qwen3
 
 
 def use_fused_layers(llm: nn.Module, ops: FusedOps, *, compiled: bool = False) -> str:
-    """Compute the layers of a language model with the functions of this module when it gets packed samples.
+    """Compute the layers of a language model with the functions of this module, except in calls with a key-value cache.
 
     The last layer then computes only what the tokens of ``output_rows`` need.
 
@@ -78,7 +78,7 @@ def difference(copy: RandomCopy) -> str:
 
 @cache
 def _fused(layer_class: Any) -> type:
-    """Return a subclass of a class of layers that computes packed samples with the functions of this module."""
+    """Return a subclass of a class of layers that computes with the functions of this module where there is no cache."""
 
     def forward(self: Any, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         rows = kwargs.pop("output_rows", None)
