@@ -35,12 +35,14 @@ ENTRYPOINT ["emollama"]
 # PyTorch's wheels bring the CUDA libraries; the host needs a driver and the NVIDIA Container Toolkit.
 FROM base AS cuda
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# Triton, whose kernels compute dropout and Liger's operations, compiles a part of itself in C when a run starts.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN --mount=type=bind,source=requirements.txt,target=/build/requirements.txt \
     --mount=type=bind,source=constraints.txt,target=/build/constraints.txt \
     pip install --no-cache-dir -c /build/constraints.txt -r /build/requirements.txt
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
     --mount=type=bind,source=constraints.txt,target=/build/constraints.txt \
-    pip install --no-cache-dir -c /build/constraints.txt "$(echo /dist/*.whl)[serve]"
+    pip install --no-cache-dir -c /build/constraints.txt "$(echo /dist/*.whl)[serve,fast]"
 USER 1000
 WORKDIR /workspace
 ENTRYPOINT ["emollama"]

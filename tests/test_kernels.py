@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from functools import partial
+from types import ModuleType
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from ranks import ROOT, environment
 from transformers import GemmaConfig, LlamaConfig, LlamaForCausalLM, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from emollama import models
 from emollama.errors import UserError
 from emollama.models import attention, dropout, fused_layer, fused_ops, kernels, packing_check
 from emollama.models.configs import LLMConfig
@@ -168,6 +170,7 @@ def test_liger_for_layers_unlike_those_of_llama_is_refused():
         checked(problem="its layers differ", family="gemma")
 
 
+KERNEL = "emollama.models.dropout_kernel"
 BROKEN = [
     (None, r"the package liger-kernel \(pip install 'emollama\[fast\]'\)"),
     (ImportError("no 'libdevice' in triton"), "import raises ImportError: no 'libdevice' in triton"),
@@ -175,21 +178,65 @@ BROKEN = [
 ]
 
 
-@pytest.fixture(params=BROKEN, ids=["missing", "another version", "any exception"])
-def problem_of_liger(request, monkeypatch):
-    """The problem of an installation of Liger that is missing or cannot be imported."""
-    error, problem = request.param
+def break_import(monkeypatch, package, error):
+    """Let imports of a package and of its modules raise an exception."""
 
     class Finder:
         @staticmethod
         def find_spec(name, path=None, target=None):
-            if name.startswith("liger_kernel"):
-                raise error or ModuleNotFoundError("No module named 'liger_kernel'", name="liger_kernel")
+            if name.startswith(package):
+                raise error
 
-    for name in [name for name in sys.modules if name.startswith("liger_kernel")]:
+    for name in [name for name in sys.modules if name.startswith(package)]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """All that kernels of Triton need."""
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setenv("CC", "sh")
+    monkeypatch.setattr(kernels.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, KERNEL, ModuleType(KERNEL))
+    monkeypatch.delattr(models, "dropout_kernel", raising=False)
+
+
+@pytest.fixture(params=BROKEN, ids=["missing", "another version", "any exception"])
+def problem_of_liger(request, monkeypatch, gpu):
+    """The problem of an installation of Liger that is missing or cannot be imported."""
+    error, problem = request.param
+    break_import(monkeypatch, "liger_kernel", error or ModuleNotFoundError("No module named 'liger_kernel'", name="liger_kernel"))
     return problem
+
+
+WITHOUT = {
+    "a compiler": (lambda patch: patch.setenv("CC", "/absent/compiler"), r"a compiler \(.* or .* in the variable CC\)"),
+    "headers": (lambda patch: patch.setattr(kernels.sysconfig, "get_path", lambda name: "/absent"), "the header files of Python"),
+    "triton": (lambda patch: patch.setattr(kernels.importlib.util, "find_spec", lambda name: None), "the package triton"),
+    "a fitting version": (
+        lambda patch: break_import(patch, KERNEL, ImportError("no 'jit'")),
+        "another version of triton; its import raises ImportError: no 'jit'",
+    ),
+}
+
+
+@pytest.mark.parametrize("missing", WITHOUT)
+def test_kernels_that_cannot_be_compiled_are_left_out_with_one_line_or_refused(missing, monkeypatch, gpu):
+    hide, problem = WITHOUT[missing]
+    hide(monkeypatch)
+    # Layers of transformers have dropout, too.
+    for key, fused_problem in (("auto", ""), ("plain", ""), ("auto", "its layers differ")):
+        (line,) = checked(key, problem=fused_problem)
+        assert re.fullmatch(f"Training uses no kernels of Triton, .* because it needs {problem}.*", line)
+    with pytest.raises(UserError, match=f"model.kernels: liger needs {problem}.*Set model.kernels: auto"):
+        checked()
+    monkeypatch.setattr(fused_ops, "liger_ops", None)
+    llm = language_model(fused=False).get_base_model()
+    assert kernels.use_kernels(LLMConfig(llama_model="llm"), packing(), llm, torch.device("cuda"))
+    assert llm.model.layers[0].fused_ops is fused_ops.PLAIN
 
 
 def test_liger_that_cannot_be_imported_is_refused_with_the_reason(problem_of_liger):

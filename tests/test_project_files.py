@@ -80,3 +80,9 @@ def test_the_renaming_table_of_the_changelog_names_modules_and_objects_that_exis
             missing.append(name)
     assert len(new_names) > 100
     assert missing == []
+
+
+def test_the_gpu_image_has_what_the_kernels_of_triton_need():
+    image = (ROOT / "Dockerfile").read_text().split(" AS cuda\n")[1]
+    assert re.search(r"apt-get install .*\bgcc libc6-dev\b", image) and "[serve,fast]" in image
+    assert re.search("^liger-kernel==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)

@@ -41,7 +41,8 @@ def check_kernels(
         compiled: whether the run trains with ``model.compile: True``.
 
     Returns:
-        A line if ``model.kernels: auto`` does without Liger on a GPU although it could use it.
+        A line if the run on a GPU does without kernels of Triton, or ``model.kernels: auto`` without those of Liger, although it
+        could use them.
 
     Raises:
         UserError: If they cannot.
@@ -50,21 +51,39 @@ def check_kernels(
     unlike_llama = f"does not work with models of the type '{family}', because {packing.fused_problem}"
     if compiled and (problem := unlike_llama if packing.fused_problem else _compiler_problem(device)):
         raise UserError(f"model.compile: True {problem}. Set model.compile: False to run without it.")
-    if cfg.kernels == "plain" or (cfg.kernels == "auto" and (device.type != "cuda" or packing.fused_problem)):
-        return []
-    if device.type == "meta" and not packing.fused_problem:
-        return []
-    if device.type not in ("cuda", "meta"):
-        problem = f"needs a GPU, but the device is {device.type}"
-    elif packing.fused_problem:
-        problem = unlike_llama
-    elif isinstance(ops := _liger(), str):
-        problem = ops
-    else:
-        return []
-    if cfg.kernels == "liger":
+    if cfg.kernels == "liger" and (problem := unlike_llama if packing.fused_problem else _liger_problem(device)):
         raise UserError(f"model.kernels: liger {problem}. Set model.kernels: auto to run without it.")
+    if device.type != "cuda":
+        return []
+    if problem := _triton_problem(device):
+        return [f"Training uses no kernels of Triton, neither for dropout nor for the layers, because it {problem}."]
+    if cfg.kernels != "auto" or packing.fused_problem or not (problem := _liger_problem(device)):
+        return []
     return [f"model.kernels: auto runs without the kernels of Liger, because it {problem}."]
+
+
+def _liger_problem(device: torch.device) -> str:
+    """Return why the operations of Liger cannot be used; "" if they can, or if the device is that of another machine."""
+    if device.type == "meta":
+        return ""
+    if device.type != "cuda":
+        return f"needs a GPU, but the device is {device.type}"
+    ops = _triton_problem(device) or _liger()
+    return ops if isinstance(ops, str) else ""
+
+
+def _triton_problem(device: torch.device) -> str:
+    """Return why kernels of Triton cannot be used on a GPU; "" if they can, and that of dropout then replaces its other code."""
+    # Triton compiles a part of itself in C when it runs its first kernel.
+    if problem := _compiler_problem(device):
+        return problem
+    try:
+        # The import registers the kernel.
+        from emollama.models import dropout_kernel  # noqa: F401
+    except Exception as error:
+        # With another version, any exception is possible.
+        return f"needs another version of triton; its import raises {_in_one_line(error)}"
+    return ""
 
 
 def _liger() -> FusedOps | str:
@@ -75,12 +94,15 @@ def _liger() -> FusedOps | str:
         # With a version of Triton that does not fit, any exception is possible.
         if isinstance(error, ModuleNotFoundError) and error.name == "liger_kernel":
             return "needs the package liger-kernel (pip install 'emollama[fast]')"
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(". ")
-        return f"needs other versions of liger-kernel or triton; their import raises {reason}"
+        return f"needs other versions of liger-kernel or triton; their import raises {_in_one_line(error)}"
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(". ")
 
 
 def _compiler_problem(device: torch.device) -> str:
-    """Return what torch.compile lacks for a device; "" if it can be used, or if the device is that of another machine."""
+    """Return what torch.compile and Triton lack for a device; "" if nothing, or if the device is that of another machine."""
     if device.type == "meta":
         return ""
     on_gpu = device.type == "cuda"
@@ -109,14 +131,13 @@ def use_kernels(cfg: LLMConfig, packing: Packing, llm: Any, device: torch.device
     Returns:
         Whether the layers accept ``output_rows``; see :mod:`emollama.models.fused_layer`.
     """
-    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
-        from emollama.models import dropout_kernel  # noqa: F401 (the import registers the kernel)
+    has_triton = device.type == "cuda" and not _triton_problem(device)
     if cfg.kernels == "plain" or packing.fused_problem:
         return False
     # Imported here because it takes seconds.
     from emollama.models.fused_layer import use_fused_layers
 
-    ops = _liger() if device.type == "cuda" else fused_ops.PLAIN
+    ops = _liger() if has_triton else fused_ops.PLAIN
     for module in llm.modules() if cfg.compile else ():
         if isinstance(module, CounterDropout):
             module.prepare_compilation(device)
