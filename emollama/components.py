@@ -6,8 +6,8 @@ components are defined next to the code that uses them: datasets in ``data/datas
 ``runners/runner.py``, metrics in ``evaluation/metrics.py``, judges in ``evaluation/judges/judge.py``, and learning rate schedules
 in ``lr_schedules.py``.
 
-Shape letters: n = feature vectors of a slot in a micro-batch, D = size of a feature vector of the slot, H = hidden size of the
-language model, B = sequences, Q = new tokens per sequence, L = labelled tokens, V = size of the vocabulary.
+Shape letters: n = feature vectors of a slot in a micro-batch, D = their size, H = hidden size of the language model,
+B = sequences, Q = new tokens per sequence, L = labelled tokens, V = size of the vocabulary.
 """
 
 from __future__ import annotations
@@ -140,6 +140,11 @@ class Model(Protocol):
         Raises:
             UserError: If the language model cannot be run correctly with this configuration.
         """
+        ...
+
+    @classmethod
+    def pads_samples(cls, cfg: Any, *, device: torch.device, frozen_dtype: torch.dtype) -> bool:
+        """Return whether the samples of a micro-batch are padded to the longest one, so that the padding needs memory, too."""
         ...
 
     @classmethod
@@ -277,12 +282,7 @@ class Task(Protocol):
         ...
 
     def predict(
-        self,
-        generator: AnswerGenerator,
-        dataset: SampleDataset,
-        cfg: Any,
-        items: Sequence[EvaluationItem],
-        seed: int,
+        self, generator: AnswerGenerator, dataset: SampleDataset, cfg: Any, items: Sequence[EvaluationItem], seed: int
     ) -> list[PredictionRecord]:
         """Make a prediction for each item of a batch.
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from workers import splits as worker
 
+from emollama.config import load
 from emollama.data.batch import Sample, collate
 from emollama.models import attention
 from emollama.models.attention import packed_attention
@@ -205,6 +206,22 @@ def test_losses_with_dropout_do_not_depend_on_micro_batches_and_recomputation(
     reference, tmp_path, accumulate, batch, checkpointing, max_tokens
 ):
     worker.train_only(str(config(tmp_path, batch, accumulate, checkpointing, max_tokens=max_tokens)))
+    require_equal(losses(tmp_path), losses(reference))
+
+
+@pytest.mark.slow
+def test_no_micro_batch_of_a_model_that_pads_samples_exceeds_the_maximum_with_its_padding(reference, tmp_path):
+    cfg = load(str(config(tmp_path, 4, 1, True, max_tokens=300)), ["model.packing=padded"])
+    runner = cfg.runner_class(cfg)
+    sizes, forward = [], runner.model.forward
+
+    def padded_forward(batch):
+        sizes.append((len(batch.lengths), batch.max_length))
+        return forward(batch)
+
+    runner.model.forward = padded_forward
+    runner.train()
+    assert max(count * longest for count, longest in sizes) <= 300 and max(count for count, _ in sizes) > 1
     require_equal(losses(tmp_path), losses(reference))
 
 

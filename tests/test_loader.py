@@ -12,9 +12,10 @@ import pytest
 import torch
 from helpers import NAMES
 
+from emollama.data.batch import Sample, collate
 from emollama.data.loader import BatchLayout, TrainingSamples, WorkerOptions, step_batches, training_loader
 from emollama.data.sampling import MIXING_WINDOW, DatasetSampling, MixtureSampler
-from emollama.data.token_budget import group_by_tokens, split_into
+from emollama.data.token_budget import group_by_tokens, num_tokens, split_into
 from emollama.errors import UserError
 
 
@@ -114,14 +115,22 @@ def test_a_resumed_run_uses_the_same_sample_indices_as_an_uninterrupted_run():
 # Micro-batches with a maximum number of tokens
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_groups_contain_each_sample_once_and_at_most_the_tokens_and_few_are_not_full(seed):
+def test_groups_contain_each_sample_once_and_at_most_the_tokens_and_few_are_not_full(seed, padded):
     lengths = np.random.default_rng(seed).integers(20, 200, 40).tolist()
-    groups = group_by_tokens(lengths, 256)
-    sums = [sum(lengths[index] for index in group) for group in groups]
+    groups = group_by_tokens(lengths, 256, padded=padded)
+    sizes = [num_tokens([lengths[index] for index in group], padded=padded) for group in groups]
     assert sorted(index for group in groups for index in group) == list(range(40))
-    assert max(sums) <= 256 and len(groups) <= 11 / 9 * np.ceil(sum(lengths) / 256) + 1
-    assert groups == group_by_tokens(lengths, 256)
+    assert max(sizes) <= 256 and (padded or len(groups) <= 11 / 9 * np.ceil(sum(lengths) / 256) + 1)
+    assert groups == group_by_tokens(lengths, 256, padded=padded)
+
+
+def test_padding_counts_as_tokens_of_a_group():
+    lengths = [10, 40, 12, 50, 11]
+    assert group_by_tokens(lengths, 125) == [[0, 1, 2, 3, 4]]
+    assert group_by_tokens(lengths, 125, padded=True) == [[1, 3], [0, 2, 4]]
+    assert group_by_tokens([200, 10, 20], 100, padded=True) == [[0], [1, 2]]
 
 
 def test_a_sample_with_more_tokens_than_the_maximum_is_alone():
@@ -129,12 +138,14 @@ def test_a_sample_with_more_tokens_than_the_maximum_is_alone():
 
 
 @pytest.mark.parametrize("max_tokens", [100, 250, 10_000])
-def test_a_step_has_the_same_samples_with_any_maximum(samples, max_tokens):
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_step_has_the_same_samples_with_any_maximum(samples, max_tokens, padded):
     without = batches(samples, BatchLayout(2, 3, 2, 1), end=2)
-    layout = BatchLayout(2, 3, 2, 1, max_tokens)
+    layout = BatchLayout(2, 3, 2, 1, max_tokens, padded=padded)
     loader = training_loader(samples, layout, WorkerOptions(), first_step=0, end_step=2)
     steps = list(step_batches(loader, layout.loads_per_step))
-    assert all(len(batch.input_ids) <= max_tokens or len(batch.names) == 1 for step in steps for batch in step)
+    for batch in (batch for step in steps for batch in layout.split_into(step, 4)):
+        assert num_tokens(batch.lengths, padded=padded) <= max_tokens or len(batch.names) == 1
     for step, first in zip(steps, (0, 3), strict=True):
         names = [name for batch in step for name in batch.names]
         assert sorted(names) == sorted(name for batch in without[first : first + 3] for name in batch.names)
@@ -159,6 +170,16 @@ def test_the_micro_batch_with_the_most_tokens_is_split(samples):
     assert [len(part.names) for part in split_into([small, large], 3)] == [2, 2, 2]
     single = batches(samples, BatchLayout(1, 1, 1, 0), end=1)[0]
     assert [len(part.names) for part in split_into([single, small], 3)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("padded", "expected"), [(False, ["abc", "d", "e"]), (True, ["a", "bc", "de"])])
+def test_padding_counts_when_a_micro_batch_is_split(padded, expected):
+    def batch(lengths):
+        ids = {name: torch.arange(1, 1 + length) for name, length in lengths.items()}
+        return collate([Sample(name, "emotion", own, own, torch.ones(len(own)), {}) for name, own in ids.items()])
+
+    parts = split_into([batch({"a": 30, "b": 2, "c": 2}), batch({"d": 20, "e": 20})], 3, padded=padded)
+    assert ["".join(part.names) for part in parts] == expected
 
 
 # Loader

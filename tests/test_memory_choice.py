@@ -62,6 +62,11 @@ def test_all_samples_of_a_micro_batch_may_have_the_longest_answer(max_tokens, ex
     assert most_labels(BatchLayout(4, 2, 1, 0, max_tokens), Longest(sample=100, answer=30, group=100)) == expected
 
 
+@pytest.mark.parametrize(("max_tokens", "expected"), [(None, 2 * 2 * 30), (150, 150)])
+def test_padded_samples_have_logits_at_the_labels_of_each_other(max_tokens, expected):
+    assert most_labels(BatchLayout(2, 2, 1, 0, max_tokens, padded=True), Longest(100, answer=30, group=100)) == expected
+
+
 def prepared(runner):
     """What a runner keeps of its preparation."""
     names = ("config", "world", "precision", "prompt", "datasets", "layout")

@@ -14,6 +14,7 @@ from running import golden_config, read_jsonl
 from test_attention import naive, offsets, tensors
 from workers import splits
 
+from emollama.data import loader
 from emollama.data.batch import IGNORED, Sample, SharedPrompts, collate
 from emollama.data.loader import BatchLayout, TrainingSamples, WorkerOptions, step_batches, training_loader
 from emollama.data.sampling import DatasetSampling, MixtureSampler
@@ -181,19 +182,28 @@ def test_all_tensors_of_a_micro_batch_are_moved_together(samples):
     assert any(tensor is batch.slots["image"].values for tensor in batch.tensors)
 
 
+@pytest.mark.parametrize("share", [share_prompts, list])
 @pytest.mark.parametrize("max_tokens", [50, 600, 2000])
-def test_micro_batches_with_a_maximum_number_of_tokens_never_split_a_group(samples, max_tokens):
+def test_micro_batches_with_a_maximum_number_of_tokens_never_split_a_group(samples, max_tokens, share, monkeypatch):
+    # With a prompt format whose features follow the user text, share_prompts leaves all samples complete.
+    monkeypatch.setattr(loader, "share_prompts", share)
     layout = BatchLayout(4 * K, 1, 1, 0, max_tokens, K)
     batches = next(step_batches(training_loader(samples, layout, WorkerOptions(), first_step=0, end_step=1), 1))
-    for batch in split_into(batches, 3):
-        assert len(batch.names) % K == 0 and len(batch.shared.tokens) == len(batch.names)
-        assert [count == 0 for count in batch.shared.tokens] == [True, False, False] * (len(batch.names) // K)
-    assert sum(len(batch.names) for batch in split_into(batches, 4)) == 4 * K
+    for number in (3, 4):
+        parts = layout.split_into(batches, number)
+        assert sum(len(batch.names) for batch in parts) == 4 * K
+        for batch in parts:
+            names = [set(batch.names[first : first + K]) for first in range(0, len(batch.names), K)]
+            assert len(batch.names) % K == 0 and all(len(of_clip) == 1 for of_clip in names)
+            if share is share_prompts:
+                assert [count == 0 for count in batch.shared.tokens] == [True, False, False] * len(names)
+            else:
+                assert batch.shared is None
 
 
 def test_a_split_micro_batch_has_the_samples_of_the_original(samples):
     batch = collate(shared(samples, 2 * K))
-    parts = split_into([batch], 2)
+    parts = split_into([batch], 2, tasks_per_clip=K)
     for clip, part in zip(samples.__getitems__([0, K]), parts, strict=True):
         expected = collate(clip)
         assert part.names == expected.names and part.dropout_seeds.equal(expected.dropout_seeds)

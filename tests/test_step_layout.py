@@ -7,13 +7,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers import golden_tree, loaded
 
 from emollama.data.features import Features
 from emollama.data.loader import BatchLayout
 from emollama.data.shared_prompts import share_prompts
 from emollama.data.slots import SlotShape
+from emollama.distributed import process_group
 from emollama.errors import UserError
+from emollama.planning.planner import Planner
+from emollama.planning.samples import example_batch
 from emollama.runners.longest_samples import SampleLengths, most_vectors
+from emollama.runners.preparation import Preparation
 from emollama.runners.run_config import RunnerConfig
 from emollama.runners.step_layout import samples_per_step, step_layout
 
@@ -42,6 +47,20 @@ def test_a_global_batch_that_cannot_be_divided_is_rejected(keys, batch_size, mes
     with pytest.raises(UserError) as error:
         step_layout(RunnerConfig(**{"global_batch": 6} | keys), batch_size, 2, 0)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("packing", "padded"), [("auto", False), ("padded", True), ("off", False)])
+def test_the_layout_of_a_run_knows_whether_its_language_model_pads_samples(tmp_path, packing, padded):
+    config = loaded(tmp_path, golden_tree(tmp_path), f"model.packing={packing}")
+    assert Preparation(config, process_group.start("cpu"), training=True).layout.padded is padded
+
+
+def test_the_samples_of_a_planned_micro_batch_have_its_tokens_also_with_padding(tmp_path):
+    planner = Planner(loaded(tmp_path, golden_tree(tmp_path)), gpus=1, device="cpu")
+    size = planner.micro_batch_of(5 * planner.sample.total + 3)
+    batch = example_batch(planner.config, planner.model, planner.sample, size)
+    assert sum(batch.lengths) == size.tokens
+    assert size.tokens <= len(batch.lengths) * batch.max_length < size.tokens + size.samples
 
 
 def test_a_global_batch_excludes_accum_grad_iters():

@@ -16,7 +16,7 @@ from emollama.data.dataset import ReadsAhead, SampleDataset
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.sampling import MixtureSampler
 from emollama.data.shared_prompts import records_of, share_prompts
-from emollama.data.token_budget import group_by_tokens
+from emollama.data.token_budget import group_by_tokens, num_tokens, split_into
 from emollama.data.workers import PREFETCH, WorkerReports, require_space_for_workers
 from emollama.errors import UserError
 
@@ -102,6 +102,7 @@ class BatchLayout:
             rank gets in a step, and :func:`~emollama.data.token_budget.group_by_tokens` forms the micro-batches.
         tasks_per_clip: number of consecutive samples that are loaded together, and are in the same micro-batch; batch_size is a
             multiple of it.
+        padded: whether the language model pads the samples of a micro-batch to the longest one. The padding counts as tokens.
     """
 
     batch_size: int
@@ -110,6 +111,7 @@ class BatchLayout:
     rank: int
     max_tokens: int | None = None
     tasks_per_clip: int = 1
+    padded: bool = False
 
     @property
     def global_batch(self) -> int:
@@ -142,8 +144,13 @@ class BatchLayout:
         """Return the micro-batches of samples that were loaded together, those about one clip in a list."""
         if self.max_tokens is None:
             return [collate(list(chain.from_iterable(clips)))]
-        groups = group_by_tokens([sum(len(sample.input_ids) for sample in clip) for clip in clips], self.max_tokens)
+        lengths = [num_tokens([len(sample.input_ids) for sample in clip], padded=self.padded) for clip in clips]
+        groups = group_by_tokens(lengths, self.max_tokens, padded=self.padded)
         return [collate([sample for index in group for sample in clips[index]]) for group in groups]
+
+    def split_into(self, batches: Sequence[Batch], number: int) -> list[Batch]:
+        """Split the micro-batches of a step on this rank until there are ``number``."""
+        return split_into(batches, number, tasks_per_clip=self.tasks_per_clip, padded=self.padded)
 
 
 class _BatchSampler:

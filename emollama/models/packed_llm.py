@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +26,9 @@ from emollama.models.cross_entropy import cross_entropy
 from emollama.models.fusion.build import FusionKey, build_fusion, fusion_layout
 from emollama.models.fusion.feature_tokens import joined_feature_tokens, pad_positions
 from emollama.models.kv_cache import empty_cache, left_padded_state, unpacked_state
+from emollama.models.length_limit import length_limit
 from emollama.stores.manifest import Manifest
 from emollama.weight_parts import Weights
-
-if TYPE_CHECKING:
-    from emollama.models.packing_check import LengthLimit
 
 
 class PackedLLM(nn.Module, ABC):
@@ -67,7 +65,7 @@ class PackedLLM(nn.Module, ABC):
         self.cfg = cfg
         self.llm_config = llm.read_config(cfg.llama_model)
         self.packing = packing_check.resolve(cfg.packing, self.llm_config, device, frozen_dtype)
-        self._limit = packing_check.length_limit(self.packing, self.llm_config)
+        self._limit = length_limit(self.packing, self.llm_config)
         self.max_tokens = self._limit.tokens if self._limit is not None else None
         options = llm_weights.options_of(cfg, self.packing.attention, weights)
         build = embedding_table.build if weights == "embeddings" else llm_weights.build
@@ -118,33 +116,27 @@ class PackedLLM(nn.Module, ABC):
         lines = kernels.check_kernels(cfg, packing, config.model_type, device, frozen_dtype, compiled="compiled layers" in uses)
         if "shared prompts" in uses:
             packing.require_shared_prompts(config.model_type)
-        cls._check_lengths(cfg, packing_check.length_limit(packing, config))
+        if (limit := length_limit(packing, config)) is not None:
+            shapes = without_pixels(cls.slot_shapes(cfg))
+            features = cls.feature_layout(cfg).num_feature_tokens({slot: shape.num_zeros for slot, shape in shapes.items()})
+            limit.require_keys(cfg, sum(features.values()))
         lines += [*packing.notices(config.model_type), *llm_weights.check_options(cfg, config)]
         lines += llm.float16_warning(config, frozen_dtype)
         if prompt is not None:
             lines += tokenizer_check.warnings(prompt.tokenizer, llm.vocabulary(cfg.llama_model, config), cfg.end_sym)
         return lines
 
-    @classmethod
-    def _check_lengths(cls, cfg: Any, limit: LengthLimit | None) -> None:
-        shapes = without_pixels(cls.slot_shapes(cfg))
-        features = cls.feature_layout(cfg).num_feature_tokens({slot: shape.num_zeros for slot, shape in shapes.items()})
-        others = 1 + sum(features.values())  # 1 for the BOS token
-        longest = cfg.max_context_len + cfg.max_txt_len + others
-        if limit is not None and longest > limit.tokens:
-            raise UserError(
-                f"model.max_context_len {cfg.max_context_len} + model.max_txt_len {cfg.max_txt_len} + {others} feature tokens and"
-                f" BOS exceed {limit.tokens} tokens, but {limit.reason}. Decrease model.max_context_len or model.max_txt_len by"
-                f" {longest - limit.tokens}."
-            )
-
     def _require_length(self, tokens: int) -> None:
-        """Check the number of tokens of the longest sequence, which generation or features of any length can increase."""
-        if self._limit is not None and tokens > self._limit.tokens:
-            raise UserError(
-                f"a sequence has {tokens} tokens, but {self._limit.reason}. Decrease model.max_context_len, model.max_txt_len,"
-                " max_new_tokens of the evaluation, or the length of the features."
-            )
+        if self._limit is not None:
+            self._limit.require(tokens)
+
+    @classmethod
+    def pads_samples(cls, cfg: Any, *, device: torch.device, frozen_dtype: torch.dtype) -> bool:
+        """Return whether the samples of a micro-batch are padded to the longest one."""
+        # Imported here for the same reason as in __init__.
+        from emollama.models import packing_check
+
+        return packing_check.resolve(cfg.packing, llm.read_config(cfg.llama_model), device, frozen_dtype).is_padded
 
     @classmethod
     def feature_layout(cls, cfg: Any) -> FusionLayout:

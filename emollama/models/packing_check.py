@@ -20,7 +20,7 @@ import torch
 from emollama.data.validation_cache import ValidationCache
 from emollama.errors import UserError
 from emollama.json_io import parse_json
-from emollama.models import attention, copy_properties, fused_layer, llm, packing_comparisons, prefix_comparisons
+from emollama.models import attention, copy_properties, fused_layer, packing_comparisons, prefix_comparisons
 from emollama.models.configs import PackingKey
 from emollama.models.packing_comparisons import Forward, packed_logits, padded_logits
 from emollama.models.random_copy import RandomCopy, isolated, runnable_copy
@@ -67,6 +67,11 @@ class Packing:
         """Whether samples are packed into one row."""
         return self.result == "packed"
 
+    @property
+    def is_padded(self) -> bool:
+        """Whether the samples of a micro-batch are padded to the longest one; False if they run one after the other."""
+        return not self.is_packed and self.batched
+
     def require_beam_search(self, family: str) -> None:
         """Check that the beam search of transformers gives the right values.
 
@@ -112,30 +117,6 @@ _DECODING = {
     "none": "; generation recomputes the sequence for each new token",
 }
 _CHECKED: dict[str, Packing] = {}
-
-
-@dataclass(frozen=True)
-class LengthLimit:
-    """The number of tokens of a sequence that a language model can process, and why."""
-
-    tokens: int
-    reason: str
-
-
-def length_limit(packing: Packing, config: Any) -> LengthLimit | None:
-    """Return the smallest limit of a language model; None if it has none.
-
-    Args:
-        packing: the result of :func:`resolve`.
-        config: the configuration of the language model, an object of transformers.
-    """
-    limits = []
-    if packing.max_tokens is not None:
-        limits.append(LengthLimit(packing.max_tokens, f"'{config.model_type}' has positions for {packing.max_tokens} tokens"))
-    if (switch := llm.position_limit(config)) is not None:
-        text = f"above {switch}, '{config.model_type}' encodes the positions of a whole micro-batch differently"
-        limits.append(LengthLimit(switch, text))
-    return min(limits, key=lambda limit: limit.tokens, default=None)
 
 
 def resolve(key: PackingKey, config: Any, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> Packing:

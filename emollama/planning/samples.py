@@ -142,8 +142,9 @@ def example_batch(config: RunConfig, model: Model, sample: SampleTokens, size: M
         slots = {slot: torch.zeros(0 if slot == PIXELS else shape.num_zeros, shape.dim) for slot, shape in shapes.items()}
     layout = model.feature_layout(config.model)
     placeholders = [torch.full((sample.features[part],), -1 - index) for index, part in enumerate(layout.parts)]
-    remainder = size.tokens - (size.samples - 1) * (size.tokens // size.samples)
-    lengths = [size.tokens // size.samples] * (size.samples - 1) + [remainder]
+    # The lengths differ by at most 1, so that a language model that pads samples has about as many tokens.
+    length, remainder = divmod(size.tokens, size.samples)
+    lengths = [length + (index < remainder) for index in range(size.samples)]
     return collate([_sample(torch.cat(placeholders), length, slots) for length in lengths])
 
 

@@ -116,7 +116,7 @@ def recompute_as_needed(model: Model, run: Prepared) -> None:
 
 
 def most_tokens(layout: BatchLayout, longest: int) -> int:
-    """Return a number of tokens that no micro-batch exceeds if a sample has at most ``longest`` tokens."""
+    """Return a number of tokens, with padding, that no micro-batch exceeds if a sample has at most ``longest`` tokens."""
     if layout.max_tokens is None:
         return longest * layout.batch_size
     # The samples about a clip are in one micro-batch, even if they have more tokens.
@@ -124,9 +124,11 @@ def most_tokens(layout: BatchLayout, longest: int) -> int:
 
 
 def most_labels(layout: BatchLayout, longest: Longest) -> int:
-    """Return a number of labels that no micro-batch exceeds."""
+    """Return a number of tokens with logits that no micro-batch exceeds."""
     samples = layout.batch_size if layout.max_tokens is None else layout.batch_size * layout.accumulate
-    return min(longest.answer * samples, most_tokens(layout, longest.sample))
+    # Padded samples all have logits at the positions of the labels of each of them.
+    answers = samples**2 if layout.padded else samples
+    return min(longest.answer * answers, most_tokens(layout, longest.sample))
 
 
 def cached_measurement(run: Prepared, measure: Callable[[], Activations]) -> Activations:

@@ -10,6 +10,7 @@ import torch
 
 from emollama.config import RunConfig
 from emollama.data.batch import Batch
+from emollama.data.token_budget import num_tokens
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.listing import abbreviated
@@ -17,7 +18,7 @@ from emollama.memory import first_line, is_out_of_memory
 
 
 @contextmanager
-def reported(micro_batches: Sequence[Batch], step: int, config: RunConfig, world: World) -> Iterator[None]:
+def reported(micro_batches: Sequence[Batch], step: int, config: RunConfig, world: World, *, padded: bool) -> Iterator[None]:
     """Turn an error of memory in a training step into a user error. The step is not repeated: ranks would diverge.
 
     Args:
@@ -25,6 +26,7 @@ def reported(micro_batches: Sequence[Batch], step: int, config: RunConfig, world
         step: number of the step, from 0.
         config: the configuration of the run.
         world: the processes.
+        padded: whether the language model pads the samples of a micro-batch.
 
     Raises:
         UserError: If memory was exhausted. The message names the samples of the micro-batch with the most tokens.
@@ -34,9 +36,9 @@ def reported(micro_batches: Sequence[Batch], step: int, config: RunConfig, world
     except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
-        batch = max(micro_batches, key=lambda batch: len(batch.input_ids))
+        batch = max(micro_batches, key=lambda batch: num_tokens(batch.lengths, padded=padded))
         where, remedy = _where(f"step {step}", error, world), _training_remedy(config, len(batch.names))
-        raise UserError(f"{where} {_samples(batch)} {remedy}") from error
+        raise UserError(f"{where} {_samples(batch, padded=padded)} {remedy}") from error
 
 
 def prediction_error(error: BaseException, block_name: str, name: str, tokens: int, world: World) -> UserError:
@@ -71,14 +73,15 @@ def _or_a_larger_one(world: World) -> str:
     return " or a GPU with more memory" if world.device.type == "cuda" else " or a machine with more memory"
 
 
-def _samples(batch: Batch) -> str:
+def _samples(batch: Batch, *, padded: bool) -> str:
     lengths, names = batch.lengths, batch.names
     longest = max(range(len(names)), key=lengths.__getitem__)
     if len(names) == 1:
         return f"The micro-batch is the sample '{names[0]}' with {lengths[0]:,} tokens."
     return (
-        f"The largest micro-batch has {len(names)} samples with {sum(lengths):,} tokens: {abbreviated(names)}. The longest one,"
-        f" '{names[longest]}', has {lengths[longest]:,} tokens."
+        f"The largest micro-batch has {len(names)} samples with {num_tokens(lengths, padded=padded):,} tokens"
+        f"{' with padding' if padded else ''}: {abbreviated(names)}. The longest one, '{names[longest]}', has"
+        f" {lengths[longest]:,} tokens."
     )
 
 

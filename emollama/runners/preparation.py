@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -253,7 +254,9 @@ class Preparation:
         """Prepare the layout of a step, the order of the samples, and the checkpoint to resume from."""
         run, rank, processes = self.config.run, self.world.rank, self.processes
         self.world.rank_zero_first(lambda: require_tasks(self.config.datasets, run.tasks_per_clip))
-        self.layout = self.world.rank_zero_first(lambda: step_layout(run, batch_size(self.config.datasets), processes, rank))
+        steps = self.world.rank_zero_first(lambda: step_layout(run, batch_size(self.config.datasets), processes, rank))
+        pads, device, dtype = self.config.model_class.pads_samples, self.world.device, self.precision.frozen_dtype
+        self.layout = replace(steps, padded=pads(self.config.model, device=device, frozen_dtype=dtype))
         if run.max_tokens is not None:
             lengths = SampleLengths(self.datasets, self.prompt, self.config.model, slot_shapes_of_run(self.config))
             self.world.on_rank_zero(partial(lengths.require_fitting, run.max_tokens))

@@ -53,10 +53,11 @@ class RunnerConfig:
     of processes, and must not be set. It must be a multiple of processes x batch_size. With max_tokens, batch_size has no effect,
     and it must be a multiple of the processes. If null, it is processes x batch_size x accum_grad_iters."""
     max_tokens: int | None = None
-    """Maximum number of tokens of a micro-batch. If it is set, the samples of an iteration on a process are grouped by their
-    lengths into as few micro-batches as possible, equally many on all processes; the loss of an iteration does not change.
-    It must be at least the tokens of the longest sample. The samples of tasks_per_clip stay together even if they have more; the
-    run warns of that at its start. If null, each micro-batch has batch_size samples."""
+    """Maximum number of tokens of a micro-batch, with the padding if the language model pads samples (packing). If it is set, the
+    samples of an iteration on a process are grouped by their lengths into as few micro-batches as possible, equally many on all
+    processes; the loss of an iteration does not change. It must be at least the tokens of the longest sample. The samples of
+    tasks_per_clip stay together even if they have more; the run warns of that at its start. If null, each micro-batch has
+    batch_size samples."""
     tasks_per_clip: int = 1
     """Number of different tasks of task_pool that a step asks about a clip, in as many samples with the same augmentation. The
     language model processes the beginning of their prompts, which contains the features, once for all of them. batch_size must be

@@ -18,7 +18,6 @@ from emollama.config import RunConfig, write_yaml
 from emollama.data.batch import Batch
 from emollama.data.device_copy import DeviceCopy
 from emollama.data.loader import TrainingSamples, WorkerOptions, mix_seed, step_batches, training_loader
-from emollama.data.token_budget import split_into
 from emollama.data.workers import worker_errors
 from emollama.distributed import process_group
 from emollama.distributed.parallel import Parallel
@@ -192,7 +191,7 @@ class RunnerBase:
                 break
             with log.waiting():
                 micro_batches = next(batches)
-            with out_of_memory.reported(micro_batches, step, self.config, self.world):
+            with out_of_memory.reported(micro_batches, step, self.config, self.world, padded=self.layout.padded):
                 values = self._step(step, micro_batches)
             if log.is_due(step):
                 self.skipped.require_below(self.cfg.max_skipped_steps, self.world, micro_batches)
@@ -254,7 +253,8 @@ class RunnerBase:
         options = WorkerOptions(self.cfg.num_workers, self.world.device.type == "cuda", hang_seconds(self.cfg))
         loader = training_loader(self.samples, self.layout, options, first_step=self.first_step, end_step=self.total_steps)
         steps = step_batches(loader, self.layout.loads_per_step)
-        return (split_into(batches, *self.world.max(len(batches))) for batches in steps) if self.layout.max_tokens else steps
+        split, most = self.layout.split_into, self.world.max
+        return (split(batches, *most(len(batches))) for batches in steps) if self.layout.max_tokens else steps
 
     def _maybe_stop(self, completed_steps: int) -> None:
         """Save a checkpoint and stop if a process was asked to stop before the run is complete."""
