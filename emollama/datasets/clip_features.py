@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from emollama.data.features import Features
 from emollama.data.slots import PIXELS, SlotShape, declared_slots
 from emollama.datasets.clip_config import ClipConfig
-from emollama.datasets.frame_store import open_frames
 from emollama.errors import UserError
 from emollama.paths import join
 from emollama.suggestions import did_you_mean
@@ -43,6 +42,9 @@ def open_features(
     if cfg.reads_frames:
         peaks = None if cfg.peak_index_path is None else resolve_path(cfg.peak_index_path)
         folder = join(cfg.data_root, str(cfg.image_path))
+        # Imported here because it imports PyAV, which runs with extracted features do not need.
+        from emollama.datasets.frame_store import open_frames
+
         features.append(open_frames(folder, slot_shapes.get(PIXELS), block_path, cfg.frame_selection, peaks))
     all_values = cfg.check_values == "all"
     return [dataclasses.replace(source, all_values=all_values, accepts_pooling=True) for source in features]

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from emollama.data.batch import PackedFeatures
 from emollama.data.slots import IMAGE, PIXELS, FrameSelection, SlotShape, without_pixels
-from emollama.encoders.eva import Eva
 from emollama.encoders.eva_vit import EvaFiles, EvaVit, read_eva
 from emollama.encoders.shapes import IDENTITY, EvaShape
 from emollama.encoders.weights import digest
@@ -53,6 +52,9 @@ def manifest(weights: str, cfg: Any, choice: FrameSelection, ln_vision: str = ID
     Raises:
         UserError: If the weights do not exist or are not those of an EVA transformer.
     """
+    # Imported here because it imports PyAV, which most runs do not need.
+    from emollama.encoders.eva import Eva
+
     # Read the file first, so that an error names the key of the model instead of the encoder's.
     read_eva(weights, "model.vit_weights", EvaShape.depth)
     eva = Eva.Config(weights, image_size=cfg.image_size, precision=cfg.vit_precision, frame_selection=choice, ln_vision=ln_vision)
