@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import errno
 import json
+import math
 import os
+import re
 import warnings
 
 import pytest
@@ -19,6 +22,7 @@ from emollama.commands import config as show
 from emollama.config import key_hints
 from emollama.config.layers import leaves
 from emollama.config.other_libraries import EQUIVALENTS
+from emollama.config.sections import sections
 from emollama.errors import UserError
 
 SMALL = {
@@ -263,6 +267,23 @@ def test_a_block_name_may_contain_dashes_and_digits(tmp_path):
 )
 def test_a_value_out_of_range_names_its_block_and_key(tmp_path, option, expected):
     assert expected in refusal(tmp_path, small(), option)
+
+
+NUMBERS = [
+    pytest.param(section.config, item.name, "list" in str(item.type), id=f"{section.title}, {item.name}")
+    for section in sections()
+    for item in dataclasses.fields(section.config)
+    if re.search(r"\bfloat\b", str(item.type))
+]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("config", "key", "is_list"), NUMBERS)
+def test_a_number_that_is_not_finite_is_refused_by_its_key(config, key, is_list, value):
+    missing = dataclasses.MISSING
+    required = {item.name: "x" for item in dataclasses.fields(config) if item.default is item.default_factory is missing}
+    with pytest.raises(ValueError, match=key):
+        config(**required | {key: [value] * 3 if is_list else value})
 
 
 def test_top_p_without_a_temperature_is_refused_with_the_remedy(tmp_path):

@@ -552,6 +552,7 @@ def configured(folder, **keys):
         ({"r": "64"}, "r is '64'"),
         ({"lora_alpha": None}, "lora_alpha is None"),
         ({"lora_alpha": -16}, "lora_alpha is -16"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
     ],
 )
 def test_unsupported_settings_of_an_adapter_config_are_refused_by_name(folder, keys, expected):

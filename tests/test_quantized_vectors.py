@@ -75,6 +75,20 @@ def test_a_value_that_overflows_the_dtype_of_the_run_is_reported_as_before(tmp_p
     assert features.read("b")["face"].dtype == torch.int8
 
 
+@pytest.mark.parametrize("scale", [np.nan, np.inf])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_a_scale_that_is_not_finite_is_reported(tmp_path, scale, dtype):
+    (scales, values), _ = encode(numbers(5, 8), "int8")
+    scales[3] = scale
+    (tmp_path / "packed").mkdir()
+    writer = PackedWriter(tmp_path / "packed", 2**30)
+    writer.add("a", (scales, values))
+    writer.finish()
+    features = Features.open(str(tmp_path / "packed"), ("face",), SlotShape(5, 8, compute_dtype=dtype), "features.face")
+    with pytest.raises(UserError, match=r"a \(slot face\): contains NaN or inf"):
+        features.read("a")
+
+
 def test_an_array_of_another_shape_is_reported_as_before(tmp_path):
     store_of(tmp_path / "packed", {"a": numbers(5, 8)})
     features = Features.open(str(tmp_path / "packed"), ("face",), SlotShape(1, 4), "features.face")

@@ -27,6 +27,6 @@ def read_quantized(store: ArrayStore, slots: tuple[str, ...], shape: SlotShape, 
     if not fits(array_shape, slots, shape.num_vectors, shape.dim):
         return None
     parts = store.load_quantized(name)
-    if parts is None or LARGEST_INT8 * float(np.abs(parts[0]).max()) > LARGEST[shape.compute_dtype]:
-        return None
-    return with_scales(*parts)
+    # Nothing is at most a number if a scale is NaN.
+    is_small = parts is not None and LARGEST_INT8 * float(np.abs(parts[0]).max()) <= LARGEST[shape.compute_dtype]
+    return with_scales(*parts) if parts is not None and is_small else None

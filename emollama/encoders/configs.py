@@ -170,5 +170,4 @@ class HubertConfig(EncoderConfig):
         super().__post_init__()
         if not self.layers or max(self.layers) > -1 or len(set(self.layers)) < len(self.layers):
             raise ValueError(f"layers is {self.layers}; expected different negative numbers, counted from the last layer, -1")
-        if self.chunk_seconds < MIN_SECONDS:
-            raise ValueError(f"chunk_seconds is {self.chunk_seconds}; it must be at least {MIN_SECONDS}")
+        require_at_least(MIN_SECONDS, self, "chunk_seconds")

@@ -6,6 +6,7 @@ Shape letters: r = LoRA rank, I and O = input and output features of an adapted 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -173,8 +174,9 @@ def read_peft_config(path: str) -> dict[str, Any]:
     if extras:
         raise UserError(f"{path}: only plain LoRA is supported; remove {listing(extras, 'unsupported setting')}")
     for key in ("r", "lora_alpha"):
-        if isinstance(stored.get(key), bool) or not isinstance(stored.get(key), int | float) or stored[key] <= 0:
-            raise UserError(f"{path}: {key} is {stored.get(key)!r}; expected a number above 0")
+        value = stored.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise UserError(f"{path}: {key} is {value!r}; expected a finite number above 0")
     return stored
 
 
