@@ -21,7 +21,9 @@ KEPT = PYTHONDONTWRITEBYTECODE=
 WORKERS ?= 2
 # Orders in which test-random runs the tests.
 SEEDS ?= 1 2 3
-SPREAD = -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+SPREAD = --dist loadgroup --no-loadscope-reorder
+# Slow tests and tests of faults wait for processes and time limits, so they run in one process more.
+MORE = -n $$(( $(WORKERS) + 1 )) $(SPREAD)
 
 .PHONY: install demo test test-slow test-all test-models test-faults test-random lint format-check types spelling format check wheel
 
@@ -39,24 +41,24 @@ demo: install
 	$(FAST) $(BIN)/python -m emollama demo
 
 test: install
-	$(FAST) $(KEPT) $(BIN)/python -m pytest $(SPREAD)
+	$(FAST) $(KEPT) $(BIN)/python -m pytest -n $(WORKERS) $(SPREAD)
 
 test-slow: install
-	$(FAST) $(KEPT) $(BIN)/python -m pytest $(SPREAD) -m "slow or gpu"
+	$(FAST) $(KEPT) $(BIN)/python -m pytest $(MORE) -m "slow or gpu"
 
 test-all: install
-	$(FAST) $(KEPT) $(BIN)/python -m pytest $(SPREAD) -m "not models and not faults"
+	$(FAST) $(KEPT) $(BIN)/python -m pytest -n $(WORKERS) $(SPREAD) -m "not models and not faults"
 
 # The tests of one language model stay together, so that it is built once.
 test-models: install
 	$(FAST) $(KEPT) $(BIN)/python -m pytest -n $(WORKERS) --dist load --maxschedchunk 8 -m models tests/test_language_models.py
 
 test-faults: install
-	$(FAST) $(KEPT) $(BIN)/python -m pytest $(SPREAD) -m faults
+	$(FAST) $(KEPT) $(BIN)/python -m pytest $(MORE) -m faults
 
 test-random: install
 	busy=""; for _ in $$(seq $(WORKERS)); do (while :; do :; done) & busy="$$busy $$!"; done; trap "kill $$busy" EXIT; \
-	for seed in $(SEEDS); do $(FAST) $(KEPT) $(BIN)/python -m pytest $(SPREAD) -p randomly -p "no:cacheprovider" --randomly-seed=$$seed || exit 1; done
+	for seed in $(SEEDS); do $(FAST) $(KEPT) $(BIN)/python -m pytest -n $(WORKERS) $(SPREAD) -p randomly -p "no:cacheprovider" --randomly-seed=$$seed || exit 1; done
 
 lint: install
 	$(BIN)/ruff check .

@@ -39,7 +39,10 @@ LONG = (
     " bad_input encoders score_command"
 ).split()
 # Those of make test-slow and make test-faults.
-LONG_OTHERS = "faults_nodes sharding serve remote_llm faults_serve faults_app faults_saves faults_stops faults_remote".split()
+LONG_OTHERS = (
+    "faults_nodes demo demo_flickr sharding faults_saves faults_stops faults_restarts nodes_launch faults_hangs app faults_files"
+    " plan_memory compile api plan demo_videos faults_decoding faults_serve serve remote_llm faults_app faults_remote"
+).split()
 FOLDERS = count()  # numbers of temporary folders
 
 

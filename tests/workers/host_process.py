@@ -30,12 +30,19 @@ def run(host: str, arguments: list[str], variables: dict[str, str], cwd: str, fo
         folder: where the output is, in the files ``stdout`` and ``stderr``.
     """
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+    from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 
     if host:
         _enter(host)
+    dynamic_rendezvous.get_method_name = _caller
     Forked.where = cwd, folder
     subprocess_handler.Popen = Forked  # type: ignore[misc]
     ranks._program(arguments, variables, cwd, folder)
+
+
+def _caller(depth: int = 2) -> str:
+    """The function of torch with this signature looks through all modules for each frame: 0.1 CPU s, twenty times in a run."""
+    return sys._getframe(depth).f_code.co_name
 
 
 def _enter(host: str) -> None:
