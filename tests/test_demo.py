@@ -188,13 +188,23 @@ def test_an_unexpected_error_in_a_demo_is_not_converted(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)  # a guard against hanging
-def test_a_demo_with_half_the_steps_learns_emotions_and_descriptions(tmp_path, monkeypatch, capsys, launch):
-    """Run the commands of the demo in forked processes, which have torch loaded."""
+def test_a_demo_with_shorter_training_learns_emotions_and_descriptions(tmp_path, monkeypatch, capsys, launch):
+    """Run the commands of the demo in forked processes, which have torch loaded.
+
+    The steps are a third to three quarters of those of the demo, with half of the samples. With the seeds 1, 2 and 42, accuracy
+    is 0.97 or more, and the clue overlap of the second stage is 1.6 to 1.8 points higher than that of the first.
+    """
+    steps = {"train_configs/demo_stage_1.yaml": 60, "train_configs/demo_stage_2.yaml": 150}  # per epoch, instead of 200
 
     def step(demo_folder, arguments):
-        shorter = ["run.iters_per_epoch=100"] if arguments[0] == "train" else []  # instead of 200
-        run_in_forks([*arguments, *shorter], tmp_path, launch, **{demo_folder.variable: str(demo_folder.root)})
+        if number := steps.get(arguments[arguments.index("--cfg-path") + 1]):
+            arguments = [*arguments, f"run.iters_per_epoch={number}", "datasets.feature_face_caption.batch_size=6"]
+        run_in_forks(arguments, tmp_path, launch, **{demo_folder.variable: str(demo_folder.root)})
 
+    def small_batches(*args, **settings):
+        make_tiny_llama(*args, **settings | {"steps": 350, "batch_size": 16})
+
+    monkeypatch.setattr(demo, "make_tiny_llama", small_batches)
     monkeypatch.setattr(demo, "run_step", step)
     demo.run_demo(str(tmp_path / "demo"), seed=42, processes=2)
     printed = capsys.readouterr().out

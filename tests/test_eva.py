@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -212,23 +215,22 @@ def test_tf32_convolutions_are_disabled_only_while_the_encoder_runs(videos):
 
 
 @pytest.mark.slow
-def test_the_full_vit_g_runs_an_image_of_448_pixels_on_the_cpu(tmp_path):
-    """The file has width 1408, 39 layers, random weights, the original names and positions for 224 pixels."""
+def test_a_vit_of_the_width_of_vit_g_runs_an_image_of_448_pixels_on_the_cpu(tmp_path):
+    """The file has width 1408, random weights, the original names, positions for 224 pixels, and three of the 39 layers."""
     shape = EvaShape()
     with torch.device("meta"):
         built = EvaVit(shape, image_size=224, precision="fp32", device=torch.device("meta"))
+    assert 0.98e9 < sum(value.numel() for value in built.visual_encoder.parameters()) < 1.0e9
     generator = torch.Generator().manual_seed(0)
     tensors = {
         name: torch.empty(value.shape, dtype=torch.float16).normal_(0, 0.02, generator=generator)
         for name, value in built.visual_encoder.state_dict().items()
+        if not re.match(r"blocks\.([3-9]|\d\d)\.", name)
     }
     torch.save(tensors, tmp_path / "eva_vit_g.pth")
-    del tensors
-    assert read_eva(str(tmp_path / "eva_vit_g.pth"), "weights", 39)[0] == shape
-    # With bf16, this takes seven minutes on a CPU without bf16 instructions.
+    assert read_eva(str(tmp_path / "eva_vit_g.pth"), "weights", 39)[0] == replace(shape, depth=3)
+    # With bf16, this takes a minute on a CPU without bf16 instructions.
     vit = load(tmp_path / "eva_vit_g.pth", size=448, precision="fp32")
-    count = sum(value.numel() for value in vit.visual_encoder.parameters())
-    assert 0.98e9 < count < 1.0e9
     features = vit(torch.randn(1, 3, 448, 448))
     assert features.shape == (1, 1025, 1408)
     assert features.isfinite().all()
