@@ -16,7 +16,7 @@ from workers import sharded_training as worker
 from emollama.convert.consolidation import consolidate
 
 pytestmark = pytest.mark.slow
-STEPS, RESUMED = 10, 4  # steps of a run, and of the checkpoint from which others continue
+STEPS, RESUMED = 6, 2  # steps of a run, and of the checkpoint from which others continue
 TOLERANCE = 1e-6  # relative
 # What is trained -> keys of the model. Dropout and recomputation show whether each process uses the same random numbers.
 TRAINED: dict[str, dict[str, Any]] = {
@@ -30,7 +30,7 @@ MODES = ("ddp", *SHARDED)
 FOUR = [*itertools.product(["full"], MODES), ("lora", "ddp"), ("lora", "fsdp")]
 CONTINUED = [("lora", *pair) for pair in itertools.permutations(MODES, 2)]
 CONTINUED += [("full", "ddp", "fsdp"), ("full", "fsdp", "hsdp"), ("full", "hsdp", "ddp")]
-RUN = {"global_batch": 8, "max_epoch": 5, "iters_per_epoch": 2, "max_grad_norm": 5.0, "eval_epoch_interval": 5}
+RUN = {"global_batch": 8, "max_epoch": 3, "iters_per_epoch": 2, "max_grad_norm": 5.0, "eval_epoch_interval": 3}
 
 
 class FourRanks(Ranks):
@@ -141,7 +141,7 @@ def resumed_runs(two, ranks):
     for trained, first, second in CONTINUED:
         checkpoint = two / f"{trained}_{first}/out/run/checkpoint_{RESUMED // 2 - 1}.pth"
         # An evaluation before the first step is the first to use the weights, in inference mode.
-        evaluated = {"evaluate": True, "eval_epoch_interval": 2} if (first, second) == ("ddp", "fsdp") else {}
+        evaluated = {"evaluate": True, "eval_epoch_interval": 1} if (first, second) == ("ddp", "fsdp") else {}
         paths.append(resumed(root / f"{trained}_{first}_{second}", trained, second, checkpoint, **evaluated))
     ranks(worker.train, paths)
     return root
@@ -156,11 +156,11 @@ def test_a_run_continues_in_another_mode_as_without_the_interruption(two, resume
 @pytest.mark.parametrize("trained", ["lora", "full"])
 def test_a_run_continues_with_fewer_processes_at_the_same_global_batch(tmp_path, four, ranks, trained):
     checkpoint = "out/run/checkpoint_{}.pth"
-    ranks(worker.train, [resumed(tmp_path / "two", trained, "fsdp", four / f"{trained}_fsdp" / checkpoint.format(1))])
-    worker.train([resumed(tmp_path / "one", trained, "fsdp", tmp_path / "two" / checkpoint.format(3))])
+    ranks(worker.train, [resumed(tmp_path / "two", trained, "fsdp", four / f"{trained}_fsdp" / checkpoint.format(0))])
+    worker.train([resumed(tmp_path / "one", trained, "fsdp", tmp_path / "two" / checkpoint.format(1))])
     expected = losses(four / f"{trained}_fsdp")
-    assert losses(tmp_path / "two") == pytest.approx(expected[4:], rel=TOLERANCE)
-    assert losses(tmp_path / "one") == pytest.approx(expected[8:], rel=TOLERANCE)
+    assert losses(tmp_path / "two") == pytest.approx(expected[2:], rel=TOLERANCE)
+    assert losses(tmp_path / "one") == pytest.approx(expected[4:], rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("trained", ["lora", "full"])
