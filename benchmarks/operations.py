@@ -1,10 +1,11 @@
 """Count the operations of a layer and the bytes that it saves for the backward pass, as on a GPU.
 
-    python benchmarks/operations.py            # the layers of transformers and peft, and those of emollama
+    python benchmarks/operations.py            # the layers of transformers and peft, those of emollama, and steps between them
     python benchmarks/operations.py --list     # also each operation
 
 A Llama with LoRA adapters on q_proj and v_proj computes the gradients of a packed micro-batch of 8 samples under bf16 autocast.
-Each operation that PyTorch dispatches is a launch of a GPU kernel, except views. The operations of a layer are the difference
+Each operation that PyTorch dispatches is a launch of a GPU kernel, except views; without Liger, an operator of emollama for norm,
+position embedding or SwiGLU is several. The operations of a layer are the difference
 between models of two layers and of one. The saved bytes of a token are the difference between two lengths; all of them are
 proportional to the width of the model, so that a narrow one gives those of Llama-2-7B. The attention counts as one operation, as
 on a GPU, and so does each operator of emollama.
@@ -33,6 +34,14 @@ from emollama.models.fused_layer import use_fused_layers
 from emollama.models.fused_ops import PLAIN
 from emollama.models.lora_linear import use_lora_linear
 
+# name: dropout whose mask is computed again, adapters in the dtype of autocast, norm and others as one operation each
+VARIANTS = {
+    "hugging face": (False, False, False),
+    "plain": (True, False, False),  # model.kernels: plain
+    "adapters": (True, True, False),
+    "layers": (True, False, True),
+    "fused": (True, True, True),  # model.kernels: auto
+}
 SAMPLES = 8
 LAYERS, HIDDEN = 32, 4096  # of Llama-2-7B, for the saved bytes
 ATTENTION = "counted_attention"
@@ -127,9 +136,12 @@ def build(hidden: int, layers: int, kernels: str) -> Any:
     # peft still calls the property of transformers by its deprecated name.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     llm = get_peft_model(llm, lora)
-    dropout.replace_dropout(llm)
-    if kernels != "plain":
+    own_dropout, own_adapters, own_layers = VARIANTS[kernels]
+    if own_dropout:
+        dropout.replace_dropout(llm)
+    if own_adapters:
         use_lora_linear(llm)
+    if own_layers:
         use_fused_layers(llm.get_base_model(), PLAIN)
     return llm.train()
 
@@ -194,16 +206,18 @@ def _saved_bytes(llm: Any, tokens: int) -> int:
 
 
 def main() -> None:
-    """Print the counts of both ways."""
+    """Print the counts of all variants."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", type=int, default=512, help="hidden size (default: 512)")
     parser.add_argument("--tokens", type=int, default=4, help="tokens of each of the 8 samples (default: 4)")
     parser.add_argument("--list", action="store_true", help="also list the operations of a layer")
     arguments = parser.parse_args()
-    for kernels in ("plain", "fused"):
+    for kernels in VARIANTS:
         calls = calls_per_layer(arguments.hidden, arguments.tokens, kernels)
         saved = saved_bytes_per_token(arguments.hidden, arguments.tokens, kernels)
-        sys.stdout.write(f"{kernels:8s}{calls.total():5d} operations per layer and step, {saved / 1e6:6.2f} MB saved per token\n")
+        sys.stdout.write(
+            f"{kernels:14s}{calls.total():5d} operations per layer and step, {saved / 1e6:6.2f} MB saved per token\n"
+        )
         if arguments.list:
             sys.stdout.write("".join(f"    {count:4d} {name}\n" for name, count in calls.most_common()))
 
