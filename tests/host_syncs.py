@@ -17,6 +17,21 @@ METHODS = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__",
 OPERATORS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount"}
 OPERATORS |= {"equal", "is_nonzero", "histc"}
 
+STEPS = ["run.iters_per_epoch=3", "run.max_epoch=1"]
+# Options whose training steps compute differently, for the tests on CPUs and on GPUs.
+SETTINGS = {
+    "clipping": ["run.max_grad_norm=1.0"],
+    "recomputation": ["run.amp=True", "model.use_grad_checkpoint=True"],
+    "fp16": ["run.amp=True", "run.amp_dtype=fp16", "run.max_grad_norm=1.0"],
+    "dropout": ["model.lora_dropout=0.2", "model.dropout=0.1"],
+    "several questions about a clip": [
+        "run.tasks_per_clip=2",
+        "run.max_tokens=240",
+        "datasets.golden.batch_size=4",
+        "datasets.golden.task_pool=[emotion,reason]",
+    ],
+}
+
 
 class _Methods(TorchFunctionMode):
     def __init__(self, found: list[str]) -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 from flickr_world import make_flickr_world
-from helpers import GOLDEN
-from host_syncs import train_with_steps_in
+from helpers import GOLDEN, golden_tree, loaded
+from host_syncs import SETTINGS, STEPS, train_with_steps_in
 from media_files import write_video
 from running import golden_config, read_jsonl
 
@@ -124,9 +124,10 @@ def test_losses_of_compiled_layers_on_the_gpu_are_those_of_other_layers(tmp_path
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
-def test_training_steps_do_not_wait_for_the_gpu(tmp_path):
-    settings = {"device": "cuda", "amp": True, "amp_dtype": "bf16", "max_grad_norm": 1.0}
-    config = load(str(golden_config(tmp_path, run=settings)))
+@pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS)
+def test_training_steps_do_not_wait_for_the_gpu(tmp_path, options):
+    mixed = ["run.device=cuda", "run.amp=True", "run.amp_dtype=bf16"]
+    config = loaded(tmp_path, golden_tree(tmp_path), *STEPS, *mixed, *options)
 
     @contextmanager
     def without_waiting():

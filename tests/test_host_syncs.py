@@ -7,9 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from helpers import golden_tree, loaded
-from host_syncs import host_syncs, train_with_steps_in
-
-STEPS = ["run.iters_per_epoch=3", "run.max_epoch=1"]
+from host_syncs import SETTINGS, STEPS, host_syncs, train_with_steps_in
 
 
 @pytest.mark.parametrize("values", [torch.tensor([3.0, 0.0]), torch.tensor([[1.0, 2.0]])], ids=["vector", "matrix"])
@@ -39,7 +37,7 @@ def waiting(folder, options):
     return sorted(set(found))
 
 
-@pytest.mark.parametrize("options", [["run.max_grad_norm=1.0"], ["run.amp=True", "model.use_grad_checkpoint=True"]])
+@pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS)
 def test_training_steps_do_not_wait_for_a_gpu(tmp_path, options):
     assert waiting(tmp_path, options) == []
 
