@@ -83,7 +83,7 @@ def report(runner: RunnerBase, arguments: argparse.Namespace) -> None:
     def gradients(exchange: bool) -> None:
         with runner.parallel.no_sync_unless(last=exchange), runner.precision.autocast():
             (runner.task.loss(runner.parallel, batch.to(world.device)) / batch.total_weight).backward()
-        runner.optimizer.zero_grad(set_to_none=True)
+        runner.parallel.zero_grad(runner.optimizer)
 
     steps = {"step": partial(gradients, True), "silent": partial(gradients, False), "control": partial(gradients, False)}
     times: dict[str, list[float]] = {name: [] for name in steps}

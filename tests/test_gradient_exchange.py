@@ -47,6 +47,10 @@ def test_sharded_gradients_are_divided_and_added_up_in_float32_after_each_micro_
         assert before == [{None}, {torch.float32}, {torch.float32}]
 
 
+def test_micro_batches_add_gradients_up_where_they_are_exchanged(tmp_path, ranks):
+    assert ranks(worker.tensors_between_micro_batches, config(tmp_path, "ddp", "fp32")) == [1, 1]
+
+
 def test_the_gradients_of_the_projections_are_exchanged_after_all_others(tmp_path, ranks):
     for groups in ranks(worker.exchange_order, str(golden_config(tmp_path))):
         projections = [name.startswith("fusion.") for group in groups for name in group]

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from emollama.distributed.process_group import World
 from emollama.dtypes import ReduceDtype
@@ -67,6 +68,14 @@ class Parallel:
         if last or not isinstance(self._wrapped, DistributedDataParallel):
             return nullcontext()
         return self._wrapped.no_sync()
+
+    def zero_grad(self, optimizer: Optimizer) -> None:
+        """Clear the gradients after a step.
+
+        DDP has gradients in the buffers from which they are exchanged, for the whole run. There, they are only set to zero, so
+        that the micro-batches of the next step add theirs up in the same memory instead of in tensors of their own.
+        """
+        optimizer.zero_grad(set_to_none=not isinstance(self._wrapped, DistributedDataParallel))
 
     def clip_grad_norm(self, limit: float | None) -> Tensor:
         """Return the global L2 norm of the gradients, a scalar, and clip them to ``limit`` unless it is None."""

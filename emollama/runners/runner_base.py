@@ -217,7 +217,7 @@ class RunnerBase:
         skipped = ~(loss.isfinite() & norm.isfinite())
         optim.step_unless(self.optimizer, skipped)
         scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.parallel.zero_grad(self.optimizer)
         self.skipped.count(skipped)
         return {
             "loss": loss,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from emollama.config import load
 from emollama.distributed import parallel
@@ -18,7 +20,7 @@ def gradients_of_steps(runner: RunnerBase, steps: int) -> None:
     """Compute the gradients of the first steps."""
     batches = runner._step_batches()
     for step in range(steps):
-        runner.optimizer.zero_grad(set_to_none=True)
+        runner.parallel.zero_grad(runner.optimizer)
         micro_batches = next(batches)
         runner._gradients(step, micro_batches, *runner.world.totals(sum(batch.total_weight for batch in micro_batches)))
 
@@ -34,17 +36,28 @@ def gradients(path: str) -> dict[str, Any]:
 
 def dtypes_between_micro_batches(path: str) -> list[set[torch.dtype | None]]:
     """Return the dtypes of the trained tensors' gradients before each micro-batch of the first step; None for no gradient."""
+    return between_micro_batches(path, lambda gradient: None if gradient is None else gradient.dtype, steps=1)
+
+
+def tensors_between_micro_batches(path: str) -> float:
+    """Return the number of different gradients that a trained tensor has before the micro-batches of the fourth step."""
+    addresses = between_micro_batches(path, lambda gradient: gradient.data_ptr() if gradient is not None else None, steps=4)[-3:]
+    return len(set.union(*addresses)) / len(addresses[0])
+
+
+def between_micro_batches(path: str, value_of: Callable[[Tensor | None], Any], steps: int) -> list[set[Any]]:
+    """Return the values of a function of the trained tensors' gradients before each micro-batch."""
     config = load(path)
     runner = config.runner_class(config)
     trained, before, synchronized = trainable(runner.model).values(), [], runner.parallel.no_sync_unless
 
     def recorded(last: bool) -> AbstractContextManager[Any]:
-        before.append({None if parameter.grad is None else parameter.grad.dtype for parameter in trained})
+        before.append({value_of(parameter.grad) for parameter in trained})
         return synchronized(last)
 
     runner.parallel.no_sync_unless = recorded
     with runner.lock:
-        gradients_of_steps(runner, 1)
+        gradients_of_steps(runner, steps)
     return before
 
 
