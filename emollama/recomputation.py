@@ -1,10 +1,20 @@
-"""Which layers of a language model recompute their activations in the backward pass (activation checkpointing)."""
+"""Which layers of a language model recompute their activations in the backward pass (activation checkpointing).
+
+How many of them do so is decided together with the tokens of a micro-batch, because both need the same memory.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
 CHOICES = (0, 4, 3, 2, 1)  # every how many layers one is recomputed, from the fastest to the one with the least memory
+# Tokens of a micro-batch that keep a GPU busy: larger ones are not worth the time of recomputing layers.
+BUSY_TOKENS = 2048
+# Larger micro-batches are not used by run.max_tokens: auto. With 8,192 tokens, the products of a layer take far longer than it
+# takes to start its kernels and to read its weights.
+MOST_TOKENS = 8192
 USABLE = 0.9  # share of the memory beside the weights; the rest is for unused blocks of the allocator
 
 
@@ -19,6 +29,23 @@ def recomputed_every(key: bool | int | float | str) -> int:
 def recomputed_layers(layers: int, every: int) -> int:
     """Return the number of layers that are recomputed if every ``every``-th one is; 0 recomputes none."""
     return -(-layers // every) if every else 0
+
+
+def fewest_recomputed(choices: Sequence[int], enough: int, largest: Callable[[int], int | None]) -> tuple[int, int | None]:
+    """Return every how many layers one is recomputed, and the tokens of the largest micro-batch that then fits (None: none does).
+
+    As few layers are recomputed as allow micro-batches of enough tokens. If no choice allows them, it is the last one.
+
+    Args:
+        choices: every how many layers one may be recomputed, from the fastest to the one with the least memory.
+        enough: number of tokens beyond which larger micro-batches are not worth the time of recomputing more layers.
+        largest: function from such a choice to the tokens of the largest micro-batch that fits.
+    """
+    for every in choices:
+        tokens = largest(every)
+        if tokens is not None and tokens >= enough:
+            break
+    return every, tokens
 
 
 def layers_of(llm: nn.Module) -> list[nn.Module]:

@@ -438,6 +438,18 @@ def test_recomputation_is_auto_true_false_or_a_whole_number(tmp_path, tree, valu
     assert f"use_grad_checkpoint is {value!r}; it must be auto, True, False, or a whole number of at least 1" in message
 
 
+@pytest.mark.parametrize("value", ["many", 0, -1, 2.5])
+def test_the_maximum_of_tokens_is_auto_null_or_a_whole_number(tmp_path, tree, value):
+    message = refusal(tmp_path, tree, f"run.max_tokens={value}")
+    assert f"max_tokens is {value!r}; it must be auto, null, or a whole number of at least 1" in message
+
+
+@pytest.mark.parametrize(("text", "expected"), [("4096", 4096), ("auto", "auto")])
+def test_the_maximum_of_tokens_can_come_from_an_environment_variable(tmp_path, tree, monkeypatch, text, expected):
+    monkeypatch.setenv("MAX_TOKENS", text)
+    assert loaded(tmp_path, tree, "run.max_tokens=${oc.env:MAX_TOKENS}").run.max_tokens == expected
+
+
 def test_a_maximum_of_tokens_below_the_longest_sample_is_refused(tmp_path, tree):
     assert "run.max_tokens is 60, but the sample '" in refusal(tmp_path, tree, "run.max_tokens=60")
     assert not (tmp_path / "out").exists()

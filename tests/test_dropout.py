@@ -22,6 +22,7 @@ from emollama.models.dropout import (
     token_keys_of,
     use_keys,
 )
+from emollama.runners import memory_choice
 
 STEPS, EPOCH = 10, 5
 TASKS = {"emotion": 1, "reason": 1, "reason_v2": 1}  # answers of very different lengths
@@ -200,11 +201,18 @@ def require_equal(values, reference):
 
 @pytest.mark.parametrize(
     ("accumulate", "batch", "checkpointing", "max_tokens"),
-    [pytest.param(4, 1, True, None, marks=pytest.mark.slow), (4, 1, False, None), (1, 4, False, 150)],
+    [
+        pytest.param(4, 1, True, None, marks=pytest.mark.slow),
+        (4, 1, False, None),
+        (1, 4, False, 150),
+        pytest.param(1, 4, "auto", "auto", marks=pytest.mark.slow),
+    ],
 )
 def test_losses_with_dropout_do_not_depend_on_micro_batches_and_recomputation(
-    reference, tmp_path, accumulate, batch, checkpointing, max_tokens
+    reference, tmp_path, monkeypatch, accumulate, batch, checkpointing, max_tokens
 ):
+    # Without free memory, auto recomputes all layers, and micro-batches are as small as possible.
+    monkeypatch.setattr(memory_choice, "memory", lambda device: (0, 0, 0))
     worker.train_only(str(config(tmp_path, batch, accumulate, checkpointing, max_tokens=max_tokens)))
     require_equal(losses(tmp_path), losses(reference))
 

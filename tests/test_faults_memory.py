@@ -17,11 +17,15 @@ import torch
 from helpers import GOLDEN, golden_tree, write
 from small_disks import small_disk
 
+from emollama.config import load
 from emollama.data.batch import collate
+from emollama.data.loader import BatchLayout
 from emollama.data.workers import check_shared_memory
+from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.memory import is_out_of_memory
 from emollama.models.packed_llm import PackedLLM
+from emollama.runners.out_of_memory import reported
 from emollama.stores.store import NpyFolder
 
 pytestmark = pytest.mark.faults
@@ -79,6 +83,19 @@ def test_out_of_memory_in_training_names_the_samples_and_the_keys_that_reduce_it
     assert "lower datasets.*.batch_size (now 3) and raise run.accum_grad_iters (now 1)" in message
     assert "model.max_txt_len (now 1024) or model.max_context_len (now 3800)" in message
     assert "set model.use_grad_checkpoint: True; set run.amp: True" in message
+
+
+@pytest.mark.parametrize(("key", "now"), [("auto", "auto, which is 512"), (512, "512")])
+def test_out_of_memory_with_a_maximum_of_tokens_says_to_lower_it(golden_dataset, golden_prompt, tmp_path, key, now):
+    config, layout, world = (
+        load(configured(tmp_path, max_tokens=key)),
+        BatchLayout(3, 1, 1, 0, 512),
+        World(0, 1, torch.device("cpu")),
+    )
+    samples = [golden_prompt.tokenize(golden_dataset.record(index, "emotion", "Which one?")) for index in (0, 1)]
+    with pytest.raises(UserError) as error, reported([collate(samples)], 0, config, layout, world):
+        raise MemoryError
+    assert f"lower run.max_tokens (now {now}), which keeps the global batch" in str(error.value)
 
 
 def test_out_of_memory_in_training_is_not_retried(tmp_path, emollama, hungry):

@@ -17,18 +17,20 @@ from emollama.data.batch import collate
 from emollama.data.loader import BatchLayout
 from emollama.distributed.process_group import World
 from emollama.memory import machine_memory
-from emollama.recomputation import layers_of, set_recomputation
+from emollama.models import cross_entropy
+from emollama.recomputation import CHOICES, layers_of, set_recomputation
 from emollama.runners import memory_choice
 from emollama.runners.longest_samples import Longest
 from emollama.runners.memory_choice import (
     Activations,
     cached_measurement,
+    fit_to_memory,
     measured,
     memory,
-    most_labels,
-    recompute_as_needed,
     saved_bytes,
 )
+from emollama.runners.step_layout import Size, possible_layouts, size_of, step_layout
+from emollama.runners.summary import hyper_parameters
 
 GIB = 2**30
 
@@ -46,25 +48,111 @@ def runner(configuration):
     return configuration.runner_class(configuration)
 
 
-@pytest.mark.parametrize(("free", "every"), [(220, 0), (219, 4), (180, 4), (179, 3), (159, 2), (139, 1), (0, 1)])
+@pytest.mark.parametrize(("free", "every"), [(200, 0), (199, 4), (180, 4), (179, 3), (159, 2), (139, 1), (0, 1)])
 def test_the_fewest_layers_that_fit_are_recomputed(free, every):
-    # A token has 20 + 9 * 10 = 110 bytes without recomputation; each recomputed layer saves 10.
-    assert Activations(recomputed=20, layer=10, label=0, layers=8).best_choice(2, 0, free) == every
+    # A token has 20 + 8 * 10 = 100 bytes without recomputation. Each recomputed layer saves 10, but one is recomputed at a time.
+    activations, size = Activations(recomputed=20, layer=10, label=0, layers=8), Size(2, 0)
+    assert activations.best_choice(CHOICES, [size], free) == (every, size)
 
 
-def test_a_label_needs_its_log_probabilities_and_two_gradients_of_their_size():
+def test_labels_need_their_logits_and_memory_for_a_part_of_them(monkeypatch):
+    assert memory_choice.BYTES_OF_PART == 2 * 4 * cross_entropy.PART
+    monkeypatch.setattr(memory_choice, "BYTES_OF_PART", 200)
     activations = Activations(recomputed=20, layer=10, label=7, layers=8)
-    assert activations.bytes_of_step(1, tokens=2, labels=5) == 2 * 30 + 5 * 3 * 7
+    assert activations.bytes_of_step(1, tokens=2, labels=5) == 2 * 20 + 5 * 7 * 5
+    assert activations.bytes_of_step(1, tokens=2, labels=50) == 2 * 20 + 50 * 7 + 200
 
 
-@pytest.mark.parametrize(("max_tokens", "expected"), [(None, 4 * 30), (200, 200), (9000, 8 * 30)])
-def test_all_samples_of_a_micro_batch_may_have_the_longest_answer(max_tokens, expected):
-    assert most_labels(BatchLayout(4, 2, 1, 0, max_tokens), Longest(sample=100, answer=30, group=100)) == expected
+def test_the_memory_of_labels_is_free_again_when_layers_are_recomputed():
+    activations = Activations(recomputed=20, layer=10, label=7, layers=8)
+    assert activations.bytes_of_step(1, tokens=2, labels=1) == 2 * 20 + 2 * 2 * 10
+
+
+# Longest: a sample has 100 tokens, of which 30 are of the answer.
+LONGEST = Longest(sample=100, answer=30, group=100, shortest_prompt=60)
+
+
+@pytest.mark.parametrize(("max_tokens", "expected"), [(None, (400, 4 * 30)), (300, (300, 100)), (9000, (800, 8 * 30))])
+def test_all_samples_of_a_micro_batch_may_have_the_longest_answer_and_each_has_a_prompt(max_tokens, expected):
+    assert size_of(BatchLayout(4, 2, 1, 0, max_tokens), LONGEST) == expected
+
+
+# The maximum of tokens
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"), [(1, [100]), (2, [200, 100]), (5, [500, 256, 100]), (900, [*range(8192, 100, -256), 100])]
+)
+def test_the_possible_maxima_of_tokens_are_those_of_a_step_a_sample_and_round_numbers_up_to_8192(samples, expected):
+    layouts = possible_layouts(BatchLayout(1, samples, 2, 0, 8192), LONGEST)
+    assert [layout.max_tokens for layout in layouts] == expected
+    assert layouts[0] == BatchLayout(1, samples, 2, 0, expected[0])
+
+
+def test_a_long_group_about_a_clip_is_the_smallest_maximum():
+    layout = BatchLayout(100, 9, 1, 0, 8192, tasks_per_clip=100)
+    assert [each.max_tokens for each in possible_layouts(layout, LONGEST)] == [10_000]
+
+
+@pytest.mark.parametrize(
+    ("free", "every", "tokens"),
+    [
+        # Without recomputation, a token has 100 bytes, and with all layers 40.
+        (10**9, 0, 8192),
+        (8000 * 100, 0, 7936),
+        (2048 * 100, 0, 2048),
+        (2047 * 100, 4, 2048),  # 90 bytes a token
+        (2048 * 70, 2, 2048),
+        (2047 * 70, 1, 3328),
+        (300 * 40, 1, 256),
+        (100 * 40, 1, 100),
+        (0, 1, 100),
+    ],
+)
+def test_layers_are_recomputed_only_for_micro_batches_that_keep_a_gpu_busy(free, every, tokens):
+    activations = Activations(recomputed=20, layer=10, label=0, layers=8)
+    sizes = [size_of(layout, LONGEST) for layout in possible_layouts(BatchLayout(1, 900, 1, 0, 8192), LONGEST)]
+    chosen, size = activations.best_choice(CHOICES, sizes, free)
+    assert (chosen, size.tokens) == (every, tokens)
+
+
+@pytest.mark.parametrize(("free", "every", "tokens"), [(500 * 100, 0, 500), (500 * 100 - 1, 4, 500), (256 * 40, 1, 256)])
+def test_no_layer_is_recomputed_if_all_samples_of_a_step_fit(free, every, tokens):
+    activations = Activations(recomputed=20, layer=10, label=0, layers=8)
+    sizes = [size_of(layout, LONGEST) for layout in possible_layouts(BatchLayout(1, 5, 1, 0, 8192), LONGEST)]
+    chosen, size = activations.best_choice(CHOICES, sizes, free)
+    assert (chosen, size.tokens) == (every, tokens)
+
+
+def test_with_a_fixed_recomputation_only_the_tokens_are_chosen():
+    activations = Activations(recomputed=20, layer=10, label=0, layers=8)
+    sizes = [Size(tokens, 0) for tokens in (8192, 256, 100)]
+    assert [activations.best_choice((0,), sizes, tokens * 100)[1].tokens for tokens in (9000, 300, 1)] == [8192, 256, 100]
+
+
+def test_the_chosen_maximum_of_tokens_is_a_hyper_parameter_of_the_run(configuration, monkeypatch):
+    layout = BatchLayout(1, 5, 1, 0, 512)
+    assert "run.max_tokens" not in hyper_parameters(configuration, layout)
+    monkeypatch.setattr(configuration.run, "max_tokens", "auto")
+    assert hyper_parameters(configuration, layout)["run.max_tokens"] == 512
+
+
+@pytest.mark.parametrize(("free", "expected"), [(100 * GIB, lambda longest: 3 * longest), (0, lambda longest: longest)])
+def test_the_maximum_of_tokens_depends_on_the_free_memory(runner, monkeypatch, free, expected):
+    monkeypatch.setattr(memory_choice, "memory", lambda device: (free, 100 * GIB, 0))
+    run = prepared(runner)
+    monkeypatch.setattr(runner.config.run, "max_tokens", "auto")
+    monkeypatch.setattr(runner.config.model, "use_grad_checkpoint", False)
+    run.layout = step_layout(runner.config.run, 3, 1, 0)
+    layout = fit_to_memory(runner.model, run)
+    longest = max(len(runner.samples[index].input_ids) for index in range(len(runner.datasets["golden"])))
+    assert layout == replace(run.layout, max_tokens=expected(longest))
+    assert not any(layer.gradient_checkpointing for layer in layers_of(runner.model.llama_model))
 
 
 @pytest.mark.parametrize(("max_tokens", "expected"), [(None, 2 * 2 * 30), (150, 150)])
 def test_padded_samples_have_logits_at_the_labels_of_each_other(max_tokens, expected):
-    assert most_labels(BatchLayout(2, 2, 1, 0, max_tokens, padded=True), Longest(100, answer=30, group=100)) == expected
+    assert size_of(BatchLayout(2, 2, 1, 0, max_tokens, padded=True), LONGEST).labels == expected
 
 
 def prepared(runner):
@@ -83,9 +171,9 @@ def test_the_measurement_does_not_depend_on_the_answer_of_the_sample(runner):
     longer = replace(sample, labels=sample.input_ids.clamp(min=0))
     short, long = (measured(runner.model, llm, runner_loss(runner), item) for item in (sample, longer))
     assert short == long
-    # The log-probabilities are the largest tensor of a label.
-    log_probabilities = 4 * llm.get_output_embeddings().weight.shape[0]
-    assert log_probabilities <= short.label < 2 * log_probabilities
+    # The logits are the largest tensor of a label.
+    logits = 4 * llm.get_output_embeddings().weight.shape[0]
+    assert logits <= short.label < 2 * logits
 
 
 def test_a_measurement_does_not_change_buffers(runner):
@@ -100,19 +188,20 @@ def test_a_measurement_does_not_change_buffers(runner):
     assert norm.running_mean.tolist() == [0, 0] and norm.running_var.tolist() == [1, 1] and norm.num_batches_tracked == 0
 
 
-def test_a_model_with_one_switch_for_all_layers_says_that_all_are_recomputed(runner, monkeypatch, caplog):
+def test_a_model_with_one_switch_for_all_layers_recomputes_all_of_them_in_the_smallest_micro_batches(runner, monkeypatch, caplog):
     monkeypatch.setattr(memory_choice, "layers_of", lambda llm: [])
     monkeypatch.setattr(logging.getLogger("emollama"), "propagate", True)
     with caplog.at_level(logging.INFO):
-        recompute_as_needed(runner.model, prepared(runner))
-    assert "memory: all layers are recomputed, because this language model has one switch for all of them" in caplog.text
+        fit_to_memory(runner.model, prepared(runner))
+    text = " tokens, recomputation of all layers, because this language model cannot recompute its layers one by one"
+    assert text in caplog.text
 
 
 def test_the_expected_memory_is_that_of_the_process_with_the_least_free_memory(runner, monkeypatch, caplog):
     monkeypatch.setattr(World, "gather", lambda world, value: [(60 * GIB, 80 * GIB, 20 * GIB), (30 * GIB, 40 * GIB, 10 * GIB)])
     monkeypatch.setattr(logging.getLogger("emollama"), "propagate", True)
     with caplog.at_level(logging.INFO):
-        recompute_as_needed(runner.model, prepared(runner))
+        fit_to_memory(runner.model, prepared(runner))
     assert "expecting 10.0 of 40.0 GiB" in caplog.text
 
 
@@ -124,7 +213,8 @@ def test_the_measurement_predicts_the_saved_tensors_for_any_choice(runner):
     for every, stored in ((0, 2), (2, 1), (1, 0)):
         set_recomputation(llm, every)
         labels = len(batch.label_positions) * activations.label
-        predicted = activations.constant + tokens * (activations.recomputed + stored * activations.layer) + labels
+        per_layer = tokens * activations.layer + activations.layer_constant
+        predicted = activations.constant + tokens * activations.recomputed + stored * per_layer + labels
         # The last layer saves less than the others if it computes only the outputs at the answers.
         least = predicted - tokens * activations.layer * (every != 1)
         assert 0.97 * least < saved_bytes(loss, constant) < 1.03 * predicted, every
@@ -176,8 +266,9 @@ def test_the_free_memory_of_a_container_is_below_the_strictest_limit_of_its_grou
 
 
 def test_copies_of_weights_do_not_count_for_each_token():
-    activations = Activations(recomputed=20, layer=10, label=0, layers=8, constant=1000)
-    assert activations.bytes_of_step(1, tokens=4, labels=0) - activations.bytes_of_step(1, tokens=2, labels=0) == 2 * 30
+    activations = Activations(recomputed=20, layer=10, label=0, layers=8, constant=1000, layer_constant=300)
+    assert activations.bytes_of_step(1, tokens=4, labels=0) == 1000 + 4 * 40
+    assert activations.bytes_of_step(0, tokens=4, labels=0) == 1000 + 8 * 300 + 4 * 100
 
 
 def test_the_memory_of_the_machine_is_shared_by_its_processes(runner, monkeypatch):

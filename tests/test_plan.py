@@ -143,6 +143,36 @@ def test_a_run_that_does_not_fit_says_what_to_change(tmp_path):
     assert of_golden(tmp_path, gpu_gib=0.54).card.verdict.startswith("fits: ")
 
 
+@pytest.fixture
+def few_choices(monkeypatch):
+    """Fewer sizes and choices than are planned, which takes less time."""
+    monkeypatch.setattr("emollama.planning.card.CHOICES", (0, 1))
+    monkeypatch.setattr("emollama.planning.card.MOST", 8192)
+
+
+@pytest.mark.slow
+def test_the_plan_for_a_gpu_has_the_maximum_of_tokens_and_the_recomputation_that_a_run_chooses(tmp_path, few_choices):
+    keys = {"model": {"use_grad_checkpoint": "auto"}, "run": {"global_batch": 200, "max_tokens": "auto"}}
+    least, ample, scarce = (of_golden(tmp_path, **keys, gpu_gib=gib) for gib in (None, 80, 0.54))
+    tokens = sum(least.tokens.values())
+    assert f"run.max_tokens: auto is planned as {tokens}, which needs the least memory; see --gpu" in least.notes
+    assert ample.card.verdict.startswith(
+        "fits with run.max_tokens: auto, which is 8192, and model.use_grad_checkpoint: auto, which recomputes no layers: "
+    )
+    assert "run.max_tokens: auto is planned as 8192, as a run chooses on a GPU with 80 GiB" in ample.notes
+    largest = scarce.card.recomputation["True"]
+    assert scarce.card.fits and largest < 2048
+    assert f"auto, which is {largest}, and model.use_grad_checkpoint: auto, which recomputes all layers: " in scarce.card.verdict
+    # The memory is for these micro-batches, too.
+    assert least.memory_gib["activations"] < scarce.memory_gib["activations"] < ample.memory_gib["activations"]
+
+
+@pytest.mark.slow
+def test_the_plan_for_a_gpu_on_which_no_sample_fits_says_so(tmp_path, few_choices):
+    planned = of_golden(tmp_path, run={"global_batch": 200, "max_tokens": "auto"}, gpu_gib=0.51)
+    assert not planned.card.fits and planned.card.verdict.startswith("does not fit: it needs ")
+
+
 @pytest.mark.slow
 def test_weights_of_8_bits_are_planned_without_a_gpu_that_has_them(tmp_path):
     keys = {"use_grad_checkpoint": True}

@@ -13,13 +13,18 @@ import torch
 from helpers import GOLDEN, golden_tree, loaded
 from ranks import ROOT, environment
 
+from emollama.data.batch import Sample
 from emollama.decoding.running_batch import RunningBatch
 from emollama.decoding.sampling_params import SamplingParams, SequenceParams
-from emollama.models import kernels
+from emollama.models import cross_entropy, kernels
+from emollama.optim import trainable
 from emollama.planning import samples
 from emollama.planning.estimate import plan
 from emollama.planning.planner import Planner
 from emollama.precision import Precision
+from emollama.recomputation import set_recomputation
+from emollama.runners import memory_choice
+from emollama.runners.memory_choice import measured, with_labels
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 5, "num_attention_heads": 4, "vocab_size": 1000}
 SAMPLES = 3
@@ -57,21 +62,33 @@ def bytes_of_tensors(monkeypatch):
 
 
 @pytest.fixture
-def allocated(bytes_of_tensors):
-    """Function: (configuration, batch) -> the largest number of bytes that the tensors of two micro-batches have at a time."""
+def allocated_by_step(bytes_of_tensors):
+    """Function: (loss, batch) -> the largest number of bytes that the tensors of two micro-batches have at a time."""
 
-    def measured(config, batch):
-        model, precision, task = with_weights(config), Precision.of_run(config.run), config.task_class()
-
+    def allocated(loss, batch):
         def run():
             for _ in range(2):
-                with precision.autocast():
-                    loss = task.loss(model, batch)
-                loss.backward()
+                loss(batch).backward()
 
         return bytes_of_tensors(run)[0]
 
-    return measured
+    return allocated
+
+
+@pytest.fixture
+def allocated(allocated_by_step):
+    """Function: (configuration, batch) -> the largest number of bytes that the tensors of two micro-batches have at a time."""
+
+    def of_configuration(config, batch):
+        model, precision, task = with_weights(config), Precision.of_run(config.run), config.task_class()
+
+        def loss(batch):
+            with precision.autocast():
+                return task.loss(model, batch)
+
+        return allocated_by_step(loss, batch)
+
+    return of_configuration
 
 
 def with_weights(config):
@@ -81,6 +98,12 @@ def with_weights(config):
 
 def with_values(batch):
     return batch.mapped(lambda tensor: torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor)
+
+
+def only_sample(batch):
+    """The sample of a micro-batch of one sample."""
+    slots = {slot: packed.values for slot, packed in batch.slots.items()}
+    return Sample("", "", batch.input_ids, batch.labels, batch.loss_weights, slots, dropout_seed=1)
 
 
 def case(train, recompute, *, amp, kernels, slow=True):
@@ -118,6 +141,37 @@ def test_the_counted_bytes_are_those_that_a_step_allocates(keys, folder, tmp_pat
     names = ("gradients (float32)", "activations", "logits at the answers", "temporary tensors")
     counted = sum(parts[name] for name in names)
     assert counted == pytest.approx(allocated(config, batch), rel=0.05)
+
+
+MEASURED = [pytest.param(*case, marks=pytest.mark.slow) for case in [("lora", True), ("none", False), ("full", True)]]
+
+
+# A step with few labels needs the most memory in its layers, and one with many at its logits.
+@pytest.mark.parametrize(("train", "amp"), [("lora", False), *MEASURED])
+@pytest.mark.parametrize("labels", [1, 100])
+def test_the_bytes_that_a_run_measures_at_its_start_are_those_that_a_step_allocates(
+    train, amp, labels, folder, tmp_path, allocated_by_step, monkeypatch
+):
+    # As with many labels, the logits of a part are small.
+    monkeypatch.setattr(cross_entropy, "PART", 2**12)
+    monkeypatch.setattr(memory_choice, "BYTES_OF_PART", 2 * 4 * 2**12)
+    config = configured(tmp_path, folder, train_llm=train, use_grad_checkpoint=True, amp=amp)
+    planner, model, task = Planner(config, gpus=1, device="cpu"), with_weights(config), config.task_class()
+    size = planner.micro_batch_of(planner.sample.total)
+    sample = only_sample(with_values(samples.example_batch(config, planner.model, planner.sample, size)))
+
+    def loss(batch):
+        with Precision.of_run(config.run).autocast():
+            return task.loss(model, batch)
+
+    activations = measured(model, model.llama_model, loss, sample)
+    batch = with_labels(sample, labels, samples=SAMPLES)
+    gradients = 4 * sum(parameter.numel() for parameter in trainable(model).values())
+    for every in (0, 2, 1):
+        set_recomputation(model.llama_model, every)
+        model.zero_grad(set_to_none=True)
+        expected = activations.bytes_of_step(every, len(batch.input_ids), len(batch.label_positions))
+        assert expected + gradients == pytest.approx(allocated_by_step(loss, batch), rel=0.15), every
 
 
 @pytest.mark.slow

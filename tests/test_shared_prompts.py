@@ -24,8 +24,8 @@ from emollama.distributed import process_group
 from emollama.errors import UserError
 from emollama.models import attention, packing_check
 from emollama.models.attention import packed_attention
-from emollama.runners.memory_choice import most_tokens
 from emollama.runners.preparation import Preparation
+from emollama.runners.step_layout import most_tokens
 from emollama.runners.summary import training_steps
 
 K = 3

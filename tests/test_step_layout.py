@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers import golden_tree, loaded
 
+from emollama.data.batch import IGNORED
 from emollama.data.features import Features
 from emollama.data.loader import BatchLayout
 from emollama.data.shared_prompts import share_prompts
@@ -34,6 +35,11 @@ def test_with_a_maximum_of_tokens_the_global_batch_does_not_depend_on_the_batch_
     layouts = [step_layout(RunnerConfig(global_batch=6, max_tokens=500), size, 2, 1) for size in (1, 5)]
     assert layouts[0] == layouts[1]
     assert [len(indices) for indices in layouts[0].sample_indices(0, 2)] == [3, 3]
+
+
+def test_until_a_maximum_of_tokens_is_chosen_the_layout_has_the_largest_one():
+    run = RunnerConfig(global_batch=6, max_tokens="auto")
+    assert step_layout(run, 5, 2, 1) == step_layout(RunnerConfig(global_batch=6, max_tokens=8192), 5, 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +101,17 @@ def test_a_sample_with_more_tokens_than_the_maximum_is_named(lengths, longest):
         lengths.require_fitting(tokens - 1)
     start = f"run.max_tokens is {tokens - 1}, but the sample '{name}' of datasets.clips has {tokens} tokens (task "
     assert str(error.value).startswith(start) and f"Set it to at least {tokens}, " in str(error.value)
+
+
+def test_the_shortest_prompt_is_not_longer_than_any(lengths, golden_dataset, golden_prompt):
+    pool = golden_dataset.pool
+    samples = [
+        golden_prompt.tokenize(golden_dataset.record(index, task, max(pool.instructions[task], key=len)))
+        for task in pool.tasks
+        for index in range(len(golden_dataset))
+    ]
+    prompts = [int((sample.labels == IGNORED).sum()) for sample in samples]
+    assert min(prompts) - 2 <= lengths.longest(1).shortest_prompt <= min(prompts) + 1
 
 
 def longest_group(dataset, prompt):

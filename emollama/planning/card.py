@@ -9,7 +9,7 @@ from emollama.memory import GIB
 from emollama.parallel_modes import ParallelMode
 from emollama.planning.memory import OVERHEAD
 from emollama.planning.planner import Planner
-from emollama.recomputation import CHOICES, USABLE
+from emollama.recomputation import BUSY_TOKENS, CHOICES, MOST_TOKENS, USABLE, fewest_recomputed
 
 FIXED = ("frozen weights", "frozen encoders", "trained weights (float32)", *OVERHEAD)
 STEP = 64  # tokens to which the largest micro-batches are rounded down
@@ -52,24 +52,52 @@ def card(planner: Planner, gib: float, mode: ParallelMode) -> Card:
     """Return what fits on a GPU with this memory.
 
     Args:
-        planner: the run.
+        planner: the run. Where its keys are ``auto``, it gets the values that a run would choose on this GPU.
         gib: memory of the GPU in GiB.
         mode: the value of ``run.parallel``.
     """
-    batch, trains = planner.micro_batch, bool(planner.config.datasets)
-    automatic = trains and planner.config.model.use_grad_checkpoint == "auto"
-    choices = CHOICES if automatic else (planner.every,)
-    sizes = {every: required_bytes(planner.needed(every, batch, mode)) for every in choices}
-    every = next((every for every in choices if sizes[every] <= gib * GIB), choices[-1])
-    fits = sizes[every] <= gib * GIB
-    largest = {_key(choice): largest_tokens(planner, choice, gib, mode) for choice in CHOICES} if trains else {}
-    chosen = f" with model.use_grad_checkpoint: auto, which recomputes {_words(every)}" if automatic else ""
-    margin = gib - sizes[every] / GIB
+    trains = bool(planner.config.datasets)
+    by_choice = {every: largest_tokens(planner, every, gib, mode) for every in CHOICES} if trains else {}
+    largest = {_key(every): tokens for every, tokens in by_choice.items()}
+    chosen = choose(planner, by_choice, gib, mode) if trains else ""
+    needed = required_bytes(planner.needed(planner.every, planner.micro_batch, mode))
+    fits, margin = needed <= gib * GIB, gib - needed / GIB
     place = f" with run.parallel: {mode}" if planner.gpus > 1 else ""
     verdict = f"fits{place}{chosen}: {margin:.1f} GiB remain"
     if not fits:
         verdict = f"does not fit{place}: it needs {-margin:.1f} GiB more. {_remedies(planner, gib, mode, largest)}"
-    return Card(gib, sizes[every] / GIB, fits, largest, verdict)
+    return Card(gib, needed / GIB, fits, largest, verdict)
+
+
+def choose(planner: Planner, largest: Mapping[int, int | None], gib: float, mode: ParallelMode) -> str:
+    """Replace ``auto`` by what a run would choose on a GPU with this memory, and return words about it.
+
+    Args:
+        planner: the run.
+        largest: the result of :func:`largest_tokens` for each of the CHOICES.
+        gib: memory of the GPU in GiB.
+        mode: the value of ``run.parallel``.
+    """
+    run, key, batch = planner.config.run, planner.config.model.use_grad_checkpoint, planner.micro_batch
+    choices = CHOICES if key == "auto" else (planner.every,)
+    if run.max_tokens != "auto":
+
+        def fitting(every: int) -> int | None:
+            return batch.tokens if required_bytes(planner.needed(every, batch, mode)) <= gib * GIB else None
+
+        planner.every, _ = fewest_recomputed(choices, batch.tokens, fitting)
+    else:
+        most = max(batch.tokens, min(MOST_TOKENS, batch.of_step * planner.sample.total))
+
+        def fitting(every: int) -> int | None:
+            tokens = largest[every] if every in largest else largest_tokens(planner, every, gib, mode)
+            return min(tokens, most) if tokens is not None and tokens >= batch.tokens else None
+
+        planner.every, tokens = fewest_recomputed(choices, min(BUSY_TOKENS, most), fitting)
+        planner.max_tokens = tokens or planner.max_tokens
+    words = [f"run.max_tokens: auto, which is {planner.max_tokens}"] if run.max_tokens == "auto" else []
+    words += [f"model.use_grad_checkpoint: auto, which recomputes {recomputed_words(planner.every)}"] if key == "auto" else []
+    return f" with {', and '.join(words)}" if words else ""
 
 
 def largest_tokens(planner: Planner, every: int, gib: float, mode: ParallelMode) -> int | None:
@@ -99,7 +127,8 @@ def _key(every: int) -> str:
     return {0: "False", 1: "True"}.get(every, str(every))
 
 
-def _words(every: int) -> str:
+def recomputed_words(every: int) -> str:
+    """Return words for the layers that are recomputed, of which every n-th one is."""
     return {0: "no layers", 1: "all layers"}.get(every, f"one layer in {every}")
 
 

@@ -13,7 +13,7 @@ from emollama.logs.console import aligned, duration
 from emollama.memory import GIB
 from emollama.parallel_modes import PARALLEL_MODES, ParallelMode
 from emollama.planning import memory
-from emollama.planning.card import Card, card
+from emollama.planning.card import Card, card, recomputed_words
 from emollama.planning.disk import Disk, disk_of
 from emollama.planning.parameters import group_title
 from emollama.planning.planner import Planner
@@ -116,6 +116,8 @@ def plan(
     """
     planner = Planner(config, gpus, device or ("cpu" if config.run.device == "cpu" else "cuda"))
     mode: ParallelMode = config.run.parallel
+    # Where the configuration says auto, the rest of the plan is for what a run would choose on this GPU.
+    fitting = card(planner, gpu_gib, mode) if gpu_gib else None
     run = planner.run(planner.every, planner.micro_batch)
 
     def in_gib(chosen: ParallelMode) -> dict[str, float]:
@@ -134,17 +136,17 @@ def plan(
         parameters=planner.parameters,
         memory_gib=in_gib(mode),
         tokens=planner.sample.by_part,
-        notes=[*planner.notes, *_notes(planner)],
+        notes=[*planner.notes, *_notes(planner, gpu_gib)],
         modes={each: in_gib(each) for each in modes},
         received_gib={each: memory.received_bytes(run, planner.sharding(each)) / GIB for each in modes if run.step},
         step_tflop=tflop,
         seconds=steps * tflop / tflops if run.step and tflops else None,
         disk=disk_of(config, planner.parameters["trainable"]) if run.step else None,
-        card=card(planner, gpu_gib, mode) if gpu_gib else None,
+        card=fitting,
     )
 
 
-def _notes(planner: Planner) -> list[str]:
+def _notes(planner: Planner, gpu_gib: float | None) -> list[str]:
     """Return the assumptions about the run."""
     batch, config = planner.micro_batch, planner.config
     notes = [f"trained tensors: {', '.join(planner.trained_names)}"]
@@ -154,10 +156,11 @@ def _notes(planner: Planner) -> list[str]:
         f"the memory is for micro-batches of {tokens}{samples}, sentences of {SENTENCE_TOKENS} tokens and answers of"
         f" {ANSWER_TOKENS} tokens"
     )
+    reason = f"as a run chooses on a GPU with {gpu_gib:g} GiB" if gpu_gib else "which needs the least memory; see --gpu"
     if config.datasets and config.model.use_grad_checkpoint == "auto":
-        notes.append(
-            "model.use_grad_checkpoint: auto is planned as the recomputation of all layers, which needs the least memory"
-        )
+        notes.append(f"model.use_grad_checkpoint: auto is planned as recomputing {recomputed_words(planner.every)}, {reason}")
+    if config.datasets and config.run.max_tokens == "auto":
+        notes.append(f"run.max_tokens: auto is planned as {planner.max_tokens}, {reason}")
     if planner.on_gpu:
         text = "the memory of the CUDA context{} is an assumption; weights, optimizer and activations are counted"
         notes.append(text.format(" and of NCCL" if planner.gpus > 1 else ""))

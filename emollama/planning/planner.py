@@ -37,6 +37,8 @@ class Planner:
         parameters: group -> number of parameters.
         trained_names: names of the trained tensors.
         sample: the tokens of a sample.
+        every: every how many layers one is recomputed; 0 for none. ``auto`` counts as all of them.
+        max_tokens: the value of ``run.max_tokens``. ``auto`` counts as the tokens of a clip, in ``run.tasks_per_clip`` samples.
         notes: assumptions and warnings.
 
     Raises:
@@ -56,6 +58,9 @@ class Planner:
         self.trained_names = parameters.trained_names(self.model)
         prompt = samples.prompt_of(config)
         self.sample: SampleTokens = samples.tokens_of(config, self.model, prompt)
+        self.every = recomputed_every(config.model.use_grad_checkpoint)
+        limit = config.run.max_tokens
+        self.max_tokens: int | None = limit if isinstance(limit, int | None) else config.run.tasks_per_clip * self.sample.total
         self.notes = list(self.sample.notes)
         uses = uses_of(config, training=bool(config.datasets))
         self.notes += config.model_class.check_language_model(
@@ -84,14 +89,9 @@ class Planner:
         return self._bits != 8 and self.config.model.frozen_dtype != "fp8"
 
     @property
-    def every(self) -> int:
-        """Every how many layers one is recomputed, where ``auto`` counts as all of them; 0 for none."""
-        return recomputed_every(self.config.model.use_grad_checkpoint)
-
-    @property
     def micro_batch(self) -> MicroBatch:
         """The largest micro-batch of the configuration."""
-        return samples.micro_batch_of(self.config, self.sample, self.gpus)
+        return samples.micro_batch_of(self.config, self.sample, self.gpus, self.max_tokens)
 
     def micro_batch_of(self, tokens: int) -> MicroBatch:
         """Return a micro-batch of this number of tokens, of a step with at least as many samples."""

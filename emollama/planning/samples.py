@@ -102,19 +102,19 @@ class MicroBatch:
         return -(-self.of_step // self.samples)
 
 
-def micro_batch_of(config: RunConfig, sample: SampleTokens, gpus: int, max_tokens: int | None = None) -> MicroBatch:
+def micro_batch_of(config: RunConfig, sample: SampleTokens, gpus: int, max_tokens: int | None) -> MicroBatch:
     """Return the size of the largest micro-batch of samples with this number of tokens.
 
     Args:
         config: the resolved configuration.
         sample: the tokens of a sample.
         gpus: number of processes.
-        max_tokens: the value of ``run.max_tokens`` to assume; None is that of the configuration.
+        max_tokens: the value of ``run.max_tokens``.
 
     Raises:
         UserError: If no sample fits into ``run.max_tokens``.
     """
-    run, max_tokens = config.run, max_tokens or config.run.max_tokens
+    run = config.run
     if not config.datasets:
         samples = max((block.dataset.batch_size for block in config.evaluation_datasets.values()), default=1)
         return MicroBatch(samples, samples * sample.total, samples)

@@ -16,7 +16,7 @@ from emollama.component_configs import ModelConfig
 from emollama.data.dataset import SampleDataset
 from emollama.data.features import Features
 from emollama.data.prompts.prompt import PromptFormat
-from emollama.data.slots import SlotShape, without_pixels
+from emollama.data.slots import SlotShape, declared_slots, without_pixels
 from emollama.data.validation_cache import ValidationCache, files_of
 from emollama.errors import UserError
 from emollama.logs.logger import get_logger
@@ -38,17 +38,19 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Longest:
-    """Estimated numbers of tokens in a run, which no sample exceeds by much.
+    """Estimated numbers of tokens in a run. No sample exceeds the largest ones by much, or is much shorter than the smallest one.
 
     Attributes:
         sample: tokens of the longest sample.
         answer: tokens of the longest answer.
+        shortest_prompt: tokens of the shortest prompt, without an answer.
         group: tokens of the longest samples about one clip (``run.tasks_per_clip``), without those that they share.
     """
 
     sample: int
     answer: int
     group: int
+    shortest_prompt: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,9 @@ class SampleLengths:
 
         All texts are tokenized. The numbers are cached until the texts or the files of the language model change.
         """
-        cache = ValidationCache.load("longest", files_of(self.model.llama_model), repr(self.model), f"{tasks_per_clip} tasks")
+        cache = ValidationCache.load(
+            "longest-samples", files_of(self.model.llama_model), repr(self.model), f"{tasks_per_clip} tasks"
+        )
         rows = []
         for block_name, dataset in self.datasets.items():
             pool = json.dumps([dataset.digest(), dataset.pool.instructions])
@@ -120,13 +124,19 @@ class SampleLengths:
                 sample = max((candidate.tokens for candidate in candidates), default=0)
                 answer = max((candidate.answer for candidate in candidates), default=0)
                 group = sample if tasks_per_clip == 1 else self._longest_group(dataset, candidates, tasks_per_clip)
-                cached = f"{sample} {answer} {group}"
+                prompt = min((candidate.tokens - candidate.answer for candidate in candidates), default=0)
+                cached = f"{sample} {answer} {group} {prompt}"
                 cache.add(block_name, stamp, cached)
             rows.append([int(number) for number in cached.split()])
         cache.save()
-        sample, answer, group = map(max, zip(*rows, strict=True))
-        features = self._feature_tokens()
-        return Longest(sample + features, answer, group + features)
+        samples, answers, groups, prompts = zip(*rows, strict=True)
+        features, fewest = self._feature_tokens(), map(self._fewest_feature_tokens, self.datasets.values())
+        return Longest(
+            sample=max(samples) + features,
+            answer=max(answers),
+            group=max(groups) + features,
+            shortest_prompt=min(map(sum, zip(prompts, fewest, strict=True))),
+        )
 
     def _longest_group(self, dataset: SampleDataset, candidates: Sequence[Candidate], tasks_per_clip: int) -> int:
         """Return the text tokens of the longest tasks of a clip; those of the beginning of their user texts count once."""
@@ -152,6 +162,13 @@ class SampleLengths:
     def _feature_tokens(self) -> int:
         sources = self.datasets.values()
         vectors = {slot: most_vectors(sources, slot, shape) for slot, shape in without_pixels(self.shapes).items()}
+        return sum(self.prompt.feature_tokens.fusion.num_feature_tokens(vectors).values())
+
+    def _fewest_feature_tokens(self, dataset: SampleDataset) -> int:
+        """Return the feature tokens of a sample that has as few feature vectors as a sample of the dataset can have."""
+        sources, slots = dataset.slot_sources, declared_slots(self.shapes)
+        filled = {slot for name, members in slots.items() if sources.get(name) is not None for slot in members}
+        vectors = {slot: shape.num_zeros * (slot in filled) for slot, shape in without_pixels(self.shapes).items()}
         return sum(self.prompt.feature_tokens.fusion.num_feature_tokens(vectors).values())
 
     def _candidates(self, block_name: str, max_text_tokens: int) -> Iterator[Candidate]:

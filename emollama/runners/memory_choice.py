@@ -1,9 +1,12 @@
-"""The choice of the layers that recompute their activations from the free memory, for ``model.use_grad_checkpoint: auto``."""
+"""The choice of the layers that recompute their activations, and of the tokens of a micro-batch, from the free memory.
+
+It is made for ``model.use_grad_checkpoint: auto`` and ``run.max_tokens: auto``.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
@@ -28,13 +31,26 @@ from emollama.logs.logger import get_logger
 from emollama.memory import GIB, machine_memory, sizes_of
 from emollama.optim import trainable
 from emollama.precision import Precision
-from emollama.recomputation import CHOICES, USABLE, layers_of, recomputed_layers, set_recomputation, switch
+from emollama.recomputation import (
+    BUSY_TOKENS,
+    CHOICES,
+    USABLE,
+    fewest_recomputed,
+    layers_of,
+    recomputed_every,
+    recomputed_layers,
+    set_recomputation,
+    switch,
+)
 from emollama.runners.datasets import slot_shapes_of_run
-from emollama.runners.longest_samples import Longest, SampleLengths
+from emollama.runners.longest_samples import SampleLengths
+from emollama.runners.step_layout import Size, possible_layouts, size_of
 from emollama.sharded_tensors import own_part
 
 TRAINING_BYTES = 12  # of a trained parameter: its gradient and the two moments of AdamW, float32
-LABEL_TENSORS = 3  # of the size of a label's log-probabilities; the backward pass adds their gradient and that of the logits
+# The backward pass of the loss overwrites the logits with their gradient, a part of 2**22 elements at a time. It holds two more
+# tensors of a part in float32, which has at most twice the bytes of the logits' type.
+BYTES_OF_PART, LABELS_OF_PART = 2 * 4 * 2**22, 4
 MEASURED_LABELS = 64  # more of them would need much memory if the vocabulary is large
 CACHED = "step"  # name of the only entry of a cache file
 
@@ -61,6 +77,7 @@ class Activations:
         label: additional bytes of a token with a label.
         layers: number of layers.
         constant: bytes that do not depend on the tokens: copies of trained weights in the dtype of autocast.
+        layer_constant: such bytes of a layer that is not recomputed.
     """
 
     recomputed: int
@@ -68,33 +85,61 @@ class Activations:
     label: int
     layers: int
     constant: int = 0
+    layer_constant: int = 0
 
     def bytes_of_step(self, every: int, tokens: int, labels: int) -> int:
-        """Return the bytes of a micro-batch in a step if every n-th layer is recomputed."""
-        # The backward pass also holds the tensors of one more layer: those that it recomputes, or their gradients.
-        layers = self.layers - recomputed_layers(self.layers, every) + 1
-        return self.constant + tokens * (self.recomputed + self.layer * layers) + LABEL_TENSORS * labels * self.label
+        """Return the bytes of a micro-batch at the peak of a step if every n-th layer is recomputed."""
+        layer = self.layer_constant + self.layer * tokens
+        saved = self.constant + self.recomputed * tokens + layer * (self.layers - recomputed_layers(self.layers, every))
+        of_labels = labels * self.label + min(BYTES_OF_PART, LABELS_OF_PART * labels * self.label)
+        # The backward pass frees the tensors of the labels before it comes to the layers. What it recomputes in one of them has,
+        # with the gradients, the size of two layers, one of which has been freed unless all layers are recomputed.
+        recomputing = {0: 0, 1: 2}.get(every, 1) * self.layer * tokens
+        return saved + max(of_labels, recomputing)
 
-    def best_choice(self, tokens: int, labels: int, free: int) -> int:
-        """Return every how many layers one must be recomputed for a micro-batch and a number of free bytes; 0 is none."""
-        return next((every for every in CHOICES if self.bytes_of_step(every, tokens, labels) <= free), CHOICES[-1])
+    def best_choice(self, choices: Sequence[int], sizes: Sequence[Size], free: int) -> tuple[int, Size]:
+        """Return every how many layers one must be recomputed, and the size of the largest micro-batch.
+
+        Args:
+            choices: every how many layers one may be recomputed.
+            sizes: the possible sizes of the largest micro-batch, descending.
+            free: free bytes.
+        """
+
+        def largest(every: int) -> int | None:
+            return next((size.tokens for size in sizes if self.bytes_of_step(every, *size) <= free), None)
+
+        every, tokens = fewest_recomputed(choices, min(BUSY_TOKENS, sizes[0].tokens), largest)
+        return every, next((size for size in sizes if size.tokens == tokens), sizes[-1])
 
 
-def recompute_as_needed(model: Model, run: Prepared) -> None:
-    """Let as few layers recompute their activations as fit into the smallest free memory of all processes, and log the choice.
+def fit_to_memory(model: Model, run: Prepared) -> BatchLayout:
+    """Choose the recomputed layers, or the tokens of a micro-batch, or both for the smallest free memory of all processes.
+
+    The rule is that of :func:`~emollama.recomputation.fewest_recomputed`. The choice is logged.
 
     Args:
-        model: the model with its weights, before its first step.
+        model: the model with its weights, before its first step. Its layers are set to recompute or not.
         run: the preparation of the run.
+
+    Returns:
+        The layout of a step, which differs from that of the preparation for ``run.max_tokens: auto``.
     """
     model.train()
     llm, layout, world = model.llama_model, run.layout, run.world
     assert isinstance(model, nn.Module)
     assert isinstance(llm, nn.Module)
-    if not layers_of(llm):
+    lengths = SampleLengths(run.datasets, run.prompt, run.config.model, slot_shapes_of_run(run.config))
+    longest = world.on_rank_zero(lambda: lengths.longest(layout.tasks_per_clip))
+    layouts = possible_layouts(layout, longest) if run.config.run.max_tokens == "auto" else [layout]
+    key = run.config.model.use_grad_checkpoint
+    sizes = [size_of(each, longest) for each in layouts]
+    if not layers_of(llm) or not llm.supports_gradient_checkpointing:
         # The memory without recomputation cannot be measured safely.
-        get_logger().info("memory: all layers are recomputed, because this language model has one switch for all of them")
-        return
+        recomputed = "recomputation of all layers, " if key == "auto" and llm.supports_gradient_checkpointing else ""
+        text = "memory: micro-batches of up to %s tokens, %sbecause this language model cannot recompute its layers one by one"
+        get_logger().info(text, f"{sizes[-1].tokens:,}", recomputed)
+        return layouts[-1]
     task, samples = run.config.task_class(), TrainingSamples(list(run.datasets.values()), run.prompt, run.sampler)
 
     def loss(batch: Batch) -> Tensor:
@@ -102,33 +147,16 @@ def recompute_as_needed(model: Model, run: Prepared) -> None:
             return task.loss(model, batch.to(world.device))
 
     activations = cached_measurement(run, lambda: measured(model, llm, loss, samples[0]))
-    lengths = SampleLengths(run.datasets, run.prompt, run.config.model, slot_shapes_of_run(run.config))
-    longest = world.on_rank_zero(lambda: lengths.longest(layout.tasks_per_clip))
-    tokens, labels = most_tokens(layout, longest.sample), most_labels(layout, longest)
     free, total, used = min(world.gather(memory(world.device)))
     needed = TRAINING_BYTES * sum(own_part(parameter).numel() for parameter in trainable(model).values()) + gathered_bytes(llm)
-    every = activations.best_choice(tokens, labels, int(USABLE * free) - needed)
+    choices = CHOICES if key == "auto" else (recomputed_every(key),)
+    every, size = activations.best_choice(choices, sizes, int(USABLE * free) - needed)
     set_recomputation(llm, every)
-    expected = used + needed + activations.bytes_of_step(every, tokens, labels)
+    expected = used + needed + activations.bytes_of_step(every, *size)
     ordinal = {0: "no recomputation", 1: "recomputation of all layers"}.get(every, f"recomputation of one layer in {every}")
     text = "memory: micro-batches of up to %s tokens, %s, expecting %.1f of %.1f GiB"
-    get_logger().info(text, f"{tokens:,}", ordinal, expected / GIB, total / GIB)
-
-
-def most_tokens(layout: BatchLayout, longest: int) -> int:
-    """Return a number of tokens, with padding, that no micro-batch exceeds if a sample has at most ``longest`` tokens."""
-    if layout.max_tokens is None:
-        return longest * layout.batch_size
-    # The samples about a clip are in one micro-batch, even if they have more tokens.
-    return min(max(layout.max_tokens, longest * layout.tasks_per_clip), longest * layout.batch_size * layout.accumulate)
-
-
-def most_labels(layout: BatchLayout, longest: Longest) -> int:
-    """Return a number of tokens with logits that no micro-batch exceeds."""
-    samples = layout.batch_size if layout.max_tokens is None else layout.batch_size * layout.accumulate
-    # Padded samples all have logits at the positions of the labels of each of them.
-    answers = samples**2 if layout.padded else samples
-    return min(longest.answer * answers, most_tokens(layout, longest.sample))
+    get_logger().info(text, f"{size.tokens:,}", ordinal, expected / GIB, total / GIB)
+    return layouts[sizes.index(size)]
 
 
 def cached_measurement(run: Prepared, measure: Callable[[], Activations]) -> Activations:
@@ -145,7 +173,7 @@ def cached_measurement(run: Prepared, measure: Callable[[], Activations]) -> Act
     place = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type
     modes = [config.names["run.task"], config.run.parallel, str(world.size), str(run.precision.frozen_dtype), place]
     model = [repr(config.model), files_of(config.model.llama_model)]
-    cache = ValidationCache.load("activations", json.dumps(software()), *modes, *model)
+    cache = ValidationCache.load("activation-bytes", json.dumps(software()), *modes, *model)
     # If weights are sharded, all processes must run the forward passes.
     if (cached := world.on_rank_zero(lambda: cache.get(CACHED, (1,)))) is not None:
         return Activations(*map(int, cached.split()))
@@ -186,8 +214,8 @@ def measured(model: nn.Module, llm: nn.Module, loss: Callable[[Batch], Tensor], 
         second_with_layer = saved(two) - with_layer
     end_of_forward_passes(model)
     recomputed, layer = (of_second - label) // tokens + 1, (second_with_layer - of_second) // tokens + 1
-    copies = max(0, of_one - of_second) + len(layers) * max(0, with_layer - second_with_layer - (of_one - of_second))
-    return Activations(recomputed, layer, label, len(layers), copies)
+    copies = max(0, of_one - of_second)
+    return Activations(recomputed, layer, label, len(layers), copies, max(0, with_layer - second_with_layer - copies))
 
 
 def with_labels(sample: Sample, number: int, samples: int = 1) -> Batch:

@@ -10,6 +10,7 @@ import torch
 
 from emollama.config import RunConfig
 from emollama.data.batch import Batch
+from emollama.data.loader import BatchLayout
 from emollama.data.token_budget import num_tokens
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
@@ -18,15 +19,15 @@ from emollama.memory import first_line, is_out_of_memory
 
 
 @contextmanager
-def reported(micro_batches: Sequence[Batch], step: int, config: RunConfig, world: World, *, padded: bool) -> Iterator[None]:
+def reported(micro_batches: Sequence[Batch], step: int, config: RunConfig, layout: BatchLayout, world: World) -> Iterator[None]:
     """Turn an error of memory in a training step into a user error. The step is not repeated: ranks would diverge.
 
     Args:
         micro_batches: the micro-batches of the step on this process.
         step: number of the step, from 0.
         config: the configuration of the run.
+        layout: the layout of the step.
         world: the processes.
-        padded: whether the language model pads the samples of a micro-batch.
 
     Raises:
         UserError: If memory was exhausted. The message names the samples of the micro-batch with the most tokens.
@@ -36,9 +37,9 @@ def reported(micro_batches: Sequence[Batch], step: int, config: RunConfig, world
     except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
-        batch = max(micro_batches, key=lambda batch: num_tokens(batch.lengths, padded=padded))
-        where, remedy = _where(f"step {step}", error, world), _training_remedy(config, len(batch.names))
-        raise UserError(f"{where} {_samples(batch, padded=padded)} {remedy}") from error
+        batch = max(micro_batches, key=lambda batch: num_tokens(batch.lengths, padded=layout.padded))
+        where, remedy = _where(f"step {step}", error, world), _training_remedy(config, layout, len(batch.names))
+        raise UserError(f"{where} {_samples(batch, padded=layout.padded)} {remedy}") from error
 
 
 def prediction_error(error: BaseException, block_name: str, name: str, tokens: int, world: World) -> UserError:
@@ -85,12 +86,13 @@ def _samples(batch: Batch, *, padded: bool) -> str:
     )
 
 
-def _training_remedy(config: RunConfig, batch_size: int) -> str:
+def _training_remedy(config: RunConfig, layout: BatchLayout, batch_size: int) -> str:
     """Return a sentence about the keys of this configuration that reduce the memory of training."""
     run, model = config.run, config.model
     ways = []
     if batch_size > run.tasks_per_clip and run.max_tokens is not None:
-        ways.append(f"lower run.max_tokens (now {run.max_tokens}), which keeps the global batch")
+        chosen = "" if run.max_tokens == layout.max_tokens else f" {run.max_tokens}, which is"
+        ways.append(f"lower run.max_tokens (now{chosen} {layout.max_tokens}), which keeps the global batch")
     elif batch_size > run.tasks_per_clip and run.global_batch is not None:
         ways.append(f"lower datasets.*.batch_size (now {batch_size}), which keeps the global batch")
     elif batch_size > run.tasks_per_clip:

@@ -43,7 +43,7 @@ from emollama.runners.datasets import (
 from emollama.runners.evaluation import EvaluationSet, build_blocks, warn_of_training_samples
 from emollama.runners.folder_check import check_run_folder, lock_run_folder, require_space
 from emollama.runners.longest_samples import SampleLengths
-from emollama.runners.memory_choice import recompute_as_needed
+from emollama.runners.memory_choice import fit_to_memory
 from emollama.runners.model_ckpt import checkpoint_paths
 from emollama.runners.node_checks import compare_datasets, compare_settings, compare_weights
 from emollama.runners.prediction_runner import PredictionRunner
@@ -76,7 +76,8 @@ class Preparation:
         datasets: block name -> training dataset; empty for an evaluation.
         blocks: block name -> evaluation block; empty if nothing is evaluated.
         features: slot -> provenance of the run's features, for slots with a manifest.
-        layout, sampler: layout of a training step and order of the samples.
+        layout, sampler: layout of a training step and order of the samples. With ``run.max_tokens: auto``, the layout is final
+            when the model is built.
         resume_fields: name -> value that must be the same in a resumed run (:func:`~emollama.runners.resume.run_fields`).
         resumed: content of the checkpoint to resume from; None for a new run.
         first_step: first training step of this process, from 0.
@@ -165,8 +166,8 @@ class Preparation:
             members[0].merge_adapters()
         if self.training and self.config.model.compile and self.world.is_main:
             get_logger().info("model.compile: the start may take minutes, because the layers are compiled.")
-        if self.training and self.config.model.use_grad_checkpoint == "auto":
-            recompute_as_needed(members[0], self)
+        if self.training and "auto" in (self.config.model.use_grad_checkpoint, self.config.run.max_tokens):
+            self.layout = fit_to_memory(members[0], self)
         return members
 
     def prediction_runner(self, members: Sequence[Model]) -> PredictionRunner:
@@ -257,7 +258,7 @@ class Preparation:
         steps = self.world.rank_zero_first(lambda: step_layout(run, batch_size(self.config.datasets), processes, rank))
         pads, device, dtype = self.config.model_class.pads_samples, self.world.device, self.precision.frozen_dtype
         self.layout = replace(steps, padded=pads(self.config.model, device=device, frozen_dtype=dtype))
-        if run.max_tokens is not None:
+        if isinstance(run.max_tokens, int):
             lengths = SampleLengths(self.datasets, self.prompt, self.config.model, slot_shapes_of_run(self.config))
             self.world.on_rank_zero(partial(lengths.require_fitting, run.max_tokens))
             self.world.on_rank_zero(partial(lengths.warn_of_long_groups, run.max_tokens, run.tasks_per_clip))

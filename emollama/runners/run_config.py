@@ -52,12 +52,14 @@ class RunnerConfig:
     """Samples per iteration over all processes, in place of accum_grad_iters, which then follows from batch_size and the number
     of processes, and must not be set. It must be a multiple of processes x batch_size. With max_tokens, batch_size has no effect,
     and it must be a multiple of the processes. If null, it is processes x batch_size x accum_grad_iters."""
-    max_tokens: int | None = None
+    # float, so that the message about 2.5 is that of __post_init__
+    max_tokens: Union[int, float, str, None] = None  # noqa: UP007
     """Maximum number of tokens of a micro-batch, with the padding if the language model pads samples (packing). If it is set, the
     samples of an iteration on a process are grouped by their lengths into as few micro-batches as possible, equally many on all
     processes; the loss of an iteration does not change. It must be at least the tokens of the longest sample. The samples of
-    tasks_per_clip stay together even if they have more; the run warns of that at its start. If null, each micro-batch has
-    batch_size samples."""
+    tasks_per_clip stay together even if they have more; the run warns of that at its start. auto: as many as fit into the free
+    memory, which is measured at the start, and at most 8192; a resumed run may choose another number, which changes losses by
+    rounding. If null, a micro-batch has batch_size samples."""
     tasks_per_clip: int = 1
     """Number of different tasks of task_pool that a step asks about a clip, in as many samples with the same augmentation. The
     language model processes the beginning of their prompts, which contains the features, once for all of them. batch_size must be
@@ -168,9 +170,8 @@ class RunnerConfig:
                 f"global_batch is {self.global_batch}, and accum_grad_iters is {self.accum_grad_iters}: the number of accumulated"
                 " micro-batches follows from global_batch. Remove one of them."
             )
-        require_at_least(
-            1, self, "global_batch", "max_tokens", "keep_last", "save_every_iters", "eval_epoch_interval", "early_stop_patience"
-        )
+        require_at_least(1, self, "global_batch", "keep_last", "save_every_iters", "eval_epoch_interval", "early_stop_patience")
+        self._require_max_tokens()
         require_at_least(0.01, self, "hang_minutes", "stop_after_minutes")
         require_at_least(0, self, "num_workers", "warmup_steps", "seed", "show_clips")
         require_at_least(0, self, "init_lr", "min_lr", "warmup_lr", "weight_decay", "lr_decay_rate")
@@ -180,6 +181,14 @@ class RunnerConfig:
             )
         if self.job_id is not None:
             require_folder_name(self.job_id)
+
+    def _require_max_tokens(self) -> None:
+        # An environment variable is a text.
+        if isinstance(self.max_tokens, str) and self.max_tokens.isdecimal():
+            self.max_tokens = int(self.max_tokens)
+        limit = self.max_tokens
+        if limit not in (None, "auto") and not (type(limit) is int and limit >= 1):
+            raise ValueError(f"max_tokens is {limit!r}; it must be auto, null, or a whole number of at least 1")
 
 
 def hang_seconds(cfg: RunnerConfig) -> float:

@@ -128,7 +128,7 @@ class RunnerBase:
         with log:
             if cfg.wandb_log:
                 self.world.on_rank_zero(lambda: log.track(cfg.wandb_project, self.config.unresolved()))
-            log.hyper_parameters(summary.hyper_parameters(self.config), summary.scalar_tags(self.blocks))
+            log.hyper_parameters(summary.hyper_parameters(self.config, self.layout), summary.scalar_tags(self.blocks))
             with worker_errors(self.samples.reports, self.samples.description, hang_seconds(cfg)), self.checkpoints:
                 self._train_steps(log, write_report)
         best = self.validation.best() if self.validation else None
@@ -191,7 +191,7 @@ class RunnerBase:
                 break
             with log.waiting():
                 micro_batches = next(batches)
-            with out_of_memory.reported(micro_batches, step, self.config, self.world, padded=self.layout.padded):
+            with out_of_memory.reported(micro_batches, step, self.config, self.layout, self.world):
                 values = self._step(step, micro_batches)
             if log.is_due(step):
                 self.skipped.require_below(self.cfg.max_skipped_steps, self.world, micro_batches)

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
 from emollama.config import RunConfig
 from emollama.data.loader import BatchLayout
 from emollama.errors import UserError
+from emollama.recomputation import MOST_TOKENS
 from emollama.runners.datasets import batch_size as common_batch_size
 from emollama.runners.datasets import require_tasks
+from emollama.runners.longest_samples import Longest
 from emollama.runners.run_config import RunnerConfig
+
+TOKENS_STEP = 256  # run.max_tokens: auto is a multiple, so that it seldom depends on small changes of the free memory
+
+
+class Size(NamedTuple):
+    """Numbers of tokens, and of tokens with logits, that no micro-batch exceeds."""
+
+    tokens: int
+    labels: int
 
 
 def require_valid_steps(config: RunConfig, processes: int) -> None:
@@ -31,7 +46,7 @@ def samples_per_step(run: RunnerConfig, batch_size: int, processes: int) -> int:
 
 
 def step_layout(run: RunnerConfig, batch_size: int, processes: int, rank: int) -> BatchLayout:
-    """Return the layout of a training step.
+    """Return the layout of a training step. With ``run.max_tokens: auto``, it has the largest maximum that a run may choose.
 
     Args:
         run: the keys of the run.
@@ -43,21 +58,53 @@ def step_layout(run: RunnerConfig, batch_size: int, processes: int, rank: int) -
         UserError: If ``run.global_batch`` is not a multiple of the samples that all processes load together, or batch_size is
             not a multiple of ``run.tasks_per_clip``.
     """
-    tasks = run.tasks_per_clip
-    if batch_size % tasks and (run.global_batch is None or run.max_tokens is None):
+    tasks, max_tokens = run.tasks_per_clip, run.max_tokens
+    if not isinstance(max_tokens, int | None):
+        max_tokens = MOST_TOKENS
+    if batch_size % tasks and (run.global_batch is None or max_tokens is None):
         remedy = f"Set batch_size to a multiple, such as {-(-batch_size // tasks) * tasks}"
         raise UserError(
             f"datasets.*.batch_size is {batch_size}, which is not a multiple of run.tasks_per_clip, {tasks}. {remedy}."
         )
     if run.global_batch is None:
-        return BatchLayout(batch_size, run.accum_grad_iters, processes, rank, run.max_tokens, tasks)
+        return BatchLayout(batch_size, run.accum_grad_iters, processes, rank, max_tokens, tasks)
     # With a maximum number of tokens, micro-batches have any number of clips, so that batch_size does not matter.
-    samples = tasks if run.max_tokens is not None else batch_size
+    samples = tasks if max_tokens is not None else batch_size
     accumulate, remainder = divmod(run.global_batch, samples * processes)
     if remainder:
-        key = "batch_size" if run.max_tokens is None else "run.tasks_per_clip"
+        key = "batch_size" if max_tokens is None else "run.tasks_per_clip"
         product = f"{processes} processes" if samples == 1 else f"{processes} processes x {key} {samples}"
-        others = "" if samples == 1 or run.max_tokens is not None else ", or set run.max_tokens or another batch_size"
+        others = "" if samples == 1 or max_tokens is not None else ", or set run.max_tokens or another batch_size"
         remedy = f"Set it to a multiple{others}"
         raise UserError(f"run.global_batch {run.global_batch} is not a multiple of {product}. {remedy}.")
-    return BatchLayout(samples, accumulate, processes, rank, run.max_tokens, tasks)
+    return BatchLayout(samples, accumulate, processes, rank, max_tokens, tasks)
+
+
+def possible_layouts(layout: BatchLayout, longest: Longest) -> list[BatchLayout]:
+    """Return the layouts among which ``run.max_tokens: auto`` chooses, by tokens in descending order."""
+    most, least = (most_tokens(replace(layout, max_tokens=tokens), longest.sample) for tokens in (MOST_TOKENS, 1))
+    multiples = range(most // TOKENS_STEP * TOKENS_STEP, least, -TOKENS_STEP)
+    return [replace(layout, max_tokens=tokens) for tokens in dict.fromkeys((most, *multiples, least))]
+
+
+def most_tokens(layout: BatchLayout, longest: int) -> int:
+    """Return a number of tokens, with padding, that no micro-batch exceeds if a sample has at most ``longest`` tokens."""
+    if layout.max_tokens is None:
+        return longest * layout.batch_size
+    # The samples about a clip are in one micro-batch, even if they have more tokens.
+    return min(max(layout.max_tokens, longest * layout.tasks_per_clip), longest * layout.batch_size * layout.accumulate)
+
+
+def size_of(layout: BatchLayout, longest: Longest) -> Size:
+    """Return numbers of tokens, with padding, and of tokens with logits that no micro-batch exceeds."""
+    tokens = most_tokens(layout, longest.sample)
+    samples = layout.batch_size if layout.max_tokens is None else layout.batch_size * layout.accumulate
+    if layout.padded:
+        # Padded samples all have logits at the positions of the labels of each of them.
+        return Size(tokens, min(longest.answer * samples**2, tokens))
+    if layout.max_tokens is None:
+        return Size(tokens, longest.answer * samples)
+    # An answer follows a prompt. The samples about a clip share the beginning of theirs.
+    prompt = longest.shortest_prompt // layout.tasks_per_clip
+    share = longest.answer / max(1, longest.answer + prompt)
+    return Size(tokens, min(longest.answer * samples, math.ceil(share * tokens)))

@@ -169,11 +169,13 @@ def training_steps(cfg: Any, layout: BatchLayout, first_step: int) -> Rows:
     return rows
 
 
-def hyper_parameters(config: RunConfig) -> dict[str, bool | int | float | str]:
-    """Return dotted key -> value for the blocks model, datasets and run."""
+def hyper_parameters(config: RunConfig, layout: BatchLayout) -> dict[str, bool | int | float | str]:
+    """Return dotted key -> value for the blocks model, datasets and run, with the chosen value of ``run.max_tokens: auto``."""
     # Interpolations stay unresolved, so that secrets from environment variables are not written to a file.
     tree = config.unresolved()
     values = {key: value for name in ("model", "datasets", "run") for key, value in leaves(tree.get(name, {}), name)}
+    if config.run.max_tokens == "auto":
+        values["run.max_tokens"] = layout.max_tokens
     return {
         key: value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
         for key, value in values.items()
