@@ -11,11 +11,11 @@ features), and measures in one process, in CPU time per clip:
     seen       checks them again
     memory     bytes that the data set holds, without the UTF-8 bytes of names and texts
 
-It then starts these two processes in turn, several rounds, and compares their CPU time. Compiled Python files and the results of
-checks are cached.
+It then starts these processes in turn, several rounds, and compares their CPU time. Compiled Python files are cached.
 
     plain      imports torch, transformers and peft, and builds a Llama with adapters and projections from its folder
-    emollama   trains the same model, up to the first step
+    emollama   trains the same model, up to the first step; an earlier run has cached the results of checks
+    first      the same without cached results
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -167,27 +168,29 @@ def cpu_time(work: Callable[[], object]) -> float:
 
 
 def measure_start(folder: Path, rounds: int) -> dict[str, float]:
-    """Return the medians of both processes' CPU time in seconds, and the median ratio of a round."""
+    """Return the medians of the processes' CPU time in seconds, and the median ratios to the plain process of a round."""
     llm = TINY_LLAMA | {"hidden_size": HIDDEN, "intermediate_size": 1376, "num_hidden_layers": LAYERS, "num_attention_heads": 8}
     write_files(folder, dataclasses.replace(FULL, llm=llm))
     options = [f"paths.root={folder}", f"run.output_dir={folder / 'out'}", "model.ckpt=null", "run.amp=False", "run.device=cpu"]
-    works = {
-        "plain": [PLAIN, str(folder / LLM_FOLDER)],
-        "emollama": [OURS, "train", "--cfg-path", str(ROOT / CONFIG), "--options", *options, "run.num_workers=0"],
-    }
+    train = [OURS, "train", "--cfg-path", str(ROOT / CONFIG), "--options", *options, "run.num_workers=0"]
+    works = {"plain": [PLAIN, str(folder / LLM_FOLDER)], "emollama": train, "first": train}
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds + 1):
         for name, arguments in works.items():
-            seconds[name].append(process_time(folder, arguments))
+            cache = folder / ("new_cache" if name == "first" else "cache")
+            seconds[name].append(process_time(folder, arguments, cache))
+        shutil.rmtree(folder / "new_cache")
     # The first round compiles the Python files.
-    ratios = [ours / plain for plain, ours in zip(*(times[1:] for times in seconds.values()), strict=True)]
-    return {name: statistics.median(times[1:]) for name, times in seconds.items()} | {"ratio": statistics.median(ratios)}
+    plain, *own = (times[1:] for times in seconds.values())
+    ratios = [statistics.median(mine / other for mine, other in zip(times, plain, strict=True)) for times in own]
+    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    return medians | {"ratio": ratios[0], "ratio of first": ratios[1]}
 
 
-def process_time(folder: Path, arguments: list[str]) -> float:
-    """Return the CPU time of a Python process that runs some code."""
+def process_time(folder: Path, arguments: list[str], cache: Path) -> float:
+    """Return the CPU time of a Python process that runs some code, with a folder for the results of checks."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    environment |= {"PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": str(folder / "pyc"), "XDG_CACHE_HOME": str(folder / "cache")}
+    environment |= {"PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": str(folder / "pyc"), "XDG_CACHE_HOME": str(cache)}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", *arguments], env=environment, cwd=ROOT, check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
