@@ -37,7 +37,7 @@ def test_a_run_on_two_nodes_that_was_stopped_on_one_resumes_like_an_uninterrupte
             last = host.output().splitlines()[-1]
             assert re.fullmatch(r"stopped by SIGTERM after \d+ of 30 steps; to resume, run the same command .*=auto", last), last
         assert not (other.folder / "out").exists()
-        started = [host.start(*train(path, "run.resume_ckpt_path=auto")) for host, path in zip(hosts, configs, strict=True)]
+        started = [host.fork(*train(path, "run.resume_ckpt_path=auto")) for host, path in zip(hosts, configs, strict=True)]
         assert statuses(*started, hosts=hosts) == [0, 0], first.output() + other.output()
         assert f"sending checkpoint_last.pth to {other.name}, where it is missing" in first.output()
         assert not (other.folder / "out").exists() and not first.processes() + other.processes()
@@ -85,10 +85,9 @@ def test_a_launcher_that_waits_in_vain_says_where_and_how_to_wait_longer(tmp_pat
 
 def test_the_stores_and_gloo_listen_on_the_chosen_interface_only(tmp_path):
     with two_hosts(tmp_path) as hosts:
-        started = [host.start(*train(golden_config(host.folder, run=RUN | {"iters_per_epoch": 10**6}))) for host in hosts]
+        for host in hosts:
+            host.fork(*train(golden_config(host.folder, run=RUN | {"iters_per_epoch": 10**6})))
         wait_until(lambda: losses(hosts[0].folder), *hosts)
         for host in hosts:
             assert set(host.listening()) <= {host.address}
         assert hosts[0].listening()
-        started[0].send_signal(signal.SIGTERM)
-        assert statuses(*started, hosts=hosts) == [75, 75]
