@@ -156,7 +156,7 @@ def test_the_parts_that_processes_load_are_the_weights_and_buffers(family):
 
 
 def test_the_plan_of_training_and_of_evaluation_has_an_estimate_of_the_memory(family):
-    for options in ([], ["datasets=null"]):
+    for options in (["datasets.clips.batch_size=1", "model.max_txt_len=20"], ["datasets=null"]):
         assert plan(family.config(*options)).memory_gib["sum"] > 0
 
 
