@@ -1,6 +1,6 @@
 """Time the data loader up to collated batches, next to reading the same arrays and doing nothing with them.
 
-    python benchmarks/loader.py [--samples 64] [--batch-size 4] [--rounds 5] [--json]
+    python benchmarks/loader.py [--samples 64] [--batch-size 4] [--rounds 5] [--workers 1] [--json]
 
 The samples have the features of stage 1 (EVA of 448 pixels in float16: 1,025 x 1,408, and three utterance features) with random
 values, in the page cache. One process reads them in turn, several rounds:
@@ -10,8 +10,9 @@ values, in the page cache. One process reads them in turn, several rounds:
     packed    the same from packed stores in float16 (``emollama pack``)
     int8      the same from packed stores in int8
 
-The script prints samples per second, their ratio to "arrays", and the bytes of a collated sample. On a machine with a GPU, the
-batches are also copied to page-locked memory.
+Each row "with workers" is the training loader with data workers, which are started in each round and load four times as many
+samples. The script prints samples per second, their ratio to "arrays", CPU milliseconds of a sample in all processes, and the
+bytes of a collated sample. On a machine with a GPU, the batches are also copied to page-locked memory.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import resource
 import statistics
 import sys
 import tempfile
@@ -37,6 +39,7 @@ from gpu_check_files import FULL, SAMPLES, TINY_LLAMA, make_runner, write_files
 
 from emollama.cli import main as emollama
 from emollama.data.batch import Batch, collate
+from emollama.data.loader import BatchLayout, WorkerOptions, step_batches, training_loader
 from emollama.runners.runner_base import RunnerBase
 
 FEATURES = {
@@ -45,6 +48,7 @@ FEATURES = {
     "video_feature_path": "maeV_399_UTT",
     "audio_feature_path": "HL-UTT",
 }
+PASSES = 4  # over the samples with workers, so that their start is a small part of the time
 
 
 def main() -> None:
@@ -53,6 +57,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=SAMPLES, help=f"samples of a round (default: {SAMPLES})")
     parser.add_argument("--batch-size", type=int, default=4, help="samples per batch (default: 4)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
+    parser.add_argument("--workers", type=int, default=1, help="data workers of the rows with workers (default: 1)")
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
@@ -60,9 +65,9 @@ def main() -> None:
     if arguments.json:
         sys.stdout.write(json.dumps(results) + "\n")
         return
-    sys.stdout.write(f"{'':10s}{'samples/s':>11s}{'x arrays':>10s}{'MB/sample':>11s}\n")
+    sys.stdout.write(f"{'':22s}{'samples/s':>11s}{'x arrays':>10s}{'CPU ms/sample':>15s}{'MB/sample':>11s}\n")
     for name, row in results.items():
-        sys.stdout.write(f"{name:10s}{row['samples_s']:11.0f}{row['of_arrays']:10.2f}{row['mb']:11.2f}\n")
+        sys.stdout.write(f"{name:22s}{row['samples_s']:11.0f}{row['of_arrays']:10.2f}{row['cpu_ms']:15.2f}{row['mb']:11.2f}\n")
 
 
 def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -76,20 +81,28 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, dict[str, 
     names = sorted(path.stem for path in (folder / "MERR/eva").iterdir())[: arguments.samples]
     works: dict[str, Callable[[], float]] = {"arrays": lambda: read_arrays(folder, names)}
     works |= {name: loading(runner, len(names), arguments.batch_size) for name, runner in runners.items()}
+    works |= {f"{name} with workers": loading_with_workers(runner, len(names), arguments) for name, runner in runners.items()}
+    counts = {name: len(names) * (PASSES if "workers" in name else 1) for name in works}
     for work in works.values():
         work()
-    seconds: dict[str, list[float]] = {name: [] for name in works}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
     size = {}
     for _ in range(arguments.rounds):
         for name, work in works.items():
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), cpu_seconds()
             size[name] = work()
-            seconds[name].append(time.perf_counter() - start)
-    rates = {name: len(names) / statistics.median(times) for name, times in seconds.items()}
-    return {
-        name: {"samples_s": rate, "of_arrays": rate / rates["arrays"], "mb": size[name] / len(names) / 1e6}
-        for name, rate in rates.items()
-    }
+            times[name].append((time.perf_counter() - start, cpu_seconds() - cpu))
+    rows = {}
+    for name, count in counts.items():
+        seconds, cpu = (statistics.median(column) for column in zip(*times[name], strict=True))
+        rows[name] = {"samples_s": count / seconds, "cpu_ms": 1e3 * cpu / count, "mb": size[name] / count / 1e6}
+    return {name: row | {"of_arrays": row["samples_s"] / rows["arrays"]["samples_s"]} for name, row in rows.items()}
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and of its children that have ended."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def pack(folder: Path, values: str) -> list[str]:
@@ -118,6 +131,22 @@ def loading(runner: RunnerBase, count: int, batch_size: int) -> Callable[[], flo
             if torch.cuda.is_available():
                 batch = batch.pin_memory()
             total += sum(packed.values.nbytes for packed in batch.slots.values())
+        return float(total)
+
+    return load
+
+
+def loading_with_workers(runner: RunnerBase, count: int, arguments: argparse.Namespace) -> Callable[[], float]:
+    """Return a function that loads samples of a run with its data workers, and returns the bytes of their features."""
+    layout = BatchLayout(arguments.batch_size, accumulate=1, world=1, rank=0)
+    options = WorkerOptions(arguments.workers, pin_memory=torch.cuda.is_available())
+
+    def load() -> float:
+        end = PASSES * count // arguments.batch_size
+        loader = training_loader(runner.samples, layout, options, first_step=0, end_step=end)
+        steps = step_batches(loader, layout.loads_per_step)
+        total = sum(packed.values.nbytes for batches in steps for batch in batches for packed in batch.slots.values())
+        runner.samples.reports.close()
         return float(total)
 
     return load

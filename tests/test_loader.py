@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import NAMES
 
-from emollama.data.batch import Sample, collate
+from emollama.data.batch import PackedFeatures, Sample, collate
 from emollama.data.loader import BatchLayout, TrainingSamples, WorkerOptions, step_batches, training_loader
 from emollama.data.sampling import MIXING_WINDOW, DatasetSampling, MixtureSampler
 from emollama.data.token_budget import group_by_tokens, num_tokens, split_into
@@ -220,6 +220,33 @@ def test_a_global_batch_has_the_same_clips_tasks_and_texts_for_any_layout(sample
 
 def test_batches_do_not_depend_on_the_number_of_workers(samples):
     assert contents(batches(samples, workers=2)) == contents(batches(samples, workers=0))
+
+
+class InSharedMemory(torch.utils.data.Dataset):
+    """Samples with feature vectors that are packed in a data worker."""
+
+    def __getitem__(self, index):
+        return torch.full((2 + index, 3), float(index), dtype=(torch.float16, torch.float32)[index])
+
+    def __len__(self):
+        return 2
+
+    @staticmethod
+    def packed(vectors):
+        """The features, and whether they were in shared memory before the queue to the process."""
+        packed = [PackedFeatures.pack(part) for part in (vectors, [part[:0] for part in vectors])]
+        return packed, [each.values.is_shared() for each in packed]
+
+
+def test_a_data_worker_concatenates_feature_vectors_in_shared_memory():
+    def load(num_workers):
+        (only,) = torch.utils.data.DataLoader(InSharedMemory(), 2, num_workers=num_workers, collate_fn=InSharedMemory.packed)
+        return only
+
+    (expected, in_process), (packed, shared) = load(0), load(1)
+    assert (in_process, shared) == ([False, False], [True, False])
+    for one, other in zip(packed, expected, strict=True):
+        assert one.values.equal(other.values) and one.values.dtype == other.values.dtype and one.offsets == other.offsets
 
 
 def test_a_loader_started_at_a_later_step_gives_the_batches_of_the_whole_run(samples):

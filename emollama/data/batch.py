@@ -6,6 +6,7 @@ Letters: T tokens of a sample or of a whole micro-batch, B samples, n feature ve
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from emollama.data.int8_vectors import dequantized
 
@@ -109,6 +111,17 @@ class SharedPrompts:
         return SharedPrompts(self.tokens, function(self.attended), function(self.cu_attended))
 
 
+def _concatenated(vectors: Sequence[Tensor]) -> Tensor:
+    """Return the feature vectors of samples, B tensors (n, D), one after the other, in the widest of their dtypes."""
+    dtype = functools.reduce(torch.promote_types, (part.dtype for part in vectors))
+    shape = torch.Size((sum(map(len, vectors)), *vectors[0].shape[1:]))
+    if get_worker_info() is None or not shape.numel():
+        return torch.cat(list(vectors))
+    # A data worker passes tensors in shared memory. It would copy those that are elsewhere, as torch's default_collate says.
+    storage = torch.UntypedStorage._new_shared(shape.numel() * dtype.itemsize)
+    return torch.cat(list(vectors), out=torch.empty(0, dtype=dtype).set_(storage).view(shape))
+
+
 @dataclass(frozen=True)
 class PackedFeatures:
     """The feature vectors of one slot for a whole micro-batch, with the boundaries of the samples.
@@ -131,7 +144,7 @@ class PackedFeatures:
         if len({part.dtype for part in vectors}) > 1:
             vectors = [dequantized(part) for part in vectors]
         # torch.cat copies even a single tensor, and image features are large. Of several dtypes, the result has the widest.
-        return cls(vectors[0] if len(vectors) == 1 else torch.cat(list(vectors)), offsets)
+        return cls(vectors[0] if len(vectors) == 1 else _concatenated(vectors), offsets)
 
     def float(self) -> PackedFeatures:
         """Return the same feature vectors in float32."""

@@ -171,7 +171,10 @@ def worker_errors(reports: WorkerReports, name_of: Callable[[int], str], hang_se
         # torch sometimes replaces its error that names the signal.
         text = f"{error} {error.__cause__ or ''}".strip()
         # An exception of the dataset, whose message contains the worker's traceback.
-        if "in DataLoader worker process" in text:
+        if match := re.search(r"in DataLoader worker process (\d+)", text):
+            if "unable to allocate shared memory" in text:
+                who = f"data worker {match[1]} (process {reports.workers().get(int(match[1]))})"
+                raise UserError(f"{who} ran out of shared memory. {_shared_memory_remedy()}") from error
             if not is_out_of_memory(error) and "MemoryError in DataLoader" not in text:
                 raise
             line = first_line(RuntimeError(text.strip().rpartition("\n")[2]))
