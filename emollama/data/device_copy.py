@@ -10,10 +10,11 @@ from emollama.data.batch import Batch
 
 
 class DeviceCopy:
-    """Copies micro-batches to a device. A GPU copies those of a step while it still computes the step before.
+    """Copies micro-batches to a device. A GPU copies those of a step while it computes the step before, if that is not finished.
 
-    The copies are queued on a CUDA stream of their own. The process queues a step long before the GPU has finished the one
-    before, because nothing in the training loop waits for the GPU between log entries.
+    The copies are queued when the step begins, on a CUDA stream of their own. Nothing in the training loop waits for the GPU
+    between log entries, so that the process usually begins a step long before the GPU has finished the one before. In the first
+    step, after a log entry, and if the process waits for data, the GPU waits for the copies.
 
     Args:
         device: the device.
