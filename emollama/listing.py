@@ -13,6 +13,11 @@ SHOWN = 10  # maximum number of entries of a list in a message
 LINES = "\n- "  # separator for lists with one entry per line
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun, such as ``1 process`` or ``1,200 samples``; the plural is the noun with an ``s`` if None."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def listing(items: Iterable[str], noun: str, plural: str | None = None) -> str:
     """Return the number of items and the items, such as ``3 tensors: a, b, c``.
 
@@ -22,7 +27,7 @@ def listing(items: Iterable[str], noun: str, plural: str | None = None) -> str:
         plural: plural of the noun. If None, it is the noun with an ``s``.
     """
     items = list(items)
-    return f"{len(items):,} {noun if len(items) == 1 else plural or f'{noun}s'}: {abbreviated(items)}"
+    return f"{counted(len(items), noun, plural)}: {abbreviated(items)}"
 
 
 def abbreviated(items: Iterable[str], separator: str = ", ", *, where: str | None = None) -> str:

@@ -59,7 +59,7 @@ IMPORTS = {
     "distributed.torchrun_options": "suggestions",
     "distributed.node_launch": "distributed.nodes distributed.torchrun_options distributed.worker_variables errors logs.console"
     " variables",
-    "distributed.process_group": "distributed.nodes distributed.worker_variables errors heartbeat",
+    "distributed.process_group": "distributed.nodes distributed.worker_variables errors heartbeat listing",
     "distributed.groups": "distributed.nodes distributed.worker_variables errors parallel_modes",
     "distributed.parallel": "distributed.process_group dtypes optim sharded_tensors",
     "distributed.sharding": "distributed.groups distributed.process_group dtypes parallel_modes recomputation sharded_tensors"

@@ -70,7 +70,10 @@ def resumed(folders, tmp_path, **changes):
     ("changes", "expected"),
     [
         ({"run": {"init_lr": 2e-3}}, ["run.init_lr", "0.001", "0.002"]),
-        ({"data": {"batch_size": 4}}, ["samples of a step", "4 in the checkpoint", "8 in this run"]),
+        (
+            {"data": {"batch_size": 4}},
+            ["samples of a step", "4 in the checkpoint", "run.global_batch: 4 and run.accum_grad_iters: 1 set"],
+        ),
         ({"model": {"dropout": 0.3}}, ["model.dropout", "0.1", "0.3"]),
     ],
 )

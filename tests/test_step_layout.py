@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +22,7 @@ from emollama.planning.samples import example_batch
 from emollama.runners.longest_samples import SampleLengths, most_vectors
 from emollama.runners.preparation import Preparation
 from emollama.runners.run_config import RunnerConfig
-from emollama.runners.step_layout import samples_per_step, step_layout
+from emollama.runners.step_layout import remedy_for, samples_per_step, step_layout
 
 
 @pytest.mark.parametrize(("batch_size", "processes", "accumulate"), [(1, 1, 8), (2, 2, 2), (1, 8, 1), (8, 1, 1)])
@@ -43,16 +44,44 @@ def test_until_a_maximum_of_tokens_is_chosen_the_layout_has_the_largest_one():
 
 
 @pytest.mark.parametrize(
-    ("keys", "batch_size", "message"),
+    ("keys", "batch_size", "processes", "message"),
     [
-        ({}, 4, "run.global_batch 6 is not a multiple of 2 processes x batch_size 4."),
-        ({"global_batch": 7, "max_tokens": 100}, 4, "run.global_batch 7 is not a multiple of 2 processes. Set it to a multiple."),
+        ({}, 4, 2, "6 is not a multiple of 2 processes x batch_size 4. Set it to a multiple, such as 8, or batch_size to 3, or"),
+        ({}, 4, 1, "6 is not a multiple of 1 process x batch_size 4. Set it to a multiple, such as 8, or batch_size to 3, or"),
+        ({"global_batch": 7}, 4, 2, "7 is not a multiple of 2 processes x batch_size 4. Set it to a multiple, such as 8."),
+        ({"global_batch": 8, "tasks_per_clip": 2}, 6, 2, "such as 12, or batch_size to 4, or set run.max_tokens."),
+        ({"global_batch": 7, "max_tokens": 100}, 4, 2, "7 is not a multiple of 2 processes. Set it to a multiple, such as 8."),
+        ({"global_batch": 7, "max_tokens": 9, "tasks_per_clip": 2}, 4, 1, "1 process x run.tasks_per_clip 2. Set it to a"),
     ],
 )
-def test_a_global_batch_that_cannot_be_divided_is_rejected(keys, batch_size, message):
+def test_a_global_batch_that_cannot_be_divided_is_rejected_with_values_that_work(keys, batch_size, processes, message):
+    run = {"global_batch": 6} | keys
     with pytest.raises(UserError) as error:
-        step_layout(RunnerConfig(**{"global_batch": 6} | keys), batch_size, 2, 0)
+        step_layout(RunnerConfig(**run), batch_size, processes, 0)
     assert message in str(error.value)
+    # The values of the message are accepted.
+    values = dict(re.findall(r"(multiple|batch_size)(?:, such as| to) (\d+)", str(error.value).partition(" Set ")[2]))
+    step_layout(RunnerConfig(**run | {"global_batch": int(values["multiple"])}), batch_size, processes, 0)
+    if "batch_size" in values:
+        step_layout(RunnerConfig(**run), int(values["batch_size"]), processes, 0)
+
+
+@pytest.mark.parametrize("tokens", [None, 500])
+@pytest.mark.parametrize("tasks", [1, 2])
+@pytest.mark.parametrize(("samples", "batch_size", "processes"), [(12, 12, 2), (12, 8, 3), (12, 2, 2), (10, 4, 1), (10, 4, 4)])
+def test_the_keys_that_restore_the_samples_of_a_step_work(samples, batch_size, processes, tasks, tokens):
+    run = {"accum_grad_iters": 2, "max_tokens": tokens, "tasks_per_clip": tasks}
+    config = SimpleNamespace(run=RunnerConfig(**run), datasets={"a": SimpleNamespace(batch_size=batch_size)})
+    text = remedy_for(samples, config, processes, tasks)
+    keys = {key: int(value) for key, value in re.findall(r"([\w.]+): (\d+)", text)}
+    if not keys:
+        assert samples % (processes * tasks)
+        processes = int(re.search(r"equally, but (\d+) can", text)[1])
+        size = samples // processes
+    else:
+        size = keys.pop("datasets.a.batch_size", batch_size)
+    changed = run | {"accum_grad_iters": 1, "global_batch": samples} | {key.removeprefix("run."): keys[key] for key in keys}
+    assert step_layout(RunnerConfig(**changed), size, processes, 0).global_batch == samples
 
 
 @pytest.mark.parametrize(("packing", "padded"), [("auto", False), ("padded", True), ("off", False)])
@@ -69,8 +98,11 @@ def test_the_samples_of_a_planned_micro_batch_have_its_tokens_also_with_padding(
     assert size.tokens <= len(batch.lengths) * batch.max_length < size.tokens + size.samples
 
 
-def test_a_global_batch_excludes_accum_grad_iters():
-    with pytest.raises(ValueError, match=r"global_batch is 8, and accum_grad_iters is 2: .* Remove one of them\."):
+def test_a_global_batch_excludes_accum_grad_iters_above_1():
+    RunnerConfig(global_batch=8, accum_grad_iters=1)
+    with pytest.raises(
+        ValueError, match=r"global_batch is 8, and accum_grad_iters is 2: .* Set accum_grad_iters: 1, or remove global_batch\."
+    ):
         RunnerConfig(global_batch=8, accum_grad_iters=2)
 
 

@@ -24,6 +24,7 @@ import torch
 from emollama.data.batch import Batch
 from emollama.distributed.stop_requests import STOP_REQUESTS
 from emollama.errors import UserError
+from emollama.listing import counted
 from emollama.memory import first_line, is_out_of_memory
 
 PREFETCH = 2  # batches that each worker loads in advance
@@ -58,9 +59,10 @@ def check_shared_memory(
     if needed > free:
         gib = math.ceil(2 * needed / 2**30)
         raise UserError(
-            f"{folder} has {_mib(free)} of free shared memory, but data workers need about {_mib(needed)}: {processes} processes"
-            f" x ({num_workers} workers x {PREFETCH} batches + {loads_per_step}) x {_mib(batch_bytes)}. Lower run.num_workers"
-            f" (0 needs no shared memory), {ENLARGE.format(gib=gib)}"
+            f"{folder} has {_mib(free)} of free shared memory, but data workers need about {_mib(needed)}:"
+            f" {counted(processes, 'process', 'processes')} x ({counted(num_workers, 'worker')} x {PREFETCH} batches +"
+            f" {loads_per_step}) x {_mib(batch_bytes)}. Lower run.num_workers (0 needs no shared memory),"
+            f" {ENLARGE.format(gib=gib)}"
         )
 
 

@@ -22,6 +22,7 @@ from emollama.distributed.nodes import ONE_NODE, Member, Nodes, disagreement, me
 from emollama.distributed.worker_variables import attempt, integer, require_group, require_nodes
 from emollama.errors import RemoteCrash, RemoteUserError, Stopped, UserError, final_errors
 from emollama.heartbeat import beat, note_all_joined
+from emollama.listing import counted
 
 T = TypeVar("T")
 Failure: TypeAlias = Exception | Stopped
@@ -263,8 +264,8 @@ def _device_problem(device: str, key: str) -> str:
     here = integer("LOCAL_WORLD_SIZE", 1)
     if device != "cpu" and torch.cuda.is_available() and here > (gpus := torch.cuda.device_count()):
         return (
-            f"there are {here} processes on this machine, but only {gpus} GPUs. Lower the number of processes (torchrun's"
-            " --nproc-per-node)."
+            f"there are {here} processes on this machine, but only {counted(gpus, 'GPU')}. Lower the number of processes"
+            " (torchrun's --nproc-per-node)."
         )
     return ""
 

@@ -49,7 +49,9 @@ class _Chosen:
         return f"no node has an intact copy: {self.parts.missing(missing[0])}" if self.parts and missing else ""
 
 
-def resume_content(config: RunConfig, folder: Path, fields: dict[str, Any], world: World) -> dict[str, Any] | None:
+def resume_content(
+    config: RunConfig, folder: Path, fields: dict[str, Any], world: World, processes: int
+) -> dict[str, Any] | None:
     """Return the content of the checkpoint to resume from, with its ``path``, or None for a new run.
 
     Args:
@@ -57,6 +59,7 @@ def resume_content(config: RunConfig, folder: Path, fields: dict[str, Any], worl
         folder: folder of the run, in which ``auto`` searches.
         fields: values that must be equal in the checkpoint (:func:`~emollama.runners.resume.run_fields`).
         world: the processes; one of them chooses the checkpoint, and every rank reads it once.
+        processes: number of processes of the run, which is larger in a dry run.
 
     Raises:
         UserError: If a new run would write into a folder with checkpoints, or the checkpoint belongs to a different run or cannot
@@ -69,7 +72,7 @@ def resume_content(config: RunConfig, folder: Path, fields: dict[str, Any], worl
 
         def read() -> dict[str, Any]:
             content = chosen.content or read_to_resume(local, check_parts=False)
-            require_same_run(content, config, fields, chosen.path)
+            require_same_run(content, config, fields, chosen.path, processes)
             return content
 
         content = world.rank_zero_first(read)

@@ -270,7 +270,7 @@ class Preparation:
         fields = sampling_fields(self.layout, self.datasets, samplings, self.world)
         layout = self.config.model_class.feature_layout(self.config.model)
         self.resume_fields = run_fields(fields, self.precision, self.prompt, layout)
-        self.resumed = resume_content(self.config, self.folder, self.resume_fields, self.world)
+        self.resumed = resume_content(self.config, self.folder, self.resume_fields, self.world, processes)
         self.first_step, total = int(self.resumed["step"]) if self.resumed else 0, run.max_epoch * run.iters_per_epoch
         self.world.on_rank_zero(lambda: require_progress(self.folder, self.first_step))
         if self.first_step > total:

@@ -22,6 +22,7 @@ from emollama.errors import UserError
 from emollama.listing import abbreviated
 from emollama.precision import Precision
 from emollama.runners.node_checks import VALUES, require_equal
+from emollama.runners.step_layout import remedy_for
 
 # Keys that can differ between a stored run and the run that resumes it: paths, intervals, workers, the number of epochs, and the
 # split of the global batch.
@@ -204,7 +205,7 @@ def require_job_id(run: Any) -> None:
         )
 
 
-def require_same_run(content: dict[str, Any], config: RunConfig, fields: dict[str, Any], path: str) -> None:
+def require_same_run(content: dict[str, Any], config: RunConfig, fields: dict[str, Any], path: str, processes: int) -> None:
     """Check that a checkpoint belongs to the run that resumes from it.
 
     Args:
@@ -212,6 +213,7 @@ def require_same_run(content: dict[str, Any], config: RunConfig, fields: dict[st
         config: the resolved configuration.
         fields: values that must be equal in the checkpoint (:func:`run_fields`).
         path: its path, for messages.
+        processes: number of processes of the run, for the remedy.
 
     Raises:
         UserError: If it contains only weights, or values differ.
@@ -243,8 +245,9 @@ def require_same_run(content: dict[str, Any], config: RunConfig, fields: dict[st
             ),
             "; ",
         )
-        samples = stored_fields.get(SAMPLES_OF_A_STEP)
-        remedy = f" (run.global_batch: {samples} sets the samples of a step)" if SAMPLES_OF_A_STEP in different else ""
+        samples, remedy = stored_fields.get(SAMPLES_OF_A_STEP), ""
+        if SAMPLES_OF_A_STEP in different and samples:
+            remedy = f" ({remedy_for(samples, config, processes, then['run.tasks_per_clip'])})"
         raise UserError(
             f"run.resume_ckpt_path: {path} belongs to a run that was configured differently: {changed}. Restore these"
             f" values{remedy}, or start a new run from its weights with model.ckpt."

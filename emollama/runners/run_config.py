@@ -49,9 +49,9 @@ class RunnerConfig:
     accum_grad_iters: int = 1
     """Micro-batches per iteration on each process (gradient accumulation)."""
     global_batch: int | None = None
-    """Samples per iteration over all processes, in place of accum_grad_iters, which then follows from batch_size and the number
-    of processes, and must not be set. It must be a multiple of processes x batch_size. With max_tokens, batch_size has no effect,
-    and it must be a multiple of the processes. If null, it is processes x batch_size x accum_grad_iters."""
+    """Samples per iteration over all processes. The number of micro-batches follows from it, batch_size and the number of
+    processes, and accum_grad_iters must be 1. It must be a multiple of processes x batch_size. With max_tokens, batch_size has no
+    effect, and it must be a multiple of the processes. If null, it is processes x batch_size x accum_grad_iters."""
     # float, so that the message about 2.5 is that of __post_init__
     max_tokens: Union[int, float, str, None] = None  # noqa: UP007
     """Maximum number of tokens of a micro-batch, with the padding if the language model pads samples (packing). If it is set, the
@@ -168,7 +168,7 @@ class RunnerConfig:
         if self.global_batch is not None and self.accum_grad_iters > 1:
             raise ValueError(
                 f"global_batch is {self.global_batch}, and accum_grad_iters is {self.accum_grad_iters}: the number of accumulated"
-                " micro-batches follows from global_batch. Remove one of them."
+                " micro-batches follows from global_batch. Set accum_grad_iters: 1, or remove global_batch."
             )
         require_at_least(1, self, "global_batch", "keep_last", "save_every_iters", "eval_epoch_interval", "early_stop_patience")
         self._require_max_tokens()

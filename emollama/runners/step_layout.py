@@ -9,6 +9,7 @@ from typing import NamedTuple
 from emollama.config import RunConfig
 from emollama.data.loader import BatchLayout
 from emollama.errors import UserError
+from emollama.listing import counted
 from emollama.recomputation import MOST_TOKENS
 from emollama.runners.datasets import batch_size as common_batch_size
 from emollama.runners.datasets import require_tasks
@@ -73,9 +74,10 @@ def step_layout(run: RunnerConfig, batch_size: int, processes: int, rank: int) -
     accumulate, remainder = divmod(run.global_batch, samples * processes)
     if remainder:
         key = "batch_size" if max_tokens is None else "run.tasks_per_clip"
-        product = f"{processes} processes" if samples == 1 else f"{processes} processes x {key} {samples}"
-        others = "" if samples == 1 or max_tokens is not None else ", or set run.max_tokens or another batch_size"
-        remedy = f"Set it to a multiple{others}"
+        product = f"{processes} processes" if samples == 1 else f"{counted(processes, 'process', 'processes')} x {key} {samples}"
+        remedy = f"Set it to a multiple, such as {(accumulate + 1) * samples * processes}"
+        if max_tokens is None and (size := fitting_batch_size(run.global_batch, batch_size, processes, tasks)):
+            remedy = f"{remedy}, or batch_size to {size}, or set run.max_tokens"
         raise UserError(f"run.global_batch {run.global_batch} is not a multiple of {product}. {remedy}.")
     return BatchLayout(samples, accumulate, processes, rank, max_tokens, tasks)
 
@@ -108,3 +110,42 @@ def size_of(layout: BatchLayout, longest: Longest) -> Size:
     prompt = longest.shortest_prompt // layout.tasks_per_clip
     share = longest.answer / max(1, longest.answer + prompt)
     return Size(tokens, min(longest.answer * samples, math.ceil(share * tokens)))
+
+
+def fitting_batch_size(samples: int, batch_size: int, processes: int, tasks: int) -> int | None:
+    """Return the largest batch size, of at most ``batch_size``, with which processes get equally many samples of a step.
+
+    Args:
+        samples: number of samples of the step over all processes.
+        batch_size: the present batch size.
+        processes: number of processes.
+        tasks: the value of ``run.tasks_per_clip``, of which a batch size is a multiple.
+
+    Returns:
+        None if the processes cannot get equally many samples with any batch size.
+    """
+    sizes = range(tasks, max(tasks, batch_size) + 1, tasks)
+    return max((size for size in sizes if samples % (size * processes) == 0), default=None)
+
+
+def remedy_for(samples: int, config: RunConfig, processes: int, tasks: int) -> str:
+    """Return the keys with which a step has a number of samples, or the number of processes that this requires.
+
+    Args:
+        samples: number of samples of the step over all processes.
+        config: the resolved configuration.
+        processes: number of processes.
+        tasks: the value of ``run.tasks_per_clip`` with which the step had them.
+    """
+    run, batch_size = config.run, common_batch_size(config.datasets)
+    size = fitting_batch_size(samples, batch_size, processes, tasks)
+    if size is None:
+        fewer = max(number for number in range(1, processes) if samples % (number * tasks) == 0)
+        return f"{processes} processes cannot share {samples} samples of a step equally, but {fewer} can"
+    keys = {"run.global_batch": samples}
+    if run.accum_grad_iters > 1:
+        keys["run.accum_grad_iters"] = 1
+    if run.max_tokens is None and size != batch_size:
+        keys |= {f"datasets.{block_name}.batch_size": size for block_name in config.datasets}
+    settings = " and ".join(f"{key}: {value}" for key, value in keys.items())
+    return f"{settings} {'set' if len(keys) > 1 else 'sets'} the samples of a step"

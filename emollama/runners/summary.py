@@ -22,6 +22,7 @@ from emollama.data.dataset import SampleDataset
 from emollama.data.loader import BatchLayout
 from emollama.distributed.process_group import World
 from emollama.distributed.worker_variables import integer
+from emollama.listing import counted
 from emollama.logs.console import aligned, duration
 from emollama.logs.logger import get_logger
 from emollama.parallel_modes import ParallelMode
@@ -155,12 +156,12 @@ def feature_rows(datasets: Mapping[str, SampleDataset]) -> Rows:
 def training_steps(cfg: Any, layout: BatchLayout, first_step: int) -> Rows:
     """Return rows with the number of steps, the samples of a step, and the step from which a run resumes."""
     total = cfg.max_epoch * cfg.iters_per_epoch
-    counted = f"{total:,} ({cfg.max_epoch} epoch{'s' * (cfg.max_epoch > 1)} x {cfg.iters_per_epoch:,} iterations)"
+    epochs, iterations = counted(cfg.max_epoch, "epoch"), counted(cfg.iters_per_epoch, "iteration")
     parts = f"{_processes(layout.world)} x {layout.accumulate} accumulated x micro-batch of {layout.batch_size}"
     if layout.max_tokens is not None:
         samples = layout.batch_size * layout.accumulate
         parts = f"{_processes(layout.world)} x {samples}, in micro-batches of up to {layout.max_tokens:,} tokens"
-    rows = [("steps", counted), ("samples per step", f"{layout.global_batch} ({parts})")]
+    rows = [("steps", f"{total:,} ({epochs} x {iterations})"), ("samples per step", f"{layout.global_batch} ({parts})")]
     if (tasks := layout.tasks_per_clip) > 1:
         rows.append(("clips per step", f"{layout.global_batch // tasks:,}, each with {tasks} tasks (run.tasks_per_clip)"))
     if first_step:
@@ -190,7 +191,7 @@ def scalar_tags(blocks: Mapping[str, EvaluationSet]) -> list[str]:
 
 
 def _processes(number: int) -> str:
-    return f"{number} process{'es' * (number > 1)}"
+    return counted(number, "process", "processes")
 
 
 def _name(dtype: torch.dtype) -> str:

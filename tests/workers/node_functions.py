@@ -151,7 +151,7 @@ def resume(folders: list[str], configured: str) -> tuple[str, int, list[str]]:
     chosen_checkpoint.require_same_run = lambda *_: None
 
     def resumed() -> None:
-        content = chosen_checkpoint.resume_content(types.SimpleNamespace(run=run), folder, {}, world)  # type: ignore[arg-type]
+        content = chosen_checkpoint.resume_content(types.SimpleNamespace(run=run), folder, {}, world, 2)  # type: ignore[arg-type]
         RunCheckpoints(run, folder, world, lambda _: {}, content)
         parts = content and parts_of(content, content["path"])
         steps.append(content["step"] if content and parts and len(parts.intact()) == len(parts.files) else -1)
