@@ -38,6 +38,7 @@ class Sizes:
         image_size: side of an image in pixels; there is one feature vector per 14 x 14 pixels.
         answer_words: minimum and maximum number of words of an answer.
         batch_sizes: batch sizes for timing steps without gradient checkpointing.
+        max_tokens: tokens of a micro-batch of the variant with a budget.
         warmup_steps: number of steps of each variant before the timed steps.
         new_tokens: number of tokens that decoding generates for each prompt.
         options: additional options of the run.
@@ -48,6 +49,7 @@ class Sizes:
     image_size: int
     answer_words: tuple[int, int]
     batch_sizes: tuple[int, ...]
+    max_tokens: int
     warmup_steps: int
     new_tokens: int
     options: tuple[str, ...] = ()
@@ -75,8 +77,10 @@ FULL = Sizes(
     image_size=448,
     answer_words=(40, 140),
     batch_sizes=(1, 4, 9, 18, 36),
+    max_tokens=4096,
     warmup_steps=3,
     new_tokens=48,
+    options=("run.loss_average=token",),  # the average of transformers
 )
 # Float32, because most CPUs multiply bf16 matrices slowly.
 TINY = Sizes(
@@ -85,9 +89,10 @@ TINY = Sizes(
     image_size=112,
     answer_words=(4, 40),
     batch_sizes=(4,),
+    max_tokens=300,
     warmup_steps=1,
     new_tokens=8,
-    options=("run.num_workers=1", "run.amp=False"),
+    options=("run.num_workers=1", "run.amp=False", "run.loss_average=token"),
 )
 
 
@@ -130,6 +135,8 @@ def write_samples(folder: Path, sizes: Sizes) -> None:
     (folder / "MERR_coarse_grained.txt").write_text("".join(labels), encoding="utf-8")
     captions = {name: {"caption": " ".join(rng.choice(words, rng.integers(*sizes.answer_words)))} for name in names}
     (folder / "MERR_coarse_grained.json").write_text(json.dumps(captions), encoding="utf-8")
+    reasons = {name: {"smp_reason_caption": " ".join(reversed(entry["caption"].split()))} for name, entry in captions.items()}
+    (folder / "MERR_fine_grained.json").write_text(json.dumps(reasons), encoding="utf-8")
     with (folder / "transcription_en_all.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["name", "sentence"])

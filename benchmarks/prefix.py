@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import statistics
 import sys
@@ -94,9 +93,6 @@ def build_runner(folder: Path, arguments: argparse.Namespace) -> RunnerBase:
     words = (round(0.7 * arguments.words), round(1.3 * arguments.words) + 1)
     sizes = dataclasses.replace(FULL, llm=llm, image_size=arguments.image_size, answer_words=words, options=options)
     write_files(folder, sizes)
-    coarse = json.loads((folder / "MERR" / "MERR_coarse_grained.json").read_text(encoding="utf-8"))
-    fine = {name: {"smp_reason_caption": " ".join(reversed(entry["caption"].split()))} for name, entry in coarse.items()}
-    (folder / "MERR" / "MERR_fine_grained.json").write_text(json.dumps(fine), encoding="utf-8")
     return make_runner(folder, sizes)
 
 

@@ -44,14 +44,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from allocator import bytes_of_tensors
 from gpu_check_files import FULL, make_runner, write_files
-from step_variants import HFOptions, ImageEncoder, Step, hf_step, packed_step, without_dropout
+from step_variants import BEST, PLAIN, ImageEncoder, Step, difference, hf_step, loss_and_gradients, packed_step
 
 from emollama.data.batch import IGNORED, Sample
 from emollama.optim import trainable
 from emollama.runners.runner_base import RunnerBase
-
-PLAIN = HFOptions("eager", by_length=False, all_logits=True, recompute=True)
-BEST = HFOptions("sdpa", by_length=True, all_logits=False, recompute=False)
 
 
 def main() -> None:
@@ -168,24 +165,18 @@ def show(rows: dict[str, dict[str, float]], samples: int, tokens: int, minimum: 
 
 
 def require_equal(variants: dict[str, Step], dtype: str) -> None:
-    """Check that all variants have the same loss and gradients without dropout.
+    """Check that all variants have the same loss and gradients without dropout, as far as rounding allows.
 
     Raises:
         SystemExit: If they differ.
     """
-    limit = {"float32": 1e-5, "bfloat16": 3e-2}[dtype]
-    first: tuple[float, torch.Tensor] | None = None
+    first = None
     for name, variant in variants.items():
-        with without_dropout(variant.runner):
-            loss = variant.gradients()
-        gradient = torch.cat([p.grad.flatten().float() for p in variant.runner.model.parameters() if p.grad is not None])
-        variant.runner.optimizer.zero_grad(set_to_none=True)
-        first = first or (loss, gradient)
-        errors = abs(loss / first[0] - 1), ((gradient - first[1]).norm() / first[1].norm()).item()
-        sys.stdout.write(
-            f"{name}: loss {loss:.6f}, relative differences of loss and gradients {errors[0]:.1e}, {errors[1]:.1e}\n"
-        )
-        if not max(errors[0], errors[1] if dtype == "float32" else 0.0) <= limit:
+        result = loss_and_gradients(variant)
+        first = first or result
+        differences = difference(first, result)
+        sys.stdout.write(f"{name}: loss {result[0]:.6f}, {differences}\n")
+        if not differences.is_rounding(getattr(torch, dtype)):
             raise SystemExit(f"{name}: the loss or the gradients differ from those of {next(iter(variants))}")
 
 

@@ -1,6 +1,6 @@
-"""The training steps that step.py compares, on the same samples and with equal weights.
+"""The training steps that step.py and gpu_check.py compare, on the same samples and with equal weights.
 
-Shape letters: B = samples of a batch, W = tokens of the longest sample, V = size of the vocabulary.
+Shape letters: B = samples of a batch, W = tokens of the longest sample, H = width of the language model.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from gpu_check_steps import pad, set_up
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from emollama.data.batch import IGNORED, Sample, collate
+from emollama.data.batch import IGNORED, Batch, Sample, collate
 from emollama.models.attention import NAME as PACKED
 from emollama.runners.runner_base import RunnerBase
 
@@ -57,6 +57,10 @@ class HFOptions:
     encoder: ImageEncoder | None = None
 
 
+PLAIN = HFOptions("eager", by_length=False, all_logits=True, recompute=True)
+BEST = HFOptions("sdpa", by_length=True, all_logits=False, recompute=False)
+
+
 def packed_step(runner: RunnerBase, samples: list[Sample], pack: int, *, recompute: bool) -> Step:
     """Return the project's own step."""
     batches = [collate(samples[start : start + pack]) for start in range(0, len(samples), pack)]
@@ -80,9 +84,9 @@ def hf_step(runner: RunnerBase, samples: list[Sample], size: int, options: HFOpt
     # The labels of the first token of a sample are not predicted.
     labelled = sum(int((sample.labels[1:] != IGNORED).sum()) for sample in samples)
 
-    def gradients() -> float:
+    def accumulate() -> Tensor:
         set_up(runner, options.attention, options.recompute)
-        total = 0.0
+        total = torch.zeros((), device=runner.world.device)
         for cpu_batch in batches:
             batch = cpu_batch.to(runner.world.device)
             if options.encoder is not None:
@@ -91,16 +95,16 @@ def hf_step(runner: RunnerBase, samples: list[Sample], size: int, options: HFOpt
                 embeddings, mask, labels = pad(runner, batch)
                 loss = padded_loss(runner.model.llama_model, embeddings, mask, labels, labelled, all_logits=options.all_logits)
             loss.backward()
-            total += loss.item()
+            total += loss.detach()
         return total
 
     def run() -> None:
-        gradients()
+        accumulate()
         runner.parallel.clip_grad_norm(runner.cfg.max_grad_norm)
         runner.optimizer.step()
         runner.optimizer.zero_grad(set_to_none=True)
 
-    return Step(runner, run, gradients)
+    return Step(runner, run, lambda: accumulate().item())
 
 
 def padded_loss(llm: nn.Module, embeddings: Tensor, mask: Tensor, labels: Tensor, labelled: int, *, all_logits: bool) -> Tensor:
@@ -114,6 +118,62 @@ def padded_loss(llm: nn.Module, embeddings: Tensor, mask: Tensor, labels: Tensor
     positions = following != IGNORED
     logits = causal.lm_head(hidden[:, :-1][positions])
     return F.cross_entropy(logits.float(), following[positions], reduction="sum") / labelled
+
+
+def set_up(runner: RunnerBase, attention: str, checkpointing: bool) -> None:
+    """Set the attention implementation and gradient checkpointing of the language model."""
+    llm: Any = runner.model.llama_model
+    llm.get_base_model().set_attn_implementation(attention)
+    for module in llm.modules():
+        if hasattr(module, "gradient_checkpointing"):
+            module.gradient_checkpointing = checkpointing
+
+
+def pad(runner: RunnerBase, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Pad a packed batch on the right: return embeddings (B, W, H), attention mask (B, W) and labels (B, W)."""
+    lengths = batch.lengths
+    embeddings = pad_sequence(list(cast(Any, runner.model)._embed(batch).split(lengths)), batch_first=True)
+    labels = pad_sequence(list(batch.labels.split(lengths)), batch_first=True, padding_value=IGNORED)
+    mask = torch.arange(labels.shape[1], device=labels.device) < torch.tensor(lengths, device=labels.device)[:, None]
+    return embeddings, mask.long(), labels
+
+
+class StepDifference(NamedTuple):
+    """How much loss and gradients of a step differ from those of another one: relative differences (L2), and the cosine."""
+
+    loss: float
+    gradients: float
+    cosine: float
+
+    def is_rounding(self, dtype: torch.dtype) -> bool:
+        """Return whether the differences are within the limits of the dtype of the run."""
+        if dtype == torch.float32:
+            return max(self.loss, self.gradients) <= 1e-5
+        return self.loss <= 3e-2 and self.cosine > 0.999
+
+    def __str__(self) -> str:
+        relative = f"relative differences of loss and gradients {self.loss:.1e}, {self.gradients:.1e}"
+        return f"{relative}, cosine of the gradients {self.cosine:.6f}"
+
+
+def loss_and_gradients(step: Step) -> tuple[float, Tensor]:
+    """Return the loss of a step and all its gradients in a row, without dropout."""
+    model = cast(nn.Module, step.runner.model)
+    with without_dropout(step.runner):
+        loss = step.gradients()
+    gradients = torch.cat([weight.grad.flatten().float() for weight in model.parameters() if weight.grad is not None])
+    step.runner.optimizer.zero_grad(set_to_none=True)
+    return loss, gradients
+
+
+def difference(first: tuple[float, Tensor], other: tuple[float, Tensor]) -> StepDifference:
+    """Compare two results of :func:`loss_and_gradients`."""
+    (loss, gradients), (other_loss, other_gradients) = first, other
+    relative = ((other_gradients - gradients).norm() / gradients.norm()).item()
+    cosine = (
+        gradients.double() @ other_gradients.double() / (gradients.double().norm() * other_gradients.double().norm())
+    ).item()
+    return StepDifference(abs(other_loss / loss - 1), relative, cosine)
 
 
 class ImageEncoder:
