@@ -13,7 +13,7 @@ from emollama.recomputation import BUSY_TOKENS, CHOICES, MOST_TOKENS, USABLE, fe
 
 FIXED = ("frozen weights", "frozen encoders", "trained weights (float32)", *OVERHEAD)
 STEP = 64  # tokens to which the largest micro-batches are rounded down
-TRIES = 2  # of finding the largest one between two sizes
+TRIES = 3  # of finding the largest one between two sizes
 GROWTH = 8  # factor of the sizes that are tried first
 MOST = 65_536  # tokens; no larger micro-batch is tried
 SIZES = (2, 4, 8, 16, 32, 64)  # numbers of GPUs that are proposed
@@ -115,11 +115,14 @@ def largest_tokens(planner: Planner, every: int, gib: float, mode: ParallelMode)
             return MOST
         low, of_low, high = high, of_high, min(GROWTH * high, MOST)
     for _ in range(TRIES):
-        # The memory is a maximum of sums, so that a line through two points is too high between them, and the result fits.
+        # The memory is almost proportional to the tokens above those of the smallest micro-batch.
         tokens = int(low + (high - low) * (budget - of_low) / (of_high - of_low))
         if tokens <= low + STEP:
             break
-        low, of_low = tokens, needed(tokens)
+        if (of_tokens := needed(tokens)) <= budget:
+            low, of_low = tokens, of_tokens
+        else:
+            high, of_high = tokens, of_tokens
     return max(planner.sample.total, low // STEP * STEP)
 
 

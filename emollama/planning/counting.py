@@ -35,8 +35,8 @@ class StepMemory:
     """Bytes of the tensors of a micro-batch at the peak of its forward and backward pass, and its operations.
 
     Attributes:
-        activations: tensors that are saved for the backward pass, without the log-probabilities.
-        logits: log-probabilities of the tokens with labels.
+        activations: tensors that are saved for the backward pass, without the logits.
+        logits: logits of the tokens with labels.
         temporary: other tensors at the peak, such as gradients and what a layer recomputes.
         flops: floating-point operations of forward and backward pass.
     """
@@ -95,7 +95,8 @@ def count(model: nn.Module, step: CountedStep) -> StepMemory:
         # The gradients of a step's earlier micro-batches, or the buckets of DDP, exist all the time.
         parameter.grad = fake(torch.empty_like(parameter, device="meta")) if parameter.requires_grad else None
     batch = step.batch.mapped(fake)
-    logits = 4 * len(batch.label_positions) * copied.llama_model.get_output_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+    head: Any = copied.llama_model.get_output_embeddings().weight  # type: ignore[operator, union-attr]
+    logits = (step.autocast or head.dtype).itemsize * len(batch.label_positions) * head.shape[0]
     constant = [*parameters, *(parameter.grad for parameter in parameters), *copied.buffers(), *batch.tensors]
     with one_sequence_per_row(), mode, _Counter(constant) as counter:
         marks = _run(copied, batch, step, counter)
