@@ -13,6 +13,7 @@ if the token ids of an answer, or the probabilities of labels, differ.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import sys
 import tempfile
@@ -174,6 +175,7 @@ def compare_scoring(model: MiniGPTv2, plain: Any, rounds: int) -> bool:
     variants = {
         "full passes": lambda: full_passes(plain, sample, labels),
         "a pass per label": lambda: pass_per_label(model, sample, labels),
+        "shared prompt": lambda: shared_prompt(model, sample, labels),
         "emollama": lambda: candidate_probabilities([model], collate([sample]), labels)[0],
     }
     say(f"{LABELS} labels of 2 to 4 tokens after a prompt of {LABEL_PROMPT} tokens")
@@ -240,6 +242,25 @@ def compare_quantized(folder: Path, rounds: int) -> None:
         tensors = [*model.llama_model.parameters(), *model.llama_model.buffers()]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**20
         say(f"  {name:18}{size:9.1f} MiB  loss of the float32 answers {float(model(collate(answered)).mean()):.3f}")
+
+
+@torch.inference_mode()
+def shared_prompt(model: MiniGPTv2, sample: Sample, labels: Ids) -> Tensor:
+    """Run the prompt and all labels in one pass without a cache, as samples that share the prompt (run.tasks_per_clip)."""
+    prompt = len(sample.input_ids)
+    rest = [
+        dataclasses.replace(sample, input_ids=ids, labels=ids, loss_weights=torch.ones(len(ids)), shared_tokens=prompt)
+        for ids in (torch.tensor(label[:-1]) for label in labels)
+    ]
+    batch = collate([sample, *rest])
+    logits = model._packed_logits(batch, torch.arange(prompt - 1, len(batch.input_ids)), use_cache=False)
+    first, *following = logits.double().log_softmax(-1).split([1, *(len(label) - 1 for label in labels)])
+    return torch.stack(
+        [
+            torch.cat([first, rows]).gather(1, torch.tensor(label)[:, None]).sum()
+            for label, rows in zip(labels, following, strict=True)
+        ]
+    ).softmax(0)
 
 
 def with_answer(prompt: Tensor, ids: list[int]) -> tuple[Tensor, Tensor, Tensor]:

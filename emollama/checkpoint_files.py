@@ -33,7 +33,10 @@ def require_language_model(path: str) -> str:
     Raises:
         UserError: If it is not a folder, or a file cannot be read.
     """
-    text = "Download a Hugging Face causal language model (config.json, weights, tokenizer) and set the path of its folder."
+    text = (
+        "Download a Hugging Face causal language model (config.json, weights, tokenizer) and set the path of its folder."
+        " 'emollama plan' needs only the config.json in it."
+    )
     key = "model.llama_model"
     for file in sorted(Path(require_folder(path, key, text)).iterdir()):
         require_readable(str(file), key)

@@ -80,7 +80,7 @@ def test_out_of_memory_in_training_names_the_samples_and_the_keys_that_reduce_it
     found = re.search(r"has 3 samples with (\d+) tokens: (.*)\. The longest one, '(.*)', has (\d+) tokens\.", message)
     assert found[2].split(", ") == NAMES[:3] and found[3] in NAMES[:3]
     assert int(found[1]) / 3 <= int(found[4]) < int(found[1])
-    assert "lower datasets.*.batch_size (now 3) and raise run.accum_grad_iters (now 1)" in message
+    assert "lower datasets.golden.batch_size (now 3) and raise run.accum_grad_iters (now 1)" in message
     assert "model.max_txt_len (now 1024) or model.max_context_len (now 3800)" in message
     assert "set model.use_grad_checkpoint: True; set run.amp: True" in message
 
@@ -243,7 +243,7 @@ def test_a_killed_data_worker_is_reported_with_its_sample(tmp_path, emollama, in
     in_workers(lambda: os.kill(os.getpid(), signal.SIGKILL), NAMES[4])
     message = failed(emollama, with_workers(tmp_path))
     assert re.search(rf"data worker \d \(process \d+\) was killed by SIGKILL while it read sample '{NAMES[4]}'", message)
-    assert "Lower run.num_workers or datasets.*.batch_size, or raise the memory limit." in message
+    assert "Lower run.num_workers or the batch_size of the datasets, or raise the memory limit." in message
 
 
 def test_a_data_worker_that_crashes_is_reported_with_its_sample(tmp_path, emollama, in_workers):
@@ -256,7 +256,7 @@ def test_a_data_worker_without_memory_is_reported_with_the_remedy(tmp_path, emol
     in_workers(lambda: np.empty(2**50), NAMES[4])
     message = failed(emollama, with_workers(tmp_path))
     assert message.startswith("error: a data worker ran out of memory: ") and "Unable to allocate" in message
-    assert "Lower run.num_workers or datasets.*.batch_size." in message
+    assert "Lower run.num_workers or the batch_size of the datasets." in message
 
 
 def test_data_workers_that_deliver_nothing_end_the_run_with_the_sample_and_the_line(tmp_path, emollama, in_workers):

@@ -143,7 +143,7 @@ def test_the_maximum_of_tokens_depends_on_the_free_memory(runner, monkeypatch, f
     run = prepared(runner)
     monkeypatch.setattr(runner.config.run, "max_tokens", "auto")
     monkeypatch.setattr(runner.config.model, "use_grad_checkpoint", False)
-    run.layout = step_layout(runner.config.run, 3, 1, 0)
+    run.layout = step_layout(runner.config.run, {"golden": SimpleNamespace(batch_size=3)}, 1, 0)
     layout = fit_to_memory(runner.model, run)
     longest = max(len(runner.samples[index].input_ids) for index in range(len(runner.datasets["golden"])))
     assert layout == replace(run.layout, max_tokens=expected(longest))

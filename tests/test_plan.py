@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 from functools import cache
 
 import pytest
 from helpers import LLAMA_2_7B
 from running import GOLDEN, ROOT, golden_config
 
+from emollama.commands import plan as command
 from emollama.config import load
 from emollama.errors import UserError
 from emollama.planning import counting
-from emollama.planning.card import largest_tokens, required_bytes
-from emollama.planning.estimate import plan
+from emollama.planning.card import MOST, largest_tokens, required_bytes
+from emollama.planning.estimate import _notes, plan
 from emollama.planning.planner import Planner
+from emollama.recomputation import CHOICES
 from emollama.runners.step_layout import require_valid_steps
 
 
@@ -113,6 +117,7 @@ def test_weights_of_4_bits_can_be_sharded_and_those_of_8_bits_cannot(tmp_path):
 def test_hsdp_divides_the_weights_among_the_largest_equal_groups_of_a_machine(tmp_path):
     planner = Planner(load(str(golden_config(tmp_path, model={"image_size": 112}))), 12, "cuda")
     assert planner.sharding("hsdp").shards == 6
+    assert [note for note in _notes(planner, None) if note.startswith("run.parallel: hsdp is planned for 2 x 6 GPUs: 2 groups")]
 
 
 @pytest.mark.slow
@@ -128,9 +133,43 @@ def test_the_largest_micro_batch_of_a_card_fits_and_a_tenth_more_does_not(tmp_pa
 
 @pytest.mark.slow
 def test_no_micro_batch_above_the_limit_is_tried(tmp_path, monkeypatch):
-    monkeypatch.setattr("emollama.planning.card.MOST", 2000)
+    monkeypatch.setattr("emollama.planning.card.MOST", 2048)
     planner = Planner(load(str(golden_config(tmp_path, model={"image_size": 112}))), 1, "cuda")
-    assert largest_tokens(planner, 1, 1e6, "ddp") == 2000 and max(batch.tokens for _, batch in planner._steps) == 2000
+    assert largest_tokens(planner, 1, 1e6, "ddp") == 2048 and max(batch.tokens for _, batch in planner._steps) == 2048
+
+
+@pytest.fixture
+def counts(monkeypatch):
+    """The steps that are counted: list of (every how many layers one is recomputed, tokens)."""
+    counted, count = [], counting.count
+
+    def recorded(model, step):
+        counted.append((step.every, int(step.batch.cu_seqlens[-1])))
+        return count(model, step)
+
+    monkeypatch.setattr(counting, "count", recorded)
+    return counted
+
+
+@pytest.mark.slow
+def test_two_or_three_steps_are_counted_for_each_recomputation(tmp_path, counts):
+    card = of_golden(tmp_path, gpu_gib=0.6).card
+    assert all(1000 < tokens < MOST for tokens in card.recomputation.values())
+    assert len(counts) <= 3 * len(CHOICES)
+
+
+@pytest.mark.slow
+def test_a_step_that_cannot_be_counted_is_tried_once(tmp_path, counts, monkeypatch):
+    monkeypatch.setattr(counting, "MAX_OPERATIONS", 10)
+    assert of_golden(tmp_path, gpu_gib=1.5).card.recomputation["True"]
+    assert len(counts) == 1
+
+
+def test_the_plan_of_a_card_shows_its_progress(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("emollama.logs.console.LINE_SECONDS", 0.0)
+    monkeypatch.setattr(counting, "MAX_OPERATIONS", 10)
+    of_golden(tmp_path, gpu_gib=1.5)
+    assert re.findall(r"plan: (\d) of 7", capsys.readouterr().err) == list("1234567")
 
 
 @pytest.mark.slow
@@ -192,6 +231,29 @@ def test_the_plan_rejects_steps_that_the_run_rejects(tmp_path):
             require_valid_steps(config, 1)
 
 
+@pytest.mark.parametrize(
+    ("model", "run", "gpus", "message"),
+    [
+        (
+            {"packing": "off"},
+            {"parallel": "fsdp", "max_tokens": 500},
+            2,
+            "run.max_tokens does not work with run.parallel: fsdp",
+        ),
+        ({"packing": "padded", "compile": True}, {}, 1, "model.compile: True does not work with models of the type 'llama'"),
+        ({"packing": "padded", "kernels": "liger"}, {}, 1, "model.kernels: liger does not work with models of the type 'llama'"),
+        ({"frozen_dtype": "fp8"}, {"amp_dtype": "fp16"}, 1, "model.frozen_dtype: fp8 needs a run in bfloat16"),
+        ({"frozen_dtype": "fp8"}, {"parallel": "fsdp"}, 2, "model.frozen_dtype: fp8 does not work with run.parallel: fsdp"),
+    ],
+)
+def test_the_command_rejects_keys_that_the_run_rejects(tmp_path, model, run, gpus, message):
+    keys = {"amp": True, "amp_dtype": "bf16", "device": "cuda"} | run
+    path = str(golden_config(tmp_path, model={"image_size": 112, **model}, run=keys, data={"batch_size": 4}))
+    arguments = argparse.Namespace(cfg_path=path, options=None, gpus=gpus, gpu=None, tflops=None, json=False)
+    with pytest.raises(UserError, match=message):
+        command.run(arguments)
+
+
 def test_the_plan_rejects_a_limit_below_the_tokens_of_every_sample(tmp_path):
     with pytest.raises(UserError, match="run.max_tokens is 30, but every sample has at least"):
         of_golden(tmp_path, run={"max_tokens": 30})
@@ -251,6 +313,19 @@ def test_the_tables_of_the_page_about_scale_are_those_of_the_plan(tmp_path, monk
     assert [row for table in tables for row in table(rows) if row not in lines] == []
     tokens = f"{scale.mib_of_token(rows['7B', 'LoRA'][0]):.3f} MiB for each token"
     assert [line for line in lines if tokens in line]
+
+
+@pytest.mark.slow
+def test_a_step_of_compiled_layers_is_counted_without_the_compilation(tmp_path):
+    notes = of_golden(tmp_path, model={"compile": True}).notes
+    assert [note for note in notes if note.startswith("the step is counted without")]
+    assert not [note for note in notes if note.startswith("activations are estimated")]
+
+
+@pytest.mark.slow
+def test_a_note_says_that_the_run_rejects_samples_as_long_as_the_planned_one(tmp_path):
+    limit = "run.max_tokens is 199, less than the 200 tokens of the planned sample"
+    assert [note for note in of_golden(tmp_path, run={"max_tokens": 199}).notes if note.startswith(limit)]
 
 
 def test_a_note_says_that_too_many_operations_are_estimated(tmp_path, monkeypatch):

@@ -298,13 +298,17 @@ def test_a_language_model_that_computes_other_values_with_shared_prompts_cannot_
 @pytest.mark.parametrize(
     ("options", "tasks", "message"),
     [
-        (["batch_size=4"], TASKS, "datasets.*.batch_size is 4, which is not a multiple of run.tasks_per_clip, 3."),
+        (
+            ["batch_size=4"],
+            TASKS,
+            "datasets.golden.batch_size is 4, which is not a multiple of run.tasks_per_clip, 3.",
+        ),
         (["batch_size=3"], TASKS[:2], "but the number of tasks in datasets.golden.task_pool is 2 (emotion, reason)."),
         (["batch_size=3", "model.packing=padded"], TASKS, "models of the type 'llama' cannot share a prompt (model.packing is"),
         (
             ["run.max_tokens=9", "run.global_batch=4"],
             TASKS,
-            "run.global_batch 4 is not a multiple of 1 processes x run.",
+            "run.global_batch 4 is not a multiple of 1 process x run.",
         ),
         (["run.tasks_per_clip=0"], TASKS, "tasks_per_clip is 0; it must be at least 1"),
     ],

@@ -25,22 +25,27 @@ from emollama.runners.run_config import RunnerConfig
 from emollama.runners.step_layout import remedy_for, samples_per_step, step_layout
 
 
+def blocks(batch_size):
+    """Dataset blocks with this micro-batch size."""
+    return {name: SimpleNamespace(batch_size=batch_size) for name in ("coarse", "fine")}
+
+
 @pytest.mark.parametrize(("batch_size", "processes", "accumulate"), [(1, 1, 8), (2, 2, 2), (1, 8, 1), (8, 1, 1)])
 def test_the_accumulation_follows_from_the_global_batch(batch_size, processes, accumulate):
     run = RunnerConfig(global_batch=8)
-    assert step_layout(run, batch_size, processes, 0) == BatchLayout(batch_size, accumulate, processes, 0)
+    assert step_layout(run, blocks(batch_size), processes, 0) == BatchLayout(batch_size, accumulate, processes, 0)
     assert samples_per_step(run, batch_size, processes) == 8
 
 
 def test_with_a_maximum_of_tokens_the_global_batch_does_not_depend_on_the_batch_size():
-    layouts = [step_layout(RunnerConfig(global_batch=6, max_tokens=500), size, 2, 1) for size in (1, 5)]
+    layouts = [step_layout(RunnerConfig(global_batch=6, max_tokens=500), blocks(size), 2, 1) for size in (1, 5)]
     assert layouts[0] == layouts[1]
     assert [len(indices) for indices in layouts[0].sample_indices(0, 2)] == [3, 3]
 
 
 def test_until_a_maximum_of_tokens_is_chosen_the_layout_has_the_largest_one():
     run = RunnerConfig(global_batch=6, max_tokens="auto")
-    assert step_layout(run, 5, 2, 1) == step_layout(RunnerConfig(global_batch=6, max_tokens=8192), 5, 2, 1)
+    assert step_layout(run, blocks(5), 2, 1) == step_layout(RunnerConfig(global_batch=6, max_tokens=8192), blocks(5), 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -57,13 +62,13 @@ def test_until_a_maximum_of_tokens_is_chosen_the_layout_has_the_largest_one():
 def test_a_global_batch_that_cannot_be_divided_is_rejected_with_values_that_work(keys, batch_size, processes, message):
     run = {"global_batch": 6} | keys
     with pytest.raises(UserError) as error:
-        step_layout(RunnerConfig(**run), batch_size, processes, 0)
+        step_layout(RunnerConfig(**run), blocks(batch_size), processes, 0)
     assert message in str(error.value)
     # The values of the message are accepted.
     values = dict(re.findall(r"(multiple|batch_size)(?:, such as| to) (\d+)", str(error.value).partition(" Set ")[2]))
-    step_layout(RunnerConfig(**run | {"global_batch": int(values["multiple"])}), batch_size, processes, 0)
+    step_layout(RunnerConfig(**run | {"global_batch": int(values["multiple"])}), blocks(batch_size), processes, 0)
     if "batch_size" in values:
-        step_layout(RunnerConfig(**run), int(values["batch_size"]), processes, 0)
+        step_layout(RunnerConfig(**run), blocks(int(values["batch_size"])), processes, 0)
 
 
 @pytest.mark.parametrize("tokens", [None, 500])
@@ -81,7 +86,7 @@ def test_the_keys_that_restore_the_samples_of_a_step_work(samples, batch_size, p
     else:
         size = keys.pop("datasets.a.batch_size", batch_size)
     changed = run | {"accum_grad_iters": 1, "global_batch": samples} | {key.removeprefix("run."): keys[key] for key in keys}
-    assert step_layout(RunnerConfig(**changed), size, processes, 0).global_batch == samples
+    assert step_layout(RunnerConfig(**changed), blocks(size), processes, 0).global_batch == samples
 
 
 @pytest.mark.parametrize(("packing", "padded"), [("auto", False), ("padded", True), ("off", False)])
@@ -96,6 +101,12 @@ def test_the_samples_of_a_planned_micro_batch_have_its_tokens_also_with_padding(
     batch = example_batch(planner.config, planner.model, planner.sample, size)
     assert sum(batch.lengths) == size.tokens
     assert size.tokens <= len(batch.lengths) * batch.max_length < size.tokens + size.samples
+
+
+def test_the_message_about_a_batch_size_names_all_blocks_that_have_it():
+    message = "the value of datasets.coarse.batch_size and datasets.fine.batch_size is 4, which is not a multiple"
+    with pytest.raises(UserError, match=message):
+        step_layout(RunnerConfig(tasks_per_clip=3), blocks(4), 1, 0)
 
 
 def test_a_global_batch_excludes_accum_grad_iters_above_1():

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 from dataclasses import asdict
+from functools import partial
 
 from emollama.commands.arguments import add_run_arguments
 from emollama.distributed.launcher import positive
@@ -19,7 +20,9 @@ DOCS = "README.md#train"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--cfg-path``, ``--options``, ``--gpus``, ``--gpu``, ``--tflops`` and ``--json``."""
     add_run_arguments(parser)
-    text = "number of GPUs; with several, each value of run.parallel is planned (default: 1)"
+    text = (
+        "number of GPUs; with several, each value of run.parallel is planned, hsdp for groups of run.shard_size or 8 (default: 1)"
+    )
     parser.add_argument("--gpus", type=positive, default=1, metavar="N", help=text)
     text = "memory of a GPU in GiB: prints whether the run fits, and the largest run.max_tokens that does"
     parser.add_argument("--gpu", type=_positive_number, metavar="GIB", help=text)
@@ -32,13 +35,14 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the plan."""
     from emollama.config import load
     from emollama.planning.estimate import plan
-    from emollama.runners.sharding_check import require_keys
+    from emollama.runners.sharding_check import require_keys, require_model
     from emollama.runners.step_layout import require_valid_steps
 
     config = load(arguments.cfg_path, arguments.options)
     require_valid_steps(config, arguments.gpus)
     require_keys(config, arguments.gpus, training=bool(config.datasets))
-    result = plan(config, gpus=arguments.gpus, gpu_gib=arguments.gpu, tflops=arguments.tflops)
+    check = partial(require_model, config=config)
+    result = plan(config, gpus=arguments.gpus, gpu_gib=arguments.gpu, tflops=arguments.tflops, check=check)
     write(json.dumps(asdict(result), indent=2) + "\n" if arguments.json else result.text() + "\n")
 
 

@@ -181,7 +181,7 @@ def worker_errors(reports: WorkerReports, name_of: Callable[[int], str], hang_se
                 raise
             line = first_line(RuntimeError(text.strip().rpartition("\n")[2]))
             raise UserError(
-                f"a data worker ran out of memory: {line}. Lower run.num_workers or datasets.*.batch_size."
+                f"a data worker ran out of memory: {line}. Lower run.num_workers or the batch_size of the datasets."
             ) from error
         if "DataLoader timed out" in text:
             raise UserError(_hang(reports, name_of, hang_seconds)) from error
@@ -208,7 +208,7 @@ def _ended(text: str, reports: WorkerReports, name_of: Callable[[int], str]) -> 
     if "Killed" in text:
         return (
             f"{who} was killed by SIGKILL{while_reading}, probably because the machine or the container ran out of memory. Lower"
-            " run.num_workers or datasets.*.batch_size, or raise the memory limit."
+            " run.num_workers or the batch_size of the datasets, or raise the memory limit."
         )
     signal_name = re.search(r"killed by signal: ([^.]+)", text)
     how = f"was ended by a signal ({signal_name[1].strip()})" if signal_name else "ended unexpectedly"

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from emollama.logs.console import Progress
 from emollama.memory import GIB
 from emollama.parallel_modes import ParallelMode
-from emollama.planning.memory import OVERHEAD
+from emollama.planning.memory import OF_TOKENS, OVERHEAD
 from emollama.planning.planner import Planner
 from emollama.recomputation import BUSY_TOKENS, CHOICES, MOST_TOKENS, USABLE, fewest_recomputed
 
 FIXED = ("frozen weights", "frozen encoders", "trained weights (float32)", *OVERHEAD)
-STEP = 64  # tokens to which the largest micro-batches are rounded down
-TRIES = 3  # of finding the largest one between two sizes
-GROWTH = 8  # factor of the sizes that are tried first
+STEP = 64  # tokens; the micro-batches that are tried are multiples of it
 MOST = 65_536  # tokens; no larger micro-batch is tried
+MARGIN = 0.005  # share by which a size is tried below the expected one, so that it fits
+CLOSE = 0.01  # share by which a further size must be larger, so that it is tried
+TRIES = 8  # limit for memory that does not grow like a line; three or four are usual
 SIZES = (2, 4, 8, 16, 32, 64)  # numbers of GPUs that are proposed
 
 
@@ -48,16 +51,22 @@ def required_bytes(parts: Mapping[str, float]) -> float:
     return fixed + (sum(parts.values()) - fixed) / USABLE
 
 
-def card(planner: Planner, gib: float, mode: ParallelMode) -> Card:
+def card(planner: Planner, gib: float, mode: ParallelMode, progress: Progress) -> Card:
     """Return what fits on a GPU with this memory.
 
     Args:
         planner: the run. Where its keys are ``auto``, it gets the values that a run would choose on this GPU.
         gib: memory of the GPU in GiB.
         mode: the value of ``run.parallel``.
+        progress: gets one item for each of CHOICES.
     """
     trains = bool(planner.config.datasets)
-    by_choice = {every: largest_tokens(planner, every, gib, mode) for every in CHOICES} if trains else {}
+    by_choice: dict[int, int | None] = {}
+    for every in CHOICES if trains else ():
+        # The choices are sorted by memory, so that what fits with one of them fits with the next one.
+        start = max((tokens for tokens in by_choice.values() if tokens), default=planner.micro_batch.tokens)
+        by_choice[every] = largest_tokens(planner, every, gib, mode, start)
+        progress.update()
     largest = {_key(every): tokens for every, tokens in by_choice.items()}
     chosen = choose(planner, by_choice, gib, mode) if trains else ""
     needed = required_bytes(planner.needed(planner.every, planner.micro_batch, mode))
@@ -100,30 +109,39 @@ def choose(planner: Planner, largest: Mapping[int, int | None], gib: float, mode
     return f" with {', and '.join(words)}" if words else ""
 
 
-def largest_tokens(planner: Planner, every: int, gib: float, mode: ParallelMode) -> int | None:
-    """Return the largest micro-batch that fits on a GPU, in tokens and at most MOST; None if a single sample does not fit."""
+def largest_tokens(planner: Planner, every: int, gib: float, mode: ParallelMode, start: int = 0) -> int | None:
+    """Return nearly the largest micro-batch that fits on a GPU, in tokens, at most MOST; None if a single sample does not fit.
 
-    def needed(tokens: int) -> float:
-        return required_bytes(planner.needed(every, planner.micro_batch_of(tokens), mode))
-
-    budget, low = gib * GIB, planner.sample.total
-    if (of_low := needed(low)) > budget:
-        return None
-    high = min(GROWTH * low, max(low + STEP, MOST))
-    while (of_high := needed(high)) <= budget:
-        if high >= MOST:
-            return MOST
-        low, of_low, high = high, of_high, min(GROWTH * high, MOST)
+    Args:
+        planner: the run.
+        every: every how many layers one is recomputed.
+        gib: memory of the GPU in GiB.
+        mode: the value of ``run.parallel``.
+        start: the size that is tried first.
+    """
+    budget, least = gib * GIB, planner.sample.total
+    tokens = max(least, min(start, MOST))
+    low: tuple[int, float] | None = None  # (tokens, bytes) of the largest size that fits, first of a step without tokens
+    high: tuple[int, float] | None = None  # of the smallest size that does not fit
     for _ in range(TRIES):
-        # The memory is almost proportional to the tokens above those of the smallest micro-batch.
-        tokens = int(low + (high - low) * (budget - of_low) / (of_high - of_low))
-        if tokens <= low + STEP:
-            break
-        if (of_tokens := needed(tokens)) <= budget:
-            low, of_low = tokens, of_tokens
+        parts = planner.needed(every, planner.micro_batch_of(tokens), mode)
+        if low is None:
+            low = 0, required_bytes({name: value for name, value in parts.items() if name not in OF_TOKENS})
+        before = low
+        size = tokens, required_bytes(parts)
+        if size[1] <= budget:
+            low = size
+        elif tokens == least:
+            return None
         else:
-            high, of_high = tokens, of_tokens
-    return max(planner.sample.total, low // STEP * STEP)
+            high = size
+        # The memory is nearly a line through any two sizes.
+        (first, of_first), (second, of_second) = (low, high) if high else (before, low)
+        aim = first + (second - first) * (budget - of_first) / (of_second - of_first) if of_second > of_first else math.inf
+        tokens = max(least, int(min(aim * (1 - MARGIN), high[0] - 1 if high else MOST)) // STEP * STEP)
+        if tokens - low[0] <= max(STEP, CLOSE * low[0]):
+            break
+    return low[0] if low and low[0] else None
 
 
 def _key(every: int) -> str:

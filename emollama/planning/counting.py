@@ -98,7 +98,8 @@ def count(model: nn.Module, step: CountedStep) -> StepMemory:
     head: Any = copied.llama_model.get_output_embeddings().weight  # type: ignore[operator, union-attr]
     logits = (step.autocast or head.dtype).itemsize * len(batch.label_positions) * head.shape[0]
     constant = [*parameters, *(parameter.grad for parameter in parameters), *copied.buffers(), *batch.tensors]
-    with one_sequence_per_row(), mode, _Counter(constant) as counter:
+    # torch.compile does not support such tensors.
+    with one_sequence_per_row(), torch.compiler.set_stance("force_eager"), mode, _Counter(constant) as counter:
         marks = _run(copied, batch, step, counter)
     return marks.extrapolated(logits, period, (len(layers) - number) // period)
 

@@ -6,10 +6,12 @@ parameters are exact, and the memory of a step is counted (:mod:`emollama.planni
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from emollama.components import Model
 from emollama.config import RunConfig
-from emollama.logs.console import aligned, duration
+from emollama.logs.console import Progress, aligned, duration
 from emollama.memory import GIB
 from emollama.parallel_modes import PARALLEL_MODES, ParallelMode
 from emollama.planning import memory
@@ -18,6 +20,7 @@ from emollama.planning.disk import Disk, disk_of
 from emollama.planning.parameters import group_title
 from emollama.planning.planner import Planner
 from emollama.planning.samples import ANSWER_TOKENS, SENTENCE_TOKENS
+from emollama.recomputation import CHOICES
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,13 @@ def _gib(value: float | None) -> str:
 
 
 def plan(
-    config: RunConfig, *, gpus: int = 1, device: str | None = None, gpu_gib: float | None = None, tflops: float | None = None
+    config: RunConfig,
+    *,
+    gpus: int = 1,
+    device: str | None = None,
+    gpu_gib: float | None = None,
+    tflops: float | None = None,
+    check: Callable[[Model], None] = lambda model: None,
 ) -> Plan:
     """Build the model on the meta device and compute the numbers.
 
@@ -110,15 +119,21 @@ def plan(
             or not.
         gpu_gib: memory of a GPU, for the verdict; None for no verdict.
         tflops: 10^12 floating-point operations that a GPU computes per second in a step; None for no time.
+        check: called with the model on the meta device, before a step is counted.
 
     Raises:
         UserError: If the folder does not exist, or the configuration is inconsistent.
     """
-    planner = Planner(config, gpus, device or ("cpu" if config.run.device == "cpu" else "cuda"))
     mode: ParallelMode = config.run.parallel
-    # Where the configuration says auto, the rest of the plan is for what a run would choose on this GPU.
-    fitting = card(planner, gpu_gib, mode) if gpu_gib else None
-    run = planner.run(planner.every, planner.micro_batch)
+    # Some language models take a minute, because their code has many operations.
+    with Progress(2 + (len(CHOICES) if gpu_gib else 0), "plan") as progress:
+        planner = Planner(config, gpus, device or ("cpu" if config.run.device == "cpu" else "cuda"))
+        check(planner.model)
+        progress.update()
+        # Where the configuration says auto, the rest of the plan is for what a run would choose on this GPU.
+        fitting = card(planner, gpu_gib, mode, progress) if gpu_gib else None
+        run = planner.run(planner.every, planner.micro_batch)
+        progress.update()
 
     def in_gib(chosen: ParallelMode) -> dict[str, float]:
         parts = memory.components(run, planner.sharding(chosen))
@@ -161,6 +176,17 @@ def _notes(planner: Planner, gpu_gib: float | None) -> list[str]:
         notes.append(f"model.use_grad_checkpoint: auto is planned as recomputing {recomputed_words(planner.every)}, {reason}")
     if config.datasets and config.run.max_tokens == "auto":
         notes.append(f"run.max_tokens: auto is planned as {planner.max_tokens}, {reason}")
+    if config.datasets and config.model.compile:
+        notes.append("the step is counted without the compilation of model.compile: True")
+    limit = config.run.max_tokens if config.datasets else None
+    if isinstance(limit, int) and limit < planner.sample.total:
+        notes.append(
+            f"run.max_tokens is {limit}, less than the {planner.sample.total} tokens of the planned sample. The"
+            " run rejects samples that have more than it"
+        )
+    if planner.can_shard and planner.gpus > (shards := planner.sharding("hsdp").shards):
+        groups = planner.gpus // shards
+        notes.append(f"run.parallel: hsdp is planned for {groups} x {shards} GPUs: {groups} groups that each share the weights")
     if planner.on_gpu:
         text = "the memory of the CUDA context{} is an assumption; weights, optimizer and activations are counted"
         notes.append(text.format(" and of NCCL" if planner.gpus > 1 else ""))

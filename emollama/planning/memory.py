@@ -15,6 +15,7 @@ CUDA_CONTEXT, NCCL = GIB // 2, GIB // 2
 GRADIENT, MOMENTS = 4, 8  # bytes of a trained parameter: its gradient, and the two moments of AdamW
 COPIES_OF_FEATURES = 2  # a GPU copies the features of the next step while it computes
 OVERHEAD = ("CUDA context (assumed)", "NCCL (assumed)")
+OF_TOKENS = ("activations", "logits at the answers", "temporary tensors")  # components that grow with the tokens
 
 
 @dataclass(frozen=True)

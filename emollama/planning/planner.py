@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from statistics import mean
 from typing import Any
@@ -67,6 +68,7 @@ class Planner:
             config.model, prompt, device=self._device, frozen_dtype=self.dtype, uses=uses
         )
         self._steps: dict[tuple[int, MicroBatch], StepMemory] = {}
+        self._countable = math.inf  # tokens of the smallest step that could not be counted
         self._prepare_weights()
 
     def _prepare_weights(self) -> None:
@@ -124,10 +126,14 @@ class Planner:
             step = counting.CountedStep(task.loss, example, self.dtype if run.amp else None, every)
             assert isinstance(self.model, nn.Module)
             try:
-                with planned_gpu(self.on_gpu):
-                    self._steps[key] = counting.count(self.model, step)
+                # A step that cannot be counted takes long to fail, and a larger one would fail, too.
+                if batch.tokens < self._countable:
+                    with planned_gpu(self.on_gpu):
+                        self._steps[key] = counting.count(self.model, step)
             # The code of a language model may read values of tensors, which raises exceptions of several classes.
             except Exception:
+                self._countable = batch.tokens
+            if key not in self._steps:
                 self._steps[key] = self._estimated(every, batch)
         return self._steps[key]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from emollama.component_errors import reported
 from emollama.config import RunConfig
@@ -169,6 +169,11 @@ def batch_size(configs: Mapping[str, DatasetConfig]) -> int:
     if len(set(sizes.values())) > 1:
         raise UserError(f"all blocks under 'datasets' must have the same batch_size, but it is {sizes}. Set it to one value.")
     return int(next(iter(sizes.values())))
+
+
+def batch_size_keys(block_names: Iterable[str]) -> str:
+    """Return the keys with the micro-batch size of a run, such as ``datasets.a.batch_size and datasets.b.batch_size``."""
+    return " and ".join(f"datasets.{block_name}.batch_size" for block_name in block_names)
 
 
 def require_tasks(configs: Mapping[str, DatasetConfig], tasks_per_clip: int) -> None:

@@ -16,6 +16,7 @@ from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.listing import abbreviated
 from emollama.memory import first_line, is_out_of_memory
+from emollama.runners.datasets import batch_size_keys
 
 
 @contextmanager
@@ -90,15 +91,15 @@ def _training_remedy(config: RunConfig, layout: BatchLayout, batch_size: int) ->
     """Return a sentence about the keys of this configuration that reduce the memory of training."""
     run, model = config.run, config.model
     ways = []
+    size = f"lower {batch_size_keys(config.datasets)} (now {batch_size})"
     if batch_size > run.tasks_per_clip and run.max_tokens is not None:
         chosen = "" if run.max_tokens == layout.max_tokens else f" {run.max_tokens}, which is"
         ways.append(f"lower run.max_tokens (now{chosen} {layout.max_tokens}), which keeps the global batch")
     elif batch_size > run.tasks_per_clip and run.global_batch is not None:
-        ways.append(f"lower datasets.*.batch_size (now {batch_size}), which keeps the global batch")
+        ways.append(f"{size}, which keeps the global batch")
     elif batch_size > run.tasks_per_clip:
         ways.append(
-            f"lower datasets.*.batch_size (now {batch_size}) and raise run.accum_grad_iters (now {run.accum_grad_iters}) by the"
-            " same factor, which keeps the global batch"
+            f"{size} and raise run.accum_grad_iters (now {run.accum_grad_iters}) by the same factor, which keeps the global batch"
         )
     if limits := [
         f"model.{key} (now {getattr(model, key)})" for key in ("max_txt_len", "max_context_len") if hasattr(model, key)

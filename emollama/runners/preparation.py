@@ -33,7 +33,6 @@ from emollama.runners import provenance
 from emollama.runners.build import WeightsToLoad, build_models, checkpoint_tensors, model_without_weights
 from emollama.runners.chosen_checkpoint import resume_content
 from emollama.runners.datasets import (
-    batch_size,
     build_datasets,
     require_tasks,
     slot_shapes_of_run,
@@ -255,7 +254,7 @@ class Preparation:
         """Prepare the layout of a step, the order of the samples, and the checkpoint to resume from."""
         run, rank, processes = self.config.run, self.world.rank, self.processes
         self.world.rank_zero_first(lambda: require_tasks(self.config.datasets, run.tasks_per_clip))
-        steps = self.world.rank_zero_first(lambda: step_layout(run, batch_size(self.config.datasets), processes, rank))
+        steps = self.world.rank_zero_first(lambda: step_layout(run, self.config.datasets, processes, rank))
         pads, device, dtype = self.config.model_class.pads_samples, self.world.device, self.precision.frozen_dtype
         self.layout = replace(steps, padded=pads(self.config.model, device=device, frozen_dtype=dtype))
         if isinstance(run.max_tokens, int):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
 from emollama.config import RunConfig
+from emollama.data.dataset import DatasetConfig
 from emollama.data.loader import BatchLayout
 from emollama.errors import UserError
 from emollama.listing import counted
 from emollama.recomputation import MOST_TOKENS
 from emollama.runners.datasets import batch_size as common_batch_size
-from emollama.runners.datasets import require_tasks
+from emollama.runners.datasets import batch_size_keys, require_tasks
 from emollama.runners.longest_samples import Longest
 from emollama.runners.run_config import RunnerConfig
 
@@ -38,7 +40,7 @@ def require_valid_steps(config: RunConfig, processes: int) -> None:
     """
     if config.datasets:
         require_tasks(config.datasets, config.run.tasks_per_clip)
-        step_layout(config.run, common_batch_size(config.datasets), processes, rank=0)
+        step_layout(config.run, config.datasets, processes, rank=0)
 
 
 def samples_per_step(run: RunnerConfig, batch_size: int, processes: int) -> int:
@@ -46,26 +48,28 @@ def samples_per_step(run: RunnerConfig, batch_size: int, processes: int) -> int:
     return run.global_batch or batch_size * run.accum_grad_iters * processes
 
 
-def step_layout(run: RunnerConfig, batch_size: int, processes: int, rank: int) -> BatchLayout:
+def step_layout(run: RunnerConfig, datasets: Mapping[str, DatasetConfig], processes: int, rank: int) -> BatchLayout:
     """Return the layout of a training step. With ``run.max_tokens: auto``, it has the largest maximum that a run may choose.
 
     Args:
         run: the keys of the run.
-        batch_size: the common ``batch_size`` of the datasets.
+        datasets: block name -> block under ``datasets``.
         processes: number of processes of the run.
         rank: rank of this process.
 
     Raises:
-        UserError: If ``run.global_batch`` is not a multiple of the samples that all processes load together, or batch_size is
-            not a multiple of ``run.tasks_per_clip``.
+        UserError: If the datasets have different batch sizes, ``run.global_batch`` is not a multiple of the samples that all
+            processes load together, or batch_size is not a multiple of ``run.tasks_per_clip``.
     """
-    tasks, max_tokens = run.tasks_per_clip, run.max_tokens
+    batch_size, tasks = common_batch_size(datasets), run.tasks_per_clip
+    max_tokens = run.max_tokens
     if not isinstance(max_tokens, int | None):
         max_tokens = MOST_TOKENS
     if batch_size % tasks and (run.global_batch is None or max_tokens is None):
         remedy = f"Set batch_size to a multiple, such as {-(-batch_size // tasks) * tasks}"
         raise UserError(
-            f"datasets.*.batch_size is {batch_size}, which is not a multiple of run.tasks_per_clip, {tasks}. {remedy}."
+            f"the value of {batch_size_keys(datasets)} is {batch_size}, which is not a multiple of run.tasks_per_clip, {tasks}."
+            f" {remedy}."
         )
     if run.global_batch is None:
         return BatchLayout(batch_size, run.accum_grad_iters, processes, rank, max_tokens, tasks)
