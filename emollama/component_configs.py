@@ -52,7 +52,7 @@ class ModelConfig(Protocol):
         ...
 
     @property
-    def use_grad_checkpoint(self) -> bool | int | float | str:
+    def use_grad_checkpoint(self) -> bool | int | str:
         """Whether activations are recomputed in the backward pass: in all layers, every n-th one, or as needed (auto)."""
         ...
 

@@ -18,7 +18,7 @@ MOST_TOKENS = 8192
 USABLE = 0.9  # share of the memory beside the weights; the rest is for unused blocks of the allocator
 
 
-def recomputed_every(key: bool | int | float | str) -> int:
+def recomputed_every(key: bool | int | str) -> int:
     """Return n if every n-th layer is recomputed, and 0 if none is, for a value of ``model.use_grad_checkpoint``.
 
     ``auto`` starts with the least memory, so that it can be measured how much more is needed.

@@ -432,10 +432,12 @@ def test_a_run_is_refused_at_the_start_if_the_language_model_has_no_weights(tmp_
     assert "has no weights" in refusal(tmp_path, tree)
 
 
-@pytest.mark.parametrize("value", ["sometimes", 0, 2.5])
+@pytest.mark.parametrize("value", ["sometimes", "0", "2.5", "null", "[1]"])
 def test_recomputation_is_auto_true_false_or_a_whole_number(tmp_path, tree, value):
     message = refusal(tmp_path, tree, f"model.use_grad_checkpoint={value}")
-    assert f"use_grad_checkpoint is {value!r}; it must be auto, True, False, or a whole number of at least 1" in message
+    assert (
+        "use_grad_checkpoint" in message and "auto, True, False, or a whole number of at least 1" in message and value in message
+    )
 
 
 @pytest.mark.parametrize("value", ["many", 0, -1, 2.5])

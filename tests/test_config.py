@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import typing
 import warnings
 
 import pytest
@@ -21,6 +22,7 @@ from emollama import config
 from emollama.commands import config as show
 from emollama.config import key_hints
 from emollama.config.layers import leaves
+from emollama.config.omegaconf_errors import hints_of
 from emollama.config.other_libraries import EQUIVALENTS
 from emollama.config.sections import sections
 from emollama.errors import UserError
@@ -29,6 +31,26 @@ SMALL = {
     "model": {"arch": "minigpt_v2", "llama_model": "some/folder"},
     "datasets": {"feature_face_caption": {"annotation_file": "list.txt"}},
 }
+
+
+def scalar_types(hint):
+    """The types of single values that a type contains, without None."""
+    return {kind for kind in typing.get_args(hint) or [hint] if kind in (bool, int, float, str)}
+
+
+def test_a_key_with_several_types_of_single_values_describes_them():
+    plain = {key: hint for section in sections() for key, hint in typing.get_type_hints(section.config).items()}
+    described = {key: hint for section in sections() for key, hint in hints_of(section.config).items()}
+    several = {key for key, hint in plain.items() if len(scalar_types(hint)) > 1}
+    assert {"use_grad_checkpoint", "max_tokens", "save_best"} <= several
+    assert [key for key in several if typing.get_origin(described[key]) is not typing.Annotated] == []
+
+
+def test_a_value_of_the_wrong_type_is_rejected_with_the_description_of_the_key():
+    with pytest.raises(UserError, match=r"expected True, False, or the name of a metric, got 1\.5\."):
+        config.from_dict(small(run={"save_best": 1.5}), "test")
+    with pytest.raises(UserError, match=r"expected a text or a mapping, got 7\."):
+        config.from_dict(small(model={"fusion": 7}), "test")
 
 
 def small(**blocks):

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from emollama.config.omegaconf_errors import first_line, value_problem
+from emollama.config.omegaconf_errors import first_line, hints_of, value_problem
 
 
 def converted(config_class: Any, values: Mapping[str, Any], *, shows_values: bool) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def converted(config_class: Any, values: Mapping[str, Any], *, shows_values: boo
     Raises:
         ValueError: If a value has the wrong type. The message starts with the key.
     """
-    hints = typing.get_type_hints(config_class)
+    hints = hints_of(config_class)
     return {name: _converted(name, hints[name], value, shows_values) for name, value in values.items()}
 
 

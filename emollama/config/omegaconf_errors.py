@@ -37,9 +37,16 @@ TYPES = {
 }
 
 
+def hints_of(config_class: type) -> dict[str, Any]:
+    """Return key -> type of a Config class. ``Annotated`` adds a description of the values, for keys with several types."""
+    return typing.get_type_hints(config_class, include_extras=True)
+
+
 def describe_type(hint: Any, *, plural: bool = False) -> str:
     """Describe the type of a key, such as ``a list of numbers or null`` for ``list[float] | None``."""
     arguments, origin = typing.get_args(hint), typing.get_origin(hint)
+    if origin is typing.Annotated:
+        return str(arguments[-1])
     if origin is typing.Literal:
         return f"{'the values' if plural else 'one of'} {', '.join(map(str, arguments))}"
     if origin in (types.UnionType, typing.Union):
@@ -47,8 +54,8 @@ def describe_type(hint: Any, *, plural: bool = False) -> str:
         return " or ".join([", ".join(choices[:-1]), choices[-1]])
     if origin in (list, dict):
         kind = ("list of", "lists of") if origin is list else ("mapping to", "mappings to")
-        elements = describe_type(arguments[-1], plural=True)
-        return f"{kind[1] if plural else f'a {kind[0]}'} {elements}"
+        kinds = kind[1] if plural else f"a {kind[0]}"
+        return kinds.rpartition(" ")[0] if arguments[-1] is Any else f"{kinds} {describe_type(arguments[-1], plural=True)}"
     return TYPES.get(hint, ("any value", "any values"))[plural]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 from emollama.config import MISSING
 from emollama.data.prompts.prompt_style import PromptStyle
@@ -21,6 +21,7 @@ TrainLLM = Literal["lora", "none", "full"]
 PackingKey = Literal["auto", "packed", "padded", "off"]
 KernelsKey = Literal["auto", "liger", "plain"]
 FrozenDtype = Literal["auto", "fp8"]
+RECOMPUTED = "auto, True, False, or a whole number of at least 1"  # values of use_grad_checkpoint
 
 
 @documented
@@ -59,8 +60,7 @@ class LLMConfig:
     Values differ by rounding. Training and its validation never do so; an ensemble and a quantized model cannot."""
     dropout: float = 0.0
     """Dropout probability on the feature tokens during training."""
-    # float, so that the message about 2.5 is that of __post_init__
-    use_grad_checkpoint: Union[bool, int, float, str] = True  # noqa: UP007
+    use_grad_checkpoint: Annotated[Union[bool, int, str], RECOMPUTED] = True  # noqa: UP007
     """Recompute the language model's activations in the backward pass, which saves memory and takes about a third more time.
     True: those of all layers; a number n: those of every n-th layer; False: none. auto: as few as fit into the free memory, which
     is measured at the start."""
@@ -117,7 +117,7 @@ class LLMConfig:
         PROMPT_FORMATS.nested_config(self.prompt_format, "prompt_format")
         every = self.use_grad_checkpoint
         if every != "auto" and not isinstance(every, bool) and not (isinstance(every, int) and every >= 1):
-            raise ValueError(f"use_grad_checkpoint is {every!r}; it must be auto, True, False, or a whole number of at least 1")
+            raise ValueError(f"use_grad_checkpoint is {every!r}; it must be {RECOMPUTED}")
         for key in ("lora_dropout", "dropout"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}; it must be in [0, 1)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 from emollama import lr_schedules
 from emollama.data.prompts.prompt_style import LossAverage
@@ -15,6 +15,7 @@ from emollama.field_texts import documented
 from emollama.parallel_modes import ParallelMode
 from emollama.registry import LR_SCHEDULES
 
+TOKENS = "auto, null, or a whole number of at least 1"  # values of run.max_tokens
 MAX_NAME, MAX_BYTES = 200, 255  # characters of run.job_id, and bytes of a name in most file systems
 
 
@@ -52,8 +53,7 @@ class RunnerConfig:
     """Samples per iteration over all processes. The number of micro-batches follows from it, batch_size and the number of
     processes, and accum_grad_iters must be 1. It must be a multiple of processes x batch_size. With max_tokens, batch_size has no
     effect, and it must be a multiple of the processes. If null, it is processes x batch_size x accum_grad_iters."""
-    # float, so that the message about 2.5 is that of __post_init__
-    max_tokens: Union[int, float, str, None] = None  # noqa: UP007
+    max_tokens: Annotated[Union[int, str, None], TOKENS] = None  # noqa: UP007
     """Maximum number of tokens of a micro-batch, with the padding if the language model pads samples (packing). If it is set, the
     samples of an iteration on a process are grouped by their lengths into as few micro-batches as possible, equally many on all
     processes; the loss of an iteration does not change. It must be at least the tokens of the longest sample. The samples of
@@ -135,7 +135,7 @@ class RunnerConfig:
     metric: str | None = None
     """Metric that selects the best checkpoint, as block.metric or block.task.metric if several blocks or tasks compute it. If
     null, it is the loss. With save_best or early_stop_patience, exactly one block must compute it."""
-    save_best: Union[bool, str] = False  # noqa: UP007
+    save_best: Annotated[Union[bool, str], "True, False, or the name of a metric"] = False  # noqa: UP007
     """Save the checkpoint with the best metric as checkpoint_best.pth. The name of a metric also sets run.metric."""
     early_stop_patience: int | None = None
     """Training ends after this number of consecutive evaluations without an improvement of the metric. If null, training never
@@ -188,7 +188,7 @@ class RunnerConfig:
             self.max_tokens = int(self.max_tokens)
         limit = self.max_tokens
         if limit not in (None, "auto") and not (type(limit) is int and limit >= 1):
-            raise ValueError(f"max_tokens is {limit!r}; it must be auto, null, or a whole number of at least 1")
+            raise ValueError(f"max_tokens is {limit!r}; it must be {TOKENS}")
 
 
 def hang_seconds(cfg: RunnerConfig) -> float:
