@@ -66,6 +66,14 @@ def set_recomputation(llm: nn.Module, every: int) -> None:
         switch(layer, every > 0 and index % every == 0)
 
 
+def recomputation_of(llm: nn.Module) -> str:
+    """Return which layers recompute their activations, such as ``1 of 2 layers``; "" if none does."""
+    switches = [module.gradient_checkpointing for module in layers_of(llm) or filter(_has_switch, llm.modules())]
+    if not any(switches):
+        return ""
+    return f"{sum(map(bool, switches))} of {len(switches)} layers" if layers_of(llm) else "all layers"
+
+
 def switch(module: nn.Module, on: bool) -> None:
     """Let a layer recompute its activations or not."""
     module.__dict__["gradient_checkpointing"] = on

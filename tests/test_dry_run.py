@@ -58,7 +58,8 @@ def test_a_dry_run_without_problems_describes_the_run_and_writes_nothing(tmp_pat
     assert summary["run folder"] == str(tmp_path / "out/run") and summary["processes"].startswith("2 on ")
     assert summary["datasets.clips"] == "6 samples; tasks: emotion"
     assert summary["evaluation: train_layout"] == "6 samples; tasks: emotion, reason, reason_v2"
-    assert summary["training"] == "16 steps of 2 samples"
+    assert summary["steps"] == "16 (2 epochs x 8 iterations)"
+    assert summary["samples per step"] == "2 (2 processes x 1 accumulated x micro-batch of 1)"
     assert summary["checkpoint"].endswith("checkpoint_slim.pth")
     assert summary["parameters"] == "255,296 trainable of 458,368"
     assert out.splitlines()[-1] == "no problem was found; nothing was written"
@@ -173,10 +174,20 @@ def test_a_dry_run_of_a_resumed_run_needs_only_its_checkpoint_and_a_later_end(tm
     stored = stored_run(path, steps=4)
     status, out, _ = outcome(capfd, *line, f"run.resume_ckpt_path={stored}")
     assert status == 0 and re.search(rf"^checkpoint +{re.escape(str(stored))}$", out, re.MULTILINE)
+    assert re.search("^resuming +at step 4 of 8$", out, re.MULTILINE)
     stored_run(path, steps=9)
     status, _, err = outcome(capfd, *line, f"run.resume_ckpt_path={stored}")
     problem = "error: run.max_epoch: the checkpoint to resume from is at step 9, but this run ends at step 8."
     assert status == 1 and err.splitlines()[-1] == f"{problem} Increase run.max_epoch."
+
+
+def test_a_dry_run_shows_how_the_samples_of_a_step_are_divided(tmp_path, capfd):
+    run = {"max_tokens": 5000, "global_batch": 8, "tasks_per_clip": 2}
+    path = golden_config(tmp_path, data={"task_pool": ["emotion", "reason"]}, run=run)
+    status, out, _ = outcome(capfd, "train", "--dry-run", "--nproc", "2", "--cfg-path", str(path))
+    summary = dict(re.split(r"  +", line) for line in out.splitlines() if "  " in line)
+    assert (status, summary["samples per step"]) == (0, "8 (2 processes x 4, in micro-batches of up to 5,000 tokens)")
+    assert summary["clips per step"] == "4, each with 2 tasks (run.tasks_per_clip)"
 
 
 class Choosy(RunnerBase):

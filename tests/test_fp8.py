@@ -98,7 +98,10 @@ def test_the_loss_and_the_gradients_of_a_trained_model_change_little(tmp_path):
 
 
 def test_fp8_is_refused_on_a_device_without_such_products():
-    with pytest.raises(UserError, match="compute capability 9.0 or higher, such as H100 or H200, but this is the device cpu"):
+    with pytest.raises(
+        UserError,
+        match="compute capability 9.0 or higher, such as H100 or H200, but this is the device cpu. Set run.device: auto on",
+    ):
         fp8_linear.require_fp8("fp8", CPU, torch.bfloat16)
     fp8_linear.require_fp8("auto", CPU, torch.float32)
 

@@ -161,7 +161,10 @@ def checked(key="liger", *, device="cuda", problem="", family="llama"):
 
 
 def test_liger_without_a_gpu_is_refused():
-    with pytest.raises(UserError, match="liger needs a GPU, but the device is cpu. Set model.kernels: auto"):
+    with pytest.raises(
+        UserError,
+        match="liger needs a GPU, but the device is cpu. Set run.device: auto on a machine with a GPU, or model.kernels: auto",
+    ):
         checked(device="cpu")
 
 

@@ -18,8 +18,8 @@ from emollama.data.loader import BatchLayout
 from emollama.distributed.process_group import World
 from emollama.memory import machine_memory
 from emollama.models import cross_entropy
-from emollama.recomputation import CHOICES, layers_of, set_recomputation
-from emollama.runners import memory_choice
+from emollama.recomputation import CHOICES, layers_of, recomputation_of, set_recomputation
+from emollama.runners import memory_choice, summary
 from emollama.runners.longest_samples import Longest
 from emollama.runners.memory_choice import (
     Activations,
@@ -231,10 +231,15 @@ def test_auto_depends_on_the_free_memory(configuration, monkeypatch, caplog, tmp
     with caplog.at_level(logging.INFO):
         runner = configuration.runner_class(configuration)
     assert [layer.gradient_checkpointing for layer in layers_of(runner.model.llama_model)] == expected
+    assert recomputation_of(runner.model.llama_model) == ("2 of 2 layers" if expected[0] else "")
     longest = max(len(runner.samples[index].input_ids) for index in range(len(runner.datasets["golden"])))
     (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("memory: ")]
     assert line.startswith(f"memory: micro-batches of up to {longest} tokens, {text}, expecting ")
     assert line.endswith(" of 100.0 GiB")
+    set_recomputation(runner.model.llama_model, 4)
+    monkeypatch.setattr(logging.getLogger("emollama"), "level", logging.INFO)
+    summary.show_start(runner, steps=[("steps", "8")])
+    assert "recomputation" in caplog.text and "1 of 2 layers in the backward pass (model.use_grad_checkpoint)" in caplog.text
 
 
 def test_a_second_run_with_the_same_model_does_not_measure_again(runner, monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ from emollama.runners.datasets import batch_size
 from emollama.runners.model_ckpt import checkpoint_paths
 from emollama.runners.preparation import Preparation
 from emollama.runners.step_layout import samples_per_step
-from emollama.runners.summary import feature_rows
+from emollama.runners.summary import feature_rows, training_steps
 
 
 def dry_run(config: RunConfig, *, training: bool, processes: int = 1, other_checkpoints: Sequence[RunConfig] = ()) -> str:
@@ -76,13 +76,14 @@ def _samples(preparation: Preparation) -> Iterator[tuple[str, str]]:
 
 
 def _training(preparation: Preparation, problems: ErrorCollector) -> list[tuple[str, str]]:
-    """Return the number of steps, and add a problem if the checkpoints do not fit on the disk."""
-    rows = []
+    """Return rows about the steps, and add a problem if the checkpoints do not fit on the disk."""
+    rows: list[tuple[str, str]] = []
     with problems:
         config, datasets = preparation.config, preparation.datasets
         samples = samples_per_step(config.run, batch_size(config.datasets), preparation.processes)
         training = forecast.training_forecast(config, datasets, samples)
-        rows.append(("training", f"{training.steps:,} steps of {samples:,} samples"))
+        # After a problem, the preparation may have no layout, and nothing is printed.
+        rows += [] if problems else training_steps(config.run, preparation.layout, preparation.first_step)
         if finding := forecast.disk_finding(training):
             raise UserError(finding.text)
     return rows

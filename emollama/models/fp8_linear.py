@@ -133,9 +133,10 @@ def require_fp8(key: FrozenDtype, device: torch.device, dtype: torch.dtype) -> N
     is_known = device.type != "meta"
     if is_known and (device.type != "cuda" or torch.cuda.get_device_capability(device) < CAPABILITY):
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"the device {device.type}"
+        other = "run.device: auto on a machine with such a GPU, or " if device.type == "cpu" else ""
         raise UserError(
             f"model.frozen_dtype: fp8 needs a GPU with compute capability {CAPABILITY[0]}.{CAPABILITY[1]} or higher, such as H100"
-            f" or H200, but this is {name}. Set model.frozen_dtype: auto."
+            f" or H200, but this is {name}. Set {other}model.frozen_dtype: auto."
         )
     if dtype != torch.bfloat16:
         raise UserError(

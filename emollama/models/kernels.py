@@ -52,7 +52,8 @@ def check_kernels(
     if compiled and (problem := unlike_llama if packing.fused_problem else _compiler_problem(device)):
         raise UserError(f"model.compile: True {problem}. Set model.compile: False to run without it.")
     if cfg.kernels == "liger" and (problem := unlike_llama if packing.fused_problem else _liger_problem(device)):
-        raise UserError(f"model.kernels: liger {problem}. Set model.kernels: auto to run without it.")
+        other = "run.device: auto on a machine with a GPU, or " if device.type == "cpu" and not packing.fused_problem else ""
+        raise UserError(f"model.kernels: liger {problem}. Set {other}model.kernels: auto to run without it.")
     if device.type != "cuda":
         return []
     if problem := _triton_problem(device):

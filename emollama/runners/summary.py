@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from emollama.components import Model
 from emollama.config import RunConfig
@@ -29,6 +30,7 @@ from emollama.parallel_modes import ParallelMode
 from emollama.paths import PACKAGE, SHIPPED, packaged_copy, read_text
 from emollama.planning.parameters import group_title, parameter_groups
 from emollama.precision import Precision
+from emollama.recomputation import recomputation_of
 from emollama.runners.evaluation import EvaluationSet
 from emollama.runners.model_ckpt import checkpoint_paths
 
@@ -70,6 +72,8 @@ def show_start(run: Run, resumed: str | None = None, steps: Rows | None = None) 
     if not get_logger().isEnabledFor(logging.INFO):
         return
     rows = _environment(run.folder, run.world, run.precision, run.config.run.parallel) + _weights(run.model, run.config, resumed)
+    if steps and isinstance(llm := run.model.llama_model, nn.Module) and (recomputed := recomputation_of(llm)):
+        rows.append(("recomputation", f"{recomputed} in the backward pass (model.use_grad_checkpoint)"))
     _show(rows + _samples(run.datasets, run.blocks) + (steps or []))
     if steps and run.config.evaluation_datasets and not run.blocks:
         get_logger().info("evaluation_datasets are not evaluated during training: run.evaluate is False")
