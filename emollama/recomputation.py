@@ -31,6 +31,15 @@ def recomputed_layers(layers: int, every: int) -> int:
     return -(-layers // every) if every else 0
 
 
+def choices_for(layers: int) -> tuple[int, ...]:
+    """Return the CHOICES without those that recompute the same layers as a smaller one.
+
+    Args:
+        layers: number of layers that can recompute their activations one by one; 0 if there is one switch for all of them.
+    """
+    return 0, *{tuple(range(0, layers, every)): every for every in CHOICES if every}.values()
+
+
 def fewest_recomputed(choices: Sequence[int], enough: int, largest: Callable[[int], int | None]) -> tuple[int, int | None]:
     """Return every how many layers one is recomputed, and the tokens of the largest micro-batch that then fits (None: none does).
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 from helpers import LLAMA_2_7B
@@ -15,10 +16,11 @@ from emollama.commands import plan as command
 from emollama.config import load
 from emollama.errors import UserError
 from emollama.planning import counting
-from emollama.planning.card import MOST, largest_tokens, required_bytes
-from emollama.planning.estimate import _notes, plan
+from emollama.planning.card import MOST, Card, largest_tokens, required_bytes
+from emollama.planning.estimate import Plan, _notes, plan
 from emollama.planning.planner import Planner
-from emollama.recomputation import CHOICES
+from emollama.planning.samples import ANSWERS, SampleTokens, micro_batch_of
+from emollama.recomputation import CHOICES, choices_for
 from emollama.runners.step_layout import require_valid_steps
 
 
@@ -169,7 +171,8 @@ def test_the_plan_of_a_card_shows_its_progress(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("emollama.logs.console.LINE_SECONDS", 0.0)
     monkeypatch.setattr(counting, "MAX_OPERATIONS", 10)
     of_golden(tmp_path, gpu_gib=1.5)
-    assert re.findall(r"plan: (\d) of 7", capsys.readouterr().err) == list("1234567")
+    # The first step includes the choices that a model with two layers does not have.
+    assert re.findall(r"plan: (\d) of 7", capsys.readouterr().err) == list("34567")
 
 
 @pytest.mark.slow
@@ -185,7 +188,7 @@ def test_a_run_that_does_not_fit_says_what_to_change(tmp_path):
 @pytest.fixture
 def few_choices(monkeypatch):
     """Fewer sizes and choices than are planned, which takes less time."""
-    monkeypatch.setattr("emollama.planning.card.CHOICES", (0, 1))
+    monkeypatch.setattr("emollama.recomputation.CHOICES", (0, 1))
     monkeypatch.setattr("emollama.planning.card.MOST", 8192)
 
 
@@ -324,8 +327,32 @@ def test_a_step_of_compiled_layers_is_counted_without_the_compilation(tmp_path):
 
 @pytest.mark.slow
 def test_a_note_says_that_the_run_rejects_samples_as_long_as_the_planned_one(tmp_path):
-    limit = "run.max_tokens is 199, less than the 200 tokens of the planned sample"
+    limit = "run.max_tokens is 199, less than the 200 tokens of a sample with a sentence of 20 tokens"
     assert [note for note in of_golden(tmp_path, run={"max_tokens": 199}).notes if note.startswith(limit)]
+
+
+def test_a_maximum_below_every_sample_is_rejected_with_numbers_that_add_up():
+    sample = SampleTokens({"rows: face": 5, "prompt text": 50, ANSWERS: 120}, {"face": 5}, [])
+    block = SimpleNamespace(batch_size=1)
+    config = SimpleNamespace(datasets={"a": block}, run=SimpleNamespace(global_batch=None, accum_grad_iters=1))
+    with pytest.raises(UserError, match="at least 56 tokens: 5 of features, 50 of its prompt and 1 of an answer"):
+        micro_batch_of(config, sample, 1, 55)
+    assert micro_batch_of(config, sample, 1, 56).samples == 1
+
+
+@pytest.mark.parametrize(
+    ("layers", "choices"),
+    [(0, (0, 1)), (1, (0, 1)), (2, (0, 2, 1)), (3, (0, 3, 2, 1)), (4, (0, 4, 3, 2, 1)), (32, (0, 4, 3, 2, 1))],
+)
+def test_choices_that_recompute_the_same_layers_are_planned_once(layers, choices):
+    assert choices_for(layers) == choices
+
+
+def test_the_limit_of_the_search_is_not_shown_as_the_largest_maximum():
+    fitting = Card(80.0, 1.0, True, {"False": MOST, "2": MOST - 64, "True": None}, "fits")
+    text = Plan({}, {"sum": 1.0}, {"prompt text": 50, ANSWERS: 120}, [], card=fitting).text()
+    assert re.search(r"False +65,536 or more\n.*: 2 +65,472\n.*: True +-\n", text)
+    assert re.search(r"prompt text +50\n +sentence, answer +120\n +sum +170\n", text)
 
 
 def test_a_note_says_that_too_many_operations_are_estimated(tmp_path, monkeypatch):

@@ -106,8 +106,8 @@ IMPORTS = {
     "convert": "__init__ checkpoint checkpoint_average checkpoint_parts"
     " config data errors file_digests json_io listing logs models paths"
     " registry replaced_file run_folder stores tensor_files",
-    "planning": "component_configs components config data data.batch errors logs.console memory models parallel_modes"
-    " precision recomputation",
+    "planning": "component_configs components config data data.batch errors listing logs.console memory models"
+    " parallel_modes precision recomputation",
     "decoding": "components data data.batch decoding_state",
     "runners": "__init__ checkpoint checkpoint_average checkpoint_files checkpoint_parts"
     " component_configs component_errors components config data"

@@ -11,7 +11,7 @@ from emollama.memory import GIB
 from emollama.parallel_modes import ParallelMode
 from emollama.planning.memory import OF_TOKENS, OVERHEAD
 from emollama.planning.planner import Planner
-from emollama.recomputation import BUSY_TOKENS, CHOICES, MOST_TOKENS, USABLE, fewest_recomputed
+from emollama.recomputation import BUSY_TOKENS, MOST_TOKENS, USABLE, fewest_recomputed
 
 FIXED = ("frozen weights", "frozen encoders", "trained weights (float32)", *OVERHEAD)
 STEP = 64  # tokens; the micro-batches that are tried are multiples of it
@@ -58,11 +58,11 @@ def card(planner: Planner, gib: float, mode: ParallelMode, progress: Progress) -
         planner: the run. Where its keys are ``auto``, it gets the values that a run would choose on this GPU.
         gib: memory of the GPU in GiB.
         mode: the value of ``run.parallel``.
-        progress: gets one item for each of CHOICES.
+        progress: gets one item for each of the planner's choices.
     """
     trains = bool(planner.config.datasets)
     by_choice: dict[int, int | None] = {}
-    for every in CHOICES if trains else ():
+    for every in planner.choices if trains else ():
         # The choices are sorted by memory, so that what fits with one of them fits with the next one.
         start = max((tokens for tokens in by_choice.values() if tokens), default=planner.micro_batch.tokens)
         by_choice[every] = largest_tokens(planner, every, gib, mode, start)
@@ -83,12 +83,12 @@ def choose(planner: Planner, largest: Mapping[int, int | None], gib: float, mode
 
     Args:
         planner: the run.
-        largest: the result of :func:`largest_tokens` for each of the CHOICES.
+        largest: the result of :func:`largest_tokens` for each of the planner's choices.
         gib: memory of the GPU in GiB.
         mode: the value of ``run.parallel``.
     """
     run, key, batch = planner.config.run, planner.config.model.use_grad_checkpoint, planner.micro_batch
-    choices = CHOICES if key == "auto" else (planner.every,)
+    choices = planner.choices if key == "auto" else (planner.every,)
     if run.max_tokens != "auto":
 
         def fitting(every: int) -> int | None:

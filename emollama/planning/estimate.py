@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 
 from emollama.components import Model
 from emollama.config import RunConfig
+from emollama.listing import counted
 from emollama.logs.console import Progress, aligned, duration
 from emollama.memory import GIB
 from emollama.parallel_modes import PARALLEL_MODES, ParallelMode
 from emollama.planning import memory
-from emollama.planning.card import Card, card, recomputed_words
+from emollama.planning.card import MOST, Card, card, recomputed_words
 from emollama.planning.disk import Disk, disk_of
 from emollama.planning.parameters import group_title
 from emollama.planning.planner import Planner
@@ -67,6 +68,7 @@ class Plan:
         """Return title -> rows of cells."""
         parameters = [[group_title(name), f"{count:,}"] for name, count in self.parameters.items()]
         tokens = [[name.replace("rows: ", "feature tokens: "), f"{count:,}"] for name, count in self.tokens.items()]
+        tokens.append(["sum", f"{sum(self.tokens.values()):,}"])
         sections = [
             ("Parameters", parameters),
             ("Memory per GPU (GiB, estimated)", self._memory_rows()),
@@ -79,10 +81,8 @@ class Plan:
             rows += [["all steps, at the stated rate", duration(self.seconds)]] if self.seconds else []
             sections.append(("Time", rows))
         if self.card and self.card.recomputation:
-            rows = [
-                [f"use_grad_checkpoint: {key}", f"{tokens:,}" if tokens else "-"]
-                for key, tokens in self.card.recomputation.items()
-            ]
+            largest = self.card.recomputation.items()
+            rows = [[f"use_grad_checkpoint: {key}", _largest(tokens) if tokens else "-"] for key, tokens in largest]
             sections.append((f"Largest run.max_tokens on a GPU with {self.card.gib:g} GiB", rows))
         return sections
 
@@ -94,6 +94,10 @@ class Plan:
         if self.received_gib:
             rows.append(["received from other GPUs in a step", *map(_gib, self.received_gib.values())])
         return rows
+
+
+def _largest(tokens: int) -> str:
+    return f"{tokens:,} or more" if tokens >= MOST else f"{tokens:,}"
 
 
 def _gib(value: float | None) -> str:
@@ -129,7 +133,8 @@ def plan(
     with Progress(2 + (len(CHOICES) if gpu_gib else 0), "plan") as progress:
         planner = Planner(config, gpus, device or ("cpu" if config.run.device == "cpu" else "cuda"))
         check(planner.model)
-        progress.update()
+        # A model with few layers has fewer choices.
+        progress.update(1 + (len(CHOICES) - len(planner.choices) if gpu_gib else 0))
         # Where the configuration says auto, the rest of the plan is for what a run would choose on this GPU.
         fitting = card(planner, gpu_gib, mode, progress) if gpu_gib else None
         run = planner.run(planner.every, planner.micro_batch)
@@ -166,11 +171,15 @@ def _notes(planner: Planner, gpu_gib: float | None) -> list[str]:
     batch, config = planner.micro_batch, planner.config
     notes = [f"trained tensors: {', '.join(planner.trained_names)}"]
     tokens = f"{batch.tokens:,} tokens in " if config.datasets and config.run.max_tokens else ""
-    samples = f"{batch.samples} sample{'s' * (batch.samples > 1)}"
-    notes.append(
-        f"the memory is for micro-batches of {tokens}{samples}, sentences of {SENTENCE_TOKENS} tokens and answers of"
-        f" {ANSWER_TOKENS} tokens"
-    )
+    texts = f"a sentence of {SENTENCE_TOKENS} tokens and an answer of {ANSWER_TOKENS} tokens"
+    limit = config.run.max_tokens if config.datasets else None
+    if isinstance(limit, int) and limit < planner.sample.total:
+        notes.append(
+            f"run.max_tokens is {limit}, less than the {planner.sample.total} tokens of a sample with {texts}, so that the memory"
+            " is for micro-batches of one shorter sample. The run rejects longer ones: emollama train --dry-run checks the data"
+        )
+    else:
+        notes.append(f"the memory is for micro-batches of {tokens}{counted(batch.samples, 'sample')}, each with {texts}")
     reason = f"as a run chooses on a GPU with {gpu_gib:g} GiB" if gpu_gib else "which needs the least memory; see --gpu"
     if config.datasets and config.model.use_grad_checkpoint == "auto":
         notes.append(f"model.use_grad_checkpoint: auto is planned as recomputing {recomputed_words(planner.every)}, {reason}")
@@ -178,12 +187,6 @@ def _notes(planner: Planner, gpu_gib: float | None) -> list[str]:
         notes.append(f"run.max_tokens: auto is planned as {planner.max_tokens}, {reason}")
     if config.datasets and config.model.compile:
         notes.append("the step is counted without the compilation of model.compile: True")
-    limit = config.run.max_tokens if config.datasets else None
-    if isinstance(limit, int) and limit < planner.sample.total:
-        notes.append(
-            f"run.max_tokens is {limit}, less than the {planner.sample.total} tokens of the planned sample. The"
-            " run rejects samples that have more than it"
-        )
     if planner.can_shard and planner.gpus > (shards := planner.sharding("hsdp").shards):
         groups = planner.gpus // shards
         notes.append(f"run.parallel: hsdp is planned for {groups} x {shards} GPUs: {groups} groups that each share the weights")

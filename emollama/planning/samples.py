@@ -125,8 +125,8 @@ def micro_batch_of(config: RunConfig, sample: SampleTokens, gpus: int, max_token
     if max_tokens < sample.least:
         features, text = sum(sample.features.values()), sample.by_part["prompt text"]
         raise UserError(
-            f"run.max_tokens is {max_tokens}, but every sample has at least {sample.least} tokens: {features} of features and"
-            f" {text} of its prompt. Set run.max_tokens to at least the tokens of the longest sample."
+            f"run.max_tokens is {max_tokens}, but every sample has at least {sample.least} tokens: {features} of features,"
+            f" {text} of its prompt and 1 of an answer. Set run.max_tokens to at least the tokens of the longest sample."
         )
     samples = max(1, min(of_step, max_tokens // sample.total))
     # The samples of a step may be fewer than fit.

@@ -33,8 +33,8 @@ from emollama.optim import trainable
 from emollama.precision import Precision
 from emollama.recomputation import (
     BUSY_TOKENS,
-    CHOICES,
     USABLE,
+    choices_for,
     fewest_recomputed,
     layers_of,
     recomputed_every,
@@ -149,7 +149,7 @@ def fit_to_memory(model: Model, run: Prepared) -> BatchLayout:
     activations = cached_measurement(run, lambda: measured(model, llm, loss, samples[0]))
     free, total, used = min(world.gather(memory(world.device)))
     needed = TRAINING_BYTES * sum(own_part(parameter).numel() for parameter in trainable(model).values()) + gathered_bytes(llm)
-    choices = CHOICES if key == "auto" else (recomputed_every(key),)
+    choices = choices_for(len(layers_of(llm))) if key == "auto" else (recomputed_every(key),)
     every, size = activations.best_choice(choices, sizes, int(USABLE * free) - needed)
     set_recomputation(llm, every)
     expected = used + needed + activations.bytes_of_step(every, *size)
