@@ -10,6 +10,7 @@ from running import ROOT
 
 from emollama.config.reference import describe, markdown
 from emollama.config.sections import sections
+from emollama.errors import UserError
 
 PAGE = ROOT / "docs/configuration.md"
 
@@ -41,3 +42,12 @@ def test_every_key_is_in_the_table_of_its_type_or_in_the_shared_table(section):
     shown = [table for table in tables if "keys of several " in table or table.startswith(f"{section.title}\n")]
     missing = [item.name for item in dataclasses.fields(section.config) if f"| `{item.name}` |" not in "".join(shown)]
     assert missing == []
+
+
+def test_the_keys_that_select_a_preset_or_a_component_are_described():
+    model, dataset = describe("model.preset"), describe("datasets.mine.preset")
+    assert "tiny (models)" in model and "use_grad_checkpoint: False" in model and "mer_six_labels" not in model
+    assert "labels: [neutral" in dataset and "tiny" not in dataset and "tiny" in describe("preset")
+    assert "minigpt4, minigpt_v2" in describe("model.arch") and "feature_face_caption" in describe("datasets.type")
+    with pytest.raises(UserError, match=r"no configuration key 'run\.preset'"):
+        describe("run.preset")

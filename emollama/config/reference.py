@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import textwrap
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from emollama.config.aliases import current_name
 from emollama.config.sections import ConfigSection, sections
 from emollama.errors import UserError
 from emollama.field_texts import default, field_texts
+from emollama.paths import read_text
 from emollama.registry import FUSIONS, LR_SCHEDULES, METRIC_INPUTS, METRICS, PROMPT_FORMATS, TASKS
 from emollama.suggestions import nearest
 
@@ -149,10 +152,34 @@ def describe(key: str) -> str:
                 component = section.title.partition(", ")[2].replace("`", "")
                 components.setdefault((section.block if block is None else block, shown), []).append(component)
     if not components:
+        if selecting := _presets(block, key) if name == "preset" else _selector(block, name):
+            return selecting
         parent = f"{block}.{key.rpartition('.')[0].rpartition('.')[2]}"
         hint = f" Did you mean '{parent}'?" if parent in all_keys else _nearest_key(name, block, all_keys)
         raise UserError(f"no configuration key '{key}'.{hint} 'emollama reference' prints all keys.")
     return "\n".join(f"{own}.{name} ({'; '.join(names)})\n{shown}" for (own, shown), names in components.items())
+
+
+def _selector(block: str | None, name: str) -> str:
+    """Return the names of the components that a key such as ``model.arch`` selects; "" if it selects none."""
+    choices: dict[str, list[str]] = {}
+    for section in sections():
+        if section.choice.partition(":")[0] == name and block in (None, section.block) and not section.inner:
+            choices.setdefault(section.block, []).append(_component(section))
+    return "\n".join(
+        f"{own}.{name}\n  Name of the component whose keys the block has: {', '.join(dict.fromkeys(names))}.\n"
+        for own, names in choices.items()
+    )
+
+
+def _presets(block: str | None, key: str) -> str:
+    """Return the presets of a block with their keys; "" if the block has none."""
+    folders = {"model": "models", "datasets": "datasets", "evaluation_datasets": "datasets"}
+    files = sorted((Path(__file__).parent / "presets").glob("*/*.yaml"))
+    files = [path for path in files if block is None or path.parent.name == folders.get(block)]
+    shown = [f"  {path.stem} ({path.parent.name}):\n{textwrap.indent(read_text(str(path)), ' ' * 4)}" for path in files]
+    text = "Name of a file with other defaults, which your YAML file and --options override. Default: null."
+    return "\n".join([key, f"  {text}", *shown]) if shown else ""
 
 
 def _quoted(names: Iterable[str]) -> str:
