@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import subprocess
 import sys
@@ -262,6 +263,17 @@ def test_the_layers_are_used_if_the_key_and_the_check_allow_them(key, problem, u
     llm = language_model(fused=False).get_base_model()
     assert kernels.use_kernels(LLMConfig(llama_model="llm", kernels=key), packing(problem), llm, CPU) is used
     assert (type(llm.model.layers[0]) is not LlamaDecoderLayer) is used
+
+
+def test_compiled_layers_on_a_cpu_are_no_reason_to_warn_of_a_missing_gpu(caplog):
+    llm = language_model(fused=False).get_base_model()
+    kernels.use_kernels(LLMConfig(llama_model="llm", compile=True), packing(), llm, CPU)
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    logger.addHandler(caplog.handler)
+    logger.warning("No CUDA runtime is found, using CUDA_HOME='%s'", "/usr/local")
+    logger.warning("another warning")
+    logger.removeHandler(caplog.handler)
+    assert {record.getMessage() for record in caplog.records} == {"another warning"}
 
 
 @pytest.fixture(scope="module")

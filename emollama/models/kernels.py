@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import shutil
 import sys
@@ -138,11 +139,18 @@ def use_kernels(cfg: LLMConfig, packing: Packing, llm: Any, device: torch.device
     # Imported here because it takes seconds.
     from emollama.models.fused_layer import use_fused_layers
 
+    if cfg.compile:
+        # torch.compile imports this module, which warns on every machine with CUDA's files but without a GPU.
+        logging.getLogger("torch.utils.cpp_extension").addFilter(_is_not_about_cuda)
     ops = _liger() if has_triton else fused_ops.PLAIN
     for module in llm.modules() if cfg.compile else ():
         if isinstance(module, CounterDropout):
             module.prepare_compilation(device)
     return not use_fused_layers(llm, fused_ops.PLAIN if isinstance(ops, str) else ops, compiled=cfg.compile)
+
+
+def _is_not_about_cuda(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("No CUDA runtime is found")
 
 
 def selection(positions: Tensor, *, in_last_layer: bool) -> dict[str, Any]:
