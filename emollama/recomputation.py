@@ -88,6 +88,11 @@ def switch(module: nn.Module, on: bool) -> None:
     module.__dict__["gradient_checkpointing"] = on
 
 
+def can_choose_layers(llm: nn.Module) -> bool:
+    """Return whether each layer of a transformers model can be set to recompute its activations or not."""
+    return bool(llm.supports_gradient_checkpointing and layers_of(llm))
+
+
 def _has_switch(module: nn.Module) -> bool:
     # hasattr would also find the attributes of the model inside the wrapper of peft.
     return "gradient_checkpointing" in vars(module) or hasattr(type(module), "gradient_checkpointing")

@@ -234,7 +234,7 @@ def test_kernels_that_cannot_be_compiled_are_left_out_with_one_line_or_refused(m
     # Layers of transformers have dropout, too.
     for key, fused_problem in (("auto", ""), ("plain", ""), ("auto", "its layers differ")):
         (line,) = checked(key, problem=fused_problem)
-        assert re.fullmatch(f"Training uses no kernels of Triton, .* because it needs {problem}.*", line)
+        assert re.fullmatch(f"This run computes dropout and layers without kernels of Triton, because it needs {problem}.*", line)
     with pytest.raises(UserError, match=f"model.kernels: liger needs {problem}.*Set model.kernels: auto"):
         checked()
     monkeypatch.setattr(fused_ops, "liger_ops", None)

@@ -189,11 +189,11 @@ def test_a_measurement_does_not_change_buffers(runner):
 
 
 def test_a_model_with_one_switch_for_all_layers_recomputes_all_of_them_in_the_smallest_micro_batches(runner, monkeypatch, caplog):
-    monkeypatch.setattr(memory_choice, "layers_of", lambda llm: [])
+    monkeypatch.setattr(memory_choice, "can_choose_layers", lambda llm: False)
     monkeypatch.setattr(logging.getLogger("emollama"), "propagate", True)
     with caplog.at_level(logging.INFO):
         fit_to_memory(runner.model, prepared(runner))
-    text = " tokens, recomputation of all layers, because this language model cannot recompute its layers one by one"
+    text = " recomputation of all layers, because this language model cannot recompute its layers one by one"
     assert text in caplog.text
 
 

@@ -16,11 +16,12 @@ from emollama.commands import plan as command
 from emollama.config import load
 from emollama.errors import UserError
 from emollama.planning import counting
+from emollama.planning import planner as planner_module
 from emollama.planning.card import MOST, Card, largest_tokens, required_bytes
 from emollama.planning.estimate import Plan, _notes, plan
 from emollama.planning.planner import Planner
 from emollama.planning.samples import ANSWERS, SampleTokens, micro_batch_of
-from emollama.recomputation import CHOICES, choices_for
+from emollama.recomputation import choices_for
 from emollama.runners.step_layout import require_valid_steps
 
 
@@ -154,10 +155,19 @@ def counts(monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_or_three_steps_are_counted_for_each_recomputation(tmp_path, counts):
+def test_a_model_with_one_switch_for_all_layers_is_planned_as_it_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(planner_module, "can_choose_layers", lambda llm: False)
+    auto = {"model": {"use_grad_checkpoint": "auto"}, "run": {"max_tokens": "auto"}}
+    planned = of_golden(tmp_path, gpu_gib=1000, **auto)
+    assert planned.card.verdict.startswith("fits: ")
+    assert any("auto is planned as recomputing all layers" in note for note in planned.notes)
+
+
+@pytest.mark.slow
+def test_at_most_five_steps_are_counted_for_each_recomputation(tmp_path, counts):
     card = of_golden(tmp_path, gpu_gib=0.6).card
     assert all(1000 < tokens < MOST for tokens in card.recomputation.values())
-    assert len(counts) <= 3 * len(CHOICES)
+    assert len(counts) <= 5 * len(card.recomputation)
 
 
 @pytest.mark.slow

@@ -146,15 +146,18 @@ def test_a_sample_with_more_tokens_than_the_maximum_is_named(lengths, longest):
     assert str(error.value).startswith(start) and f"Set it to at least {tokens}, " in str(error.value)
 
 
-def test_the_shortest_prompt_is_not_longer_than_any(lengths, golden_dataset, golden_prompt):
+@pytest.mark.parametrize("further", [[], ["go", "tell me " * 30]], ids=["the built-in instructions", "uneven instructions"])
+def test_the_shortest_prompt_is_not_longer_than_any(lengths, golden_dataset, golden_prompt, monkeypatch, further):
     pool = golden_dataset.pool
+    monkeypatch.setattr(pool, "instructions", {task: [*texts, *further] for task, texts in pool.instructions.items()})
     samples = [
-        golden_prompt.tokenize(golden_dataset.record(index, task, max(pool.instructions[task], key=len)))
+        golden_prompt.tokenize(golden_dataset.record(index, task, instruction))
         for task in pool.tasks
+        for instruction in pool.instructions[task]
         for index in range(len(golden_dataset))
     ]
     prompts = [int((sample.labels == IGNORED).sum()) for sample in samples]
-    assert min(prompts) - 2 <= lengths.longest(1).shortest_prompt <= min(prompts) + 1
+    assert min(prompts) - 3 <= lengths.longest(1).shortest_prompt <= min(prompts)
 
 
 def longest_group(dataset, prompt):

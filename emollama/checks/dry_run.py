@@ -83,7 +83,7 @@ def _training(preparation: Preparation, problems: ErrorCollector) -> list[tuple[
         samples = samples_per_step(config.run, batch_size(config.datasets), preparation.processes)
         training = forecast.training_forecast(config, datasets, samples)
         # After a problem, the preparation may have no layout, and nothing is printed.
-        rows += [] if problems else training_steps(config.run, preparation.layout, preparation.first_step)
+        rows += [] if problems else training_steps(config.run, preparation.layout, preparation.first_step, has_memory=False)
         if finding := forecast.disk_finding(training):
             raise UserError(finding.text)
     return rows

@@ -169,8 +169,9 @@ def _accepts_gqa() -> bool:
 def _without_cudnn() -> Iterator[None]:
     """Let PyTorch choose the flash kernel of variable-length attention inside ``with``.
 
-    On H100 and H200, PyTorch 2.15 prefers cuDNN, which first builds a plan for each number and maximum length of sequences. This
-    takes tens of milliseconds, and almost every micro-batch has others. The backward pass uses the kernel of the forward pass.
+    On H100, H200 and B200, PyTorch 2.15 prefers cuDNN, which first builds a plan for each number and maximum length of
+    sequences. This takes tens of milliseconds, and almost every micro-batch has others. The backward pass uses the kernel of the
+    forward pass.
     """
     # Not sdpa_kernel, which would also disable the other kernels for other threads, and takes several times as long.
     before = torch.backends.cuda.cudnn_sdp_enabled()

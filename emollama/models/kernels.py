@@ -58,7 +58,7 @@ def check_kernels(
     if device.type != "cuda":
         return []
     if problem := _triton_problem(device):
-        return [f"Training uses no kernels of Triton, neither for dropout nor for the layers, because it {problem}."]
+        return [f"This run computes dropout and layers without kernels of Triton, because it {problem}."]
     if cfg.kernels != "auto" or packing.fused_problem or not (problem := _liger_problem(device)):
         return []
     return [f"model.kernels: auto runs without the kernels of Liger, because it {problem}."]

@@ -88,6 +88,9 @@ def choose(planner: Planner, largest: Mapping[int, int | None], gib: float, mode
         mode: the value of ``run.parallel``.
     """
     run, key, batch = planner.config.run, planner.config.model.use_grad_checkpoint, planner.micro_batch
+    if not planner.can_choose_layers:
+        # A run then recomputes all layers, and has the smallest micro-batches, as the planner assumes for auto.
+        return ""
     choices = planner.choices if key == "auto" else (planner.every,)
     if run.max_tokens != "auto":
 
@@ -139,7 +142,7 @@ def largest_tokens(planner: Planner, every: int, gib: float, mode: ParallelMode,
         (first, of_first), (second, of_second) = (low, high) if high else (before, low)
         aim = first + (second - first) * (budget - of_first) / (of_second - of_first) if of_second > of_first else math.inf
         tokens = max(least, int(min(aim * (1 - MARGIN), high[0] - 1 if high else MOST)) // STEP * STEP)
-        if tokens - low[0] <= max(STEP, CLOSE * low[0]):
+        if low[0] and tokens - low[0] <= max(STEP, CLOSE * low[0]):
             break
     return low[0] if low and low[0] else None
 

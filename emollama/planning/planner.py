@@ -21,7 +21,7 @@ from emollama.planning.memory import RunMemory, Sharding
 from emollama.planning.samples import MicroBatch, SampleTokens
 from emollama.planning.uses import uses_of
 from emollama.precision import dtype_of_run
-from emollama.recomputation import choices_for, layers_of, recomputed_every, recomputed_layers
+from emollama.recomputation import can_choose_layers, choices_for, layers_of, recomputed_every, recomputed_layers
 
 GPUS_OF_MACHINE = 8  # assumed, for run.parallel: hsdp without run.shard_size
 
@@ -89,6 +89,12 @@ class Planner:
     def can_shard(self) -> bool:
         """Whether the weights have a dtype in which they can be divided among processes."""
         return self._bits != 8 and self.config.model.frozen_dtype != "fp8"
+
+    @property
+    def can_choose_layers(self) -> bool:
+        """Whether a run can choose which layers are recomputed."""
+        assert isinstance(self.model.llama_model, nn.Module)
+        return can_choose_layers(self.model.llama_model)
 
     @cached_property
     def choices(self) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import heapq
 import json
 import os
 from collections import defaultdict
@@ -22,6 +23,7 @@ from emollama.errors import UserError
 from emollama.logs.logger import get_logger
 
 MARGIN = 8  # tokens around the texts of a sample, such as BOS
+SHORT_TEXTS = 100  # texts of a task that are tokenized to find the shortest one
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class SampleLengths:
         All texts are tokenized. The numbers are cached until the texts or the files of the language model change.
         """
         cache = ValidationCache.load(
-            "longest-samples", files_of(self.model.llama_model), repr(self.model), f"{tasks_per_clip} tasks"
+            "sample-lengths", files_of(self.model.llama_model), repr(self.model), f"{tasks_per_clip} tasks"
         )
         rows = []
         for block_name, dataset in self.datasets.items():
@@ -124,8 +126,7 @@ class SampleLengths:
                 sample = max((candidate.tokens for candidate in candidates), default=0)
                 answer = max((candidate.answer for candidate in candidates), default=0)
                 group = sample if tasks_per_clip == 1 else self._longest_group(dataset, candidates, tasks_per_clip)
-                prompt = min((candidate.tokens - candidate.answer for candidate in candidates), default=0)
-                cached = f"{sample} {answer} {group} {prompt}"
+                cached = f"{sample} {answer} {group} {self._shortest_prompt(dataset)}"
                 cache.add(block_name, stamp, cached)
             rows.append([int(number) for number in cached.split()])
         cache.save()
@@ -154,6 +155,16 @@ class SampleLengths:
             ),
             default=0,
         )
+
+    def _shortest_prompt(self, dataset: SampleDataset) -> int:
+        """Return the text tokens of the shortest prompt, which has one of the texts with the fewest characters."""
+        lengths = []
+        for task in dataset.pool.tasks:
+            instructions = dataset.pool.instructions[task]
+            instruction = instructions[int(np.argmin(self.prompt.prompt_lengths(instructions)))]
+            texts = (dataset.user_text(index, task, instruction) for index in range(len(dataset)))
+            lengths += self.prompt.prompt_lengths(heapq.nsmallest(SHORT_TEXTS, texts, key=len))
+        return min(min(lengths, default=0), self.model.max_context_len)
 
     def _most_text_tokens(self) -> int:
         """Return a number of text tokens that no sample exceeds."""

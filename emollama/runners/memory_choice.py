@@ -34,6 +34,7 @@ from emollama.precision import Precision
 from emollama.recomputation import (
     BUSY_TOKENS,
     USABLE,
+    can_choose_layers,
     choices_for,
     fewest_recomputed,
     layers_of,
@@ -77,7 +78,7 @@ class Activations:
         label: additional bytes of a token with a label.
         layers: number of layers.
         constant: bytes that do not depend on the tokens: copies of trained weights in the dtype of autocast.
-        layer_constant: such bytes of a layer that is not recomputed.
+        layer_constant: bytes of a layer that is not recomputed that do not depend on the tokens.
     """
 
     recomputed: int
@@ -134,11 +135,13 @@ def fit_to_memory(model: Model, run: Prepared) -> BatchLayout:
     layouts = possible_layouts(layout, longest) if run.config.run.max_tokens == "auto" else [layout]
     key = run.config.model.use_grad_checkpoint
     sizes = [size_of(each, longest) for each in layouts]
-    if not layers_of(llm) or not llm.supports_gradient_checkpointing:
+    if not can_choose_layers(llm):
         # The memory without recomputation cannot be measured safely.
-        recomputed = "recomputation of all layers, " if key == "auto" and llm.supports_gradient_checkpointing else ""
-        text = "memory: micro-batches of up to %s tokens, %sbecause this language model cannot recompute its layers one by one"
-        get_logger().info(text, f"{sizes[-1].tokens:,}", recomputed)
+        results = [f"micro-batches of up to {sizes[-1].tokens:,} tokens, the fewest"] if len(layouts) > 1 else []
+        if key == "auto":
+            results.append(f"recomputation of {'all' if llm.supports_gradient_checkpointing else 'no'} layers")
+        text = "memory: %s, because this language model cannot recompute its layers one by one"
+        get_logger().info(text, ", ".join(results))
         return layouts[-1]
     task, samples = run.config.task_class(), TrainingSamples(list(run.datasets.values()), run.prompt, run.sampler)
 
@@ -148,7 +151,9 @@ def fit_to_memory(model: Model, run: Prepared) -> BatchLayout:
 
     activations = cached_measurement(run, lambda: measured(model, llm, loss, samples[0]))
     free, total, used = min(world.gather(memory(world.device)))
-    needed = TRAINING_BYTES * sum(own_part(parameter).numel() for parameter in trainable(model).values()) + gathered_bytes(llm)
+    trained = sum(own_part(parameter).numel() for parameter in trainable(model).values())
+    # The parts of sharded weights may differ in size, and all processes must choose the same.
+    (needed,) = world.max(TRAINING_BYTES * trained + gathered_bytes(llm))
     choices = choices_for(len(layers_of(llm))) if key == "auto" else (recomputed_every(key),)
     every, size = activations.best_choice(choices, sizes, int(USABLE * free) - needed)
     set_recomputation(llm, every)

@@ -52,7 +52,7 @@ class RunnerConfig:
     global_batch: int | None = None
     """Samples per iteration over all processes. The number of micro-batches follows from it, batch_size and the number of
     processes, and accum_grad_iters must be 1. It must be a multiple of processes x batch_size. With max_tokens, batch_size has no
-    effect, and it must be a multiple of the processes. If null, it is processes x batch_size x accum_grad_iters."""
+    effect, and it must be a multiple of processes x tasks_per_clip. If null, it is processes x batch_size x accum_grad_iters."""
     max_tokens: Annotated[Union[int, str, None], TOKENS] = None  # noqa: UP007
     """Maximum number of tokens of a micro-batch, with the padding if the language model pads samples (packing). If it is set, the
     samples of an iteration on a process are grouped by their lengths into as few micro-batches as possible, equally many on all
@@ -63,7 +63,7 @@ class RunnerConfig:
     tasks_per_clip: int = 1
     """Number of different tasks of task_pool that a step asks about a clip, in as many samples with the same augmentation. The
     language model processes the beginning of their prompts, which contains the features, once for all of them. batch_size must be
-    a multiple, or with max_tokens the global_batch, and a step has fewer clips."""
+    a multiple, or with max_tokens the global_batch on each process, and a step has fewer clips."""
     num_workers: int = 4
     """Data loader processes for each training process; they read features and tokenize."""
     lr_sched: str = "linear_warmup_cosine_lr"

@@ -157,14 +157,24 @@ def feature_rows(datasets: Mapping[str, SampleDataset]) -> Rows:
     return [("features" if len(blocks) == 1 else f"features of {', '.join(names)}", text) for text, names in blocks.items()]
 
 
-def training_steps(cfg: Any, layout: BatchLayout, first_step: int) -> Rows:
-    """Return rows with the number of steps, the samples of a step, and the step from which a run resumes."""
+def training_steps(cfg: Any, layout: BatchLayout, first_step: int, *, has_memory: bool = True) -> Rows:
+    """Return rows with the number of steps, the samples of a step, and the step from which a run resumes.
+
+    Args:
+        cfg: the ``run`` block.
+        layout: layout of a step.
+        first_step: the first step of this process.
+        has_memory: whether ``run.max_tokens: auto`` has been chosen from the free memory.
+    """
     total = cfg.max_epoch * cfg.iters_per_epoch
     epochs, iterations = counted(cfg.max_epoch, "epoch"), counted(cfg.iters_per_epoch, "iteration")
     parts = f"{_processes(layout.world)} x {layout.accumulate} accumulated x micro-batch of {layout.batch_size}"
     if layout.max_tokens is not None:
         samples = layout.batch_size * layout.accumulate
-        parts = f"{_processes(layout.world)} x {samples}, in micro-batches of up to {layout.max_tokens:,} tokens"
+        maximum = f"up to {layout.max_tokens:,} tokens"
+        if cfg.max_tokens == "auto" and not has_memory:
+            maximum = f"as many tokens as fit into the free memory, at most {layout.max_tokens:,}"
+        parts = f"{_processes(layout.world)} x {samples}, in micro-batches of {maximum}"
     rows = [("steps", f"{total:,} ({epochs} x {iterations})"), ("samples per step", f"{layout.global_batch} ({parts})")]
     if (tasks := layout.tasks_per_clip) > 1:
         rows.append(("clips per step", f"{layout.global_batch // tasks:,}, each with {tasks} tasks (run.tasks_per_clip)"))
