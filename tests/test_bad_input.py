@@ -443,7 +443,7 @@ def test_recomputation_is_auto_true_false_or_a_whole_number(tmp_path, tree, valu
 @pytest.mark.parametrize("value", ["many", 0, -1, 2.5])
 def test_the_maximum_of_tokens_is_auto_null_or_a_whole_number(tmp_path, tree, value):
     message = refusal(tmp_path, tree, f"run.max_tokens={value}")
-    assert f"max_tokens is {value!r}; it must be auto, null, or a whole number of at least 1" in message
+    assert "max_tokens" in message and "auto, null, or a whole number of at least 1" in message and str(value) in message
 
 
 @pytest.mark.parametrize(("text", "expected"), [("4096", 4096), ("auto", "auto")])
