@@ -189,7 +189,7 @@ def test_the_shared_memory_of_data_workers_is_compared_with_the_free_space(golde
             check_shared_memory([batch], num_workers=2, processes=1, loads_per_step=1, folder=folder)
         check_shared_memory([batch], num_workers=0, processes=1, loads_per_step=1, folder=folder)
     assert re.search(
-        rf"^{folder} has 0\.5 MiB of free shared memory, but data workers need about \d\.\d MiB: 1 processes", str(error.value)
+        rf"^{folder} has 0\.5 MiB of free shared memory, but data workers need about \d\.\d MiB: 1 process", str(error.value)
     )
     assert "Lower run.num_workers" in str(error.value) and "docker run --shm-size=1g, or --ipc=host" in str(error.value)
 
