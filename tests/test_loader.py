@@ -319,6 +319,7 @@ class Collecting(torch.utils.data.Dataset):
         return 4
 
 
+@pytest.mark.slow
 def test_data_workers_do_not_destroy_garbage_of_their_parent(tmp_path):
     loader = torch.utils.data.DataLoader(Collecting(), batch_size=1, num_workers=1)
     gc.collect()

@@ -148,7 +148,7 @@ MEASURED = [pytest.param(*case, marks=pytest.mark.slow) for case in [("lora", Tr
 
 # A step with few labels needs the most memory in its layers, and one with many at its logits.
 @pytest.mark.parametrize(("train", "amp"), [("lora", False), *MEASURED])
-@pytest.mark.parametrize("labels", [1, 100])
+@pytest.mark.parametrize("labels", [1, pytest.param(100, marks=pytest.mark.slow)])
 def test_the_bytes_that_a_run_measures_at_its_start_are_those_that_a_step_allocates(
     train, amp, labels, folder, tmp_path, allocated_by_step, monkeypatch
 ):
