@@ -75,7 +75,7 @@ def _liger_problem(device: torch.device) -> str:
 
 
 def _triton_problem(device: torch.device) -> str:
-    """Return why kernels of Triton cannot be used on a GPU; "" if they can, and that of dropout then replaces its other code."""
+    """Return why kernels of Triton cannot be used on a GPU; "" if they can. Then it also registers the one of dropout."""
     # Triton compiles a part of itself in C when it runs its first kernel.
     if problem := _compiler_problem(device):
         return problem

@@ -189,7 +189,8 @@ def _notes(planner: Planner, gpu_gib: float | None) -> list[str]:
         notes.append("the step is counted without the compilation of model.compile: True")
     if planner.can_shard and planner.gpus > (shards := planner.sharding("hsdp").shards):
         groups = planner.gpus // shards
-        notes.append(f"run.parallel: hsdp is planned for {groups} x {shards} GPUs: {groups} groups that each share the weights")
+        text = f"run.parallel: hsdp is planned for {groups} x {shards} GPUs: {groups} groups, each of which divides the weights"
+        notes.append(f"{text} among its {shards} GPUs")
     if planner.on_gpu:
         text = "the memory of the CUDA context{} is an assumption; weights, optimizer and activations are counted"
         notes.append(text.format(" and of NCCL" if planner.gpus > 1 else ""))

@@ -59,7 +59,7 @@ def resume_content(
         folder: folder of the run, in which ``auto`` searches.
         fields: values that must be equal in the checkpoint (:func:`~emollama.runners.resume.run_fields`).
         world: the processes; one of them chooses the checkpoint, and every rank reads it once.
-        processes: number of processes of the run, which is larger in a dry run.
+        processes: number of processes of the run. A dry run checks for this number, but is one process itself.
 
     Raises:
         UserError: If a new run would write into a folder with checkpoints, or the checkpoint belongs to a different run or cannot
